@@ -1,1 +1,60 @@
-fn main() {}
+//! The development tasks of this workspace, one file each: `cargo xtask --help` lists them.
+//!
+//! It depends on no member of the workspace, so that it compiles on a machine where nothing is set up, and prepares
+//! that machine when a task needs more.
+
+mod bench;
+mod demo;
+mod exec;
+mod postfix;
+mod setup;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about = "Set-up, demo, tests and benchmarks in one command each"
+)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what the build and the lab need and this machine lacks, saying what and why
+    #[command(after_help = "Examples:\n  cargo xtask setup\n\nA machine that has everything is left as it is.")]
+    Setup,
+    /// Set up if need be, build, and run every test as root
+    #[command(after_help = "Examples:\n  cargo xtask test\n  cargo xtask test -- mail_is_byte_exact\n  \
+                            cargo xtask test -- --test-threads=1 --nocapture")]
+    Test(test::Args),
+    /// Show a mail client whose connection to a server on the Internet is answered by the relay
+    #[command(
+        after_help = "Examples:\n  cargo xtask demo\n  cargo xtask demo --keep      leave the lab up to look around\n  \
+                            cargo xtask demo --remove    remove the labs that were kept\n  cargo xtask demo --json      \
+                            end with one JSON object of the checks"
+    )]
+    Demo(demo::Args),
+    /// Run a benchmark suite as root, in the release profile
+    #[command(after_help = "Examples:\n  cargo xtask bench packet\n  cargo xtask bench packet --json packet.json")]
+    Bench(bench::Args),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().task {
+        Task::Setup => setup::run(),
+        Task::Test(args) => test::run(&args),
+        Task::Demo(args) => demo::run(&args),
+        Task::Bench(args) => bench::run(&args),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("cargo xtask: {error:#}");
+        ExitCode::FAILURE
+    })
+}

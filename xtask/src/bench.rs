@@ -1,0 +1,38 @@
+//! `cargo xtask bench`: a benchmark suite in the release profile.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Result;
+
+use crate::{
+    exec::{self, Root},
+    setup,
+};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The suite, e.g. `packet`
+    suite: String,
+    /// Write the rows to this file as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let root = Root::require("a benchmark (it loads eBPF programs)")?;
+    setup::ensure()?;
+
+    exec::say("building the workspace in the release profile");
+    let packages = ["-p", "redirect-ctl", "-p", "redirect-tests"];
+    let built = exec::cargo().args(["build", "--quiet", "--release"]).args(packages).arg("--bins").status()?;
+    if !built.success() {
+        return Ok(ExitCode::from(exec::code(built)));
+    }
+
+    let mut bench = root.command(exec::target_dir()?.join("release/bench"));
+    bench.arg(&args.suite);
+    if let Some(file) = &args.json {
+        bench.arg("--json").arg(file);
+    }
+    exec::hand_on(&mut bench)
+}
