@@ -1,0 +1,215 @@
+//! Frame bytes -> [`Segment`], or the [`Reason`] why the frame is none of our business.
+//!
+//! Every field is hostile: lengths are checked against each other and against the frame, walks are bounded, and the ports of anything
+//! but a whole TCP header in a whole datagram are never read.
+
+use crate::{
+    address::{Address, V4, V6},
+    flow::{Flags, Tuple},
+    packet::Packet,
+    reason::Reason,
+    wire::{Ethernet, Extension, Ipv4, Ipv6, Tcp, Vlan, ethertype, protocol},
+};
+
+/// VLAN tags followed in the frame itself. One more may sit in the packet's metadata, where the driver or the kernel put it.
+pub const VLAN_TAGS_MAX: usize = 2;
+/// IPv6 extension headers followed.
+pub const EXTENSIONS_MAX: usize = 4;
+
+/// A TCP segment in an unfragmented datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment<A> {
+    pub tuple: Tuple<A>,
+    pub flags: Flags,
+    pub sequence: u32,
+    pub acknowledgment: u32,
+    /// Offset of the IP header, in bytes.
+    pub l3: usize,
+    /// Offset of the TCP header, in bytes.
+    pub l4: usize,
+}
+
+/// A segment of either family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parsed {
+    V4(Segment<V4>),
+    V6(Segment<V6>),
+}
+
+/// Parses an Ethernet frame.
+#[inline(always)]
+pub fn parse<P: Packet + ?Sized>(frame: &P) -> Result<Parsed, Reason> {
+    let mut ethertype = u16::from_be_bytes(frame.at::<Ethernet>(0).ok_or(Reason::Truncated)?.ethertype);
+    let mut l3 = size_of::<Ethernet>();
+    for _ in 0..VLAN_TAGS_MAX {
+        if !is_vlan(ethertype) {
+            break;
+        }
+        ethertype = u16::from_be_bytes(frame.at::<Vlan>(l3).ok_or(Reason::Truncated)?.ethertype);
+        l3 += size_of::<Vlan>();
+    }
+    match ethertype {
+        ethertype::IPV4 => parse_ipv4(frame, l3),
+        ethertype::IPV6 => parse_ipv6(frame, l3),
+        tag if is_vlan(tag) => Err(Reason::TooDeep),
+        _ => Err(Reason::NotIp),
+    }
+}
+
+#[inline(always)]
+const fn is_vlan(ethertype: u16) -> bool {
+    matches!(ethertype, ethertype::VLAN | ethertype::SERVICE_VLAN)
+}
+
+/// RFC 791 section 3.1.
+#[inline(always)]
+fn parse_ipv4<P: Packet + ?Sized>(frame: &P, l3: usize) -> Result<Parsed, Reason> {
+    let ip = frame.at::<Ipv4>(l3).ok_or(Reason::Truncated)?;
+    let header_len = usize::from(ip.version_ihl & 0xf) * 4;
+    if ip.version_ihl >> 4 != 4 || header_len < size_of::<Ipv4>() {
+        return Err(Reason::Malformed);
+    }
+    if ip.protocol != protocol::TCP {
+        return Err(Reason::NotTcp);
+    }
+    // More-fragments bit and offset; the don't-fragment bit is free to be set.
+    if u16::from_be_bytes(ip.fragment) & 0x3fff != 0 {
+        return Err(Reason::Fragment);
+    }
+    let end = match usize::from(u16::from_be_bytes(ip.total_len)) {
+        // A super-packet beyond 64 KiB carries length 0 ("BIG TCP", kernel commit b1a78b9b9886).
+        0 => frame.len(),
+        total_len => l3 + total_len,
+    };
+    let segment = parse_tcp(frame, l3, l3 + header_len, end, ip.source, ip.destination)?;
+    Ok(Parsed::V4(segment))
+}
+
+/// RFC 8200 sections 3 and 4.
+#[inline(always)]
+fn parse_ipv6<P: Packet + ?Sized>(frame: &P, l3: usize) -> Result<Parsed, Reason> {
+    let ip = frame.at::<Ipv6>(l3).ok_or(Reason::Truncated)?;
+    if ip.version_class_flow[0] >> 4 != 6 {
+        return Err(Reason::Malformed);
+    }
+    let mut next_header = ip.next_header;
+    let mut l4 = l3 + size_of::<Ipv6>();
+    let end = match usize::from(u16::from_be_bytes(ip.payload_len)) {
+        // A jumbogram (RFC 2675), which is also what a super-packet beyond 64 KiB looks like.
+        0 => frame.len(),
+        payload_len => l4 + payload_len,
+    };
+    for _ in 0..EXTENSIONS_MAX {
+        match next_header {
+            protocol::TCP => break,
+            protocol::FRAGMENT => return Err(Reason::Fragment),
+            protocol::HOP_BY_HOP | protocol::DESTINATION | protocol::ROUTING => {
+                let extension = frame.at::<Extension>(l4).ok_or(Reason::Truncated)?;
+                if next_header == protocol::ROUTING && extension.fourth != 0 {
+                    return Err(Reason::SourceRouted);
+                }
+                next_header = extension.next_header;
+                l4 += (usize::from(extension.len) + 1) * 8;
+            }
+            _ => return Err(Reason::NotTcp),
+        }
+    }
+    match next_header {
+        protocol::TCP => Ok(Parsed::V6(parse_tcp(frame, l3, l4, end, ip.source, ip.destination)?)),
+        protocol::FRAGMENT => Err(Reason::Fragment),
+        protocol::HOP_BY_HOP | protocol::DESTINATION | protocol::ROUTING => Err(Reason::TooDeep),
+        _ => Err(Reason::NotTcp),
+    }
+}
+
+/// RFC 9293 section 3.1. `end` is where the datagram says that it ends.
+#[inline(always)]
+fn parse_tcp<P: Packet + ?Sized, A: Address>(
+    frame: &P,
+    l3: usize,
+    l4: usize,
+    end: usize,
+    source: A,
+    destination: A,
+) -> Result<Segment<A>, Reason> {
+    if end > frame.len() {
+        return Err(Reason::Truncated);
+    }
+    let tcp = frame.at::<Tcp>(l4).ok_or(Reason::Truncated)?;
+    let header_len = usize::from(tcp.offset >> 4) * 4;
+    if header_len < size_of::<Tcp>() || l4 + header_len > end {
+        return Err(Reason::Malformed);
+    }
+    Ok(Segment {
+        tuple: Tuple { source, destination, source_port: tcp.source_port, destination_port: tcp.destination_port },
+        flags: Flags(tcp.flags),
+        sequence: u32::from_be_bytes(tcp.sequence),
+        acknowledgment: u32::from_be_bytes(tcp.acknowledgment),
+        l3,
+        l4,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testkit::{FrameBuilder, Ip};
+
+    /// The reason why a frame is refused, or the tuple's ports where it is a segment.
+    fn check(frame: &FrameBuilder, expected: Result<[u8; 4], Reason>) {
+        let bytes = frame.build();
+        let got = parse(&bytes[..]).map(|parsed| match parsed {
+            Parsed::V4(segment) => segment.tuple.ports(),
+            Parsed::V6(segment) => segment.tuple.ports(),
+        });
+        assert_eq!(got, expected, "{frame:?}");
+    }
+
+    #[test]
+    fn segments_are_found_behind_tags_options_and_extension_headers() {
+        let ports = [0x9c, 0x40, 0, 25];
+        for ip in [Ip::V4, Ip::V6] {
+            for tags in [vec![], vec![0x8100], vec![0x88a8, 0x8100], vec![0x8100, 0x8100]] {
+                check(&FrameBuilder { tags, ..FrameBuilder::syn(ip) }, Ok(ports));
+            }
+        }
+        for options in [4, 20, 40] {
+            check(&FrameBuilder { ip_options: options, ..FrameBuilder::syn(Ip::V4) }, Ok(ports));
+        }
+        for extensions in [vec![0], vec![60], vec![43], vec![0, 60], vec![0, 60, 43, 60]] {
+            check(&FrameBuilder { extensions, ..FrameBuilder::syn(Ip::V6) }, Ok(ports));
+        }
+    }
+
+    #[test]
+    fn what_is_no_whole_segment_is_named() {
+        let v4 = || FrameBuilder::syn(Ip::V4);
+        let v6 = || FrameBuilder::syn(Ip::V6);
+        check(&FrameBuilder { tags: vec![0x8100; 3], ..v4() }, Err(Reason::TooDeep));
+        check(&FrameBuilder { extensions: vec![0, 60, 60, 60, 60], ..v6() }, Err(Reason::TooDeep));
+        check(&FrameBuilder { ethertype: Some(0x0806), ..v4() }, Err(Reason::NotIp));
+        check(&FrameBuilder { protocol: 17, ..v4() }, Err(Reason::NotTcp));
+        check(&FrameBuilder { protocol: 17, ..v6() }, Err(Reason::NotTcp));
+        check(&FrameBuilder { fragment: 0x2000, ..v4() }, Err(Reason::Fragment));
+        check(&FrameBuilder { fragment: 0x00b9, ..v4() }, Err(Reason::Fragment));
+        check(&FrameBuilder { fragment: 0x4000, ..v4() }, Ok([0x9c, 0x40, 0, 25]));
+        check(&FrameBuilder { extensions: vec![44], ..v6() }, Err(Reason::Fragment));
+        check(&FrameBuilder { extensions: vec![0, 44], ..v6() }, Err(Reason::Fragment));
+        check(&FrameBuilder { segments_left: 1, extensions: vec![43], ..v6() }, Err(Reason::SourceRouted));
+        check(&FrameBuilder { tcp_offset: 4, ..v4() }, Err(Reason::Malformed));
+        check(&FrameBuilder { tcp_offset: 15, ..v4() }, Err(Reason::Malformed));
+        check(&FrameBuilder { tcp_offset: 15, ..v6() }, Err(Reason::Malformed));
+    }
+
+    #[test]
+    fn every_cut_of_a_frame_is_truncated_and_padding_is_no_payload() {
+        for ip in [Ip::V4, Ip::V6] {
+            let whole = FrameBuilder { tags: vec![0x8100], payload: b"MAIL".to_vec(), ..FrameBuilder::syn(ip) }.build();
+            for len in 0..whole.len() {
+                assert_eq!(parse(&whole[..len]), Err(Reason::Truncated), "{ip:?} cut to {len}");
+            }
+            let padded = [&whole[..], &[0; 9]].concat();
+            assert_eq!(parse(&padded[..]), parse(&whole[..]));
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Verdicts, and the named way out of the data plane that led to each.
+//!
+//! A [`Reason`] is a counter's index, a metric's label, the text of `explain` and what a test expects: one list, in one place.
+
+/// What happens to a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verdict {
+    /// Goes on untouched.
+    Pass,
+    /// Is discarded.
+    Drop,
+    /// Goes on with another tuple: toward the relay, or back to the subscriber.
+    Redirect,
+}
+
+impl Verdict {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Drop => "drop",
+            Self::Redirect => "redirect",
+        }
+    }
+}
+
+macro_rules! reasons {
+    ($($(#[$attribute:meta])* $name:ident = $label:literal, $verdict:ident, $text:literal;)*) => {
+        /// Why a packet got its verdict.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum Reason { $($(#[$attribute])* #[doc = $text] $name),* }
+
+        impl Reason {
+            /// Every reason, in the order of the counters.
+            pub const ALL: &'static [Self] = &[$(Self::$name),*];
+
+            /// Label in metrics, JSON and the CLI.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => $label),* }
+            }
+
+            /// One sentence for people.
+            pub const fn text(self) -> &'static str {
+                match self { $(Self::$name => $text),* }
+            }
+
+            pub const fn verdict(self) -> Verdict {
+                match self { $(Self::$name => Verdict::$verdict),* }
+            }
+        }
+    };
+}
+
+reasons! {
+    NotIp = "not_ip", Pass, "Neither IPv4 nor IPv6.";
+    NotTcp = "not_tcp", Pass, "Not TCP.";
+    OtherPort = "other_port", Pass, "TCP, but no port of ours.";
+    Truncated = "truncated", Pass, "The frame ends before the headers that it announces.";
+    Malformed = "malformed", Pass, "A header contradicts itself.";
+    Fragment = "fragment", Pass, "A fragment: its ports cannot be trusted.";
+    TooDeep = "too_deep", Pass, "More VLAN tags or IPv6 extension headers than we follow.";
+    SourceRouted = "source_routed", Pass, "A routing header with hops left: the destination is not the final one.";
+    NoClass = "no_class", Pass, "The source is no subscriber.";
+    ClassPass = "class_pass", Pass, "The subscriber's class passes port 25.";
+    ClassBlock = "class_block", Drop, "The subscriber's class blocks port 25.";
+    NoFlow = "no_flow", Pass, "A segment in mid-stream of a connection that was never redirected.";
+    RelayDownPass = "relay_down_pass", Pass, "No relay for this address family; the class says pass.";
+    RelayDownBlock = "relay_down_block", Drop, "No relay for this address family; the class says block.";
+    ClashPass = "clash_pass", Pass, "No free client port toward the relay; the class says pass.";
+    ClashBlock = "clash_block", Drop, "No free client port toward the relay; the class says block.";
+    FlowNew = "flow_new", Redirect, "A SYN that opens a redirected flow.";
+    FlowHalfOpen = "flow_half_open", Redirect, "A segment of a redirected flow before its handshake is complete.";
+    FlowPromoted = "flow_promoted", Redirect, "The segment that completed the handshake of a redirected flow.";
+    FlowUnpromoted = "flow_unpromoted", Redirect, "Handshake complete, but the table of established flows is full.";
+    FlowEstablished = "flow_established", Redirect, "A segment of an established redirected flow.";
+    ReplyHalfOpen = "reply_half_open", Redirect, "The relay's answer before the handshake is complete.";
+    ReplyEstablished = "reply_established", Redirect, "The relay's segment in an established flow.";
+    ReplyNoFlow = "reply_no_flow", Pass, "From a relay's port, but of no redirected flow.";
+    EditFailed = "edit_failed", Drop, "The kernel refused an edit half-way; such a packet must not leave.";
+}
+
+impl Reason {
+    /// How many there are: the stride of the counters.
+    pub const COUNT: usize = Self::ALL.len();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_is_in_counter_order_and_labels_are_unique() {
+        for (index, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, index);
+            assert!(Reason::ALL.iter().filter(|other| other.name() == reason.name()).count() == 1, "{}", reason.name());
+            assert!(reason.text().ends_with('.'));
+        }
+    }
+}

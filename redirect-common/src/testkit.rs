@@ -1,0 +1,314 @@
+//! What tests need on the host: tables in memory, a builder of frames, and checksums computed from scratch.
+
+use std::{cell::RefCell, collections::BTreeMap, vec::Vec};
+
+use crate::{
+    address::{Address, V4, V6},
+    flow::{Flags, Flow, Tuple},
+    maps::Count,
+    policy::{Class, Relay, Subscriber},
+    reason::Reason,
+    tables::{FamilyTables, InsertError, Table, Tables},
+};
+
+/// RFC 1071 over the concatenation of `parts`, each of even length but the last: the checksum that belongs into the header.
+pub fn internet_checksum(parts: &[&[u8]]) -> u16 {
+    let mut sum = 0u64;
+    for part in parts {
+        for pair in part.chunks(2) {
+            sum += u64::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)]));
+        }
+    }
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+/// State of one family.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FamilyState<A: Address> {
+    /// By prefix length and network address.
+    pub prefixes: BTreeMap<(u8, A), Subscriber>,
+    pub half_open: BTreeMap<Tuple<A>, Flow<A>>,
+    pub established: BTreeMap<Tuple<A>, Flow<A>>,
+}
+
+/// [`Tables`] in memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryTables {
+    pub v4: RefCell<FamilyState<V4>>,
+    pub v6: RefCell<FamilyState<V6>>,
+    pub classes: BTreeMap<u16, Class>,
+    pub relays: BTreeMap<u16, Relay>,
+    pub now_s: u32,
+    /// Entries that the established table of each family takes.
+    pub established_max: usize,
+    pub counts: RefCell<BTreeMap<(u16, Reason), Count>>,
+}
+
+impl Default for MemoryTables {
+    fn default() -> Self {
+        Self {
+            v4: RefCell::default(),
+            v6: RefCell::default(),
+            classes: BTreeMap::new(),
+            relays: BTreeMap::new(),
+            now_s: 0,
+            established_max: usize::MAX,
+            counts: RefCell::default(),
+        }
+    }
+}
+
+impl MemoryTables {
+    /// Packets counted so far, by class and reason, and nothing that was not counted.
+    pub fn packets(&self) -> Vec<(u16, Reason, u64)> {
+        self.counts.borrow().iter().map(|(&(class, reason), count)| (class, reason, count.packets)).collect()
+    }
+}
+
+/// Whether the first `len` bits are equal.
+fn covers(len: u8, network: &[u8], address: &[u8]) -> bool {
+    (0..usize::from(len)).all(|bit| (network[bit / 8] ^ address[bit / 8]) & (0x80 >> (bit % 8)) == 0)
+}
+
+macro_rules! family {
+    ($address:ty, $field:ident) => {
+        impl FamilyTables<$address> for MemoryTables {
+            fn subscriber(&self, source: &$address) -> Option<Subscriber> {
+                let state = self.$field.borrow();
+                let matching = state.prefixes.iter().filter(|((len, network), _)| covers(*len, network, source));
+                matching.max_by_key(|((len, _), _)| *len).map(|(_, subscriber)| *subscriber)
+            }
+
+            fn flow<R>(
+                &self,
+                table: Table,
+                key: &Tuple<$address>,
+                change: impl FnOnce(&mut Flow<$address>) -> R,
+            ) -> Option<R> {
+                let mut state = self.$field.borrow_mut();
+                match table {
+                    Table::HalfOpen => state.half_open.get_mut(key).map(change),
+                    Table::Established => state.established.get_mut(key).map(change),
+                }
+            }
+
+            fn insert(&self, table: Table, key: &Tuple<$address>, flow: &Flow<$address>) -> Result<(), InsertError> {
+                let mut state = self.$field.borrow_mut();
+                let entries = match table {
+                    Table::HalfOpen => &mut state.half_open,
+                    Table::Established => &mut state.established,
+                };
+                if entries.contains_key(key) {
+                    return Err(InsertError::Exists);
+                }
+                if table == Table::Established && entries.len() >= self.established_max {
+                    return Err(InsertError::Full);
+                }
+                entries.insert(*key, *flow);
+                Ok(())
+            }
+
+            fn remove(&self, table: Table, key: &Tuple<$address>) {
+                let mut state = self.$field.borrow_mut();
+                match table {
+                    Table::HalfOpen => state.half_open.remove(key),
+                    Table::Established => state.established.remove(key),
+                };
+            }
+        }
+    };
+}
+
+family!(V4, v4);
+family!(V6, v6);
+
+impl Tables for MemoryTables {
+    fn class(&self, class: u16) -> Option<Class> {
+        self.classes.get(&class).copied()
+    }
+
+    fn relay(&self, relay: u16) -> Option<Relay> {
+        self.relays.get(&relay).copied()
+    }
+
+    fn is_relay_port(&self, port: [u8; 2]) -> bool {
+        self.relays.values().any(|relay| {
+            relay.ipv4().is_some_and(|(_, own)| own == port) || relay.ipv6().is_some_and(|(_, own)| own == port)
+        })
+    }
+
+    fn now_s(&self) -> u32 {
+        self.now_s
+    }
+
+    fn count(&self, class: u16, reason: Reason, bytes: u64) {
+        let mut counts = self.counts.borrow_mut();
+        let count = counts.entry((class, reason)).or_default();
+        count.packets += 1;
+        count.bytes += bytes;
+    }
+}
+
+/// Address family of a built frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ip {
+    V4,
+    V6,
+}
+
+/// A TCP frame, field by field; each knob can be turned to an invalid value. Checksums are right for what is built.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FrameBuilder {
+    pub ip: Ip,
+    /// Ethertypes of the VLAN tags, outermost first.
+    pub tags: Vec<u16>,
+    /// Overrides the ethertype of the network layer.
+    pub ethertype: Option<u16>,
+    /// Bytes of IPv4 options (no-operation); a multiple of 4, at most 40.
+    pub ip_options: u8,
+    /// IPv6 extension headers, by number.
+    pub extensions: Vec<u8>,
+    /// In routing headers.
+    pub segments_left: u8,
+    pub protocol: u8,
+    /// The IPv4 flags and fragment offset.
+    pub fragment: u16,
+    /// Last two bytes of 10.20.x.x or fd00:20::x:x.
+    pub client: [u8; 2],
+    /// Last byte of 203.0.113.x or 2001:db8::x.
+    pub server: u8,
+    pub client_port: u16,
+    pub server_port: u16,
+    pub flags: u8,
+    pub sequence: u32,
+    pub acknowledgment: u32,
+    /// TCP header length in words of 32 bits.
+    pub tcp_offset: u8,
+    pub payload: Vec<u8>,
+    /// From the server to the client instead.
+    pub reversed: bool,
+}
+
+impl FrameBuilder {
+    /// A SYN of 10.20.0.5:40000 (or fd00:20::5) to 203.0.113.9:25 (or 2001:db8::9).
+    pub fn syn(ip: Ip) -> Self {
+        Self {
+            ip,
+            tags: Vec::new(),
+            ethertype: None,
+            ip_options: 0,
+            extensions: Vec::new(),
+            segments_left: 0,
+            protocol: 6,
+            fragment: 0x4000,
+            client: [0, 5],
+            server: 9,
+            client_port: 40_000,
+            server_port: 25,
+            flags: Flags::SYN,
+            sequence: 1000,
+            acknowledgment: 0,
+            tcp_offset: 5,
+            payload: Vec::new(),
+            reversed: false,
+        }
+    }
+
+    pub fn client_v4(&self) -> V4 {
+        [10, 20, self.client[0], self.client[1]]
+    }
+
+    pub fn client_v6(&self) -> V6 {
+        [0xfd, 0, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, self.client[0], 0, self.client[1]]
+    }
+
+    pub fn server_v4(&self) -> V4 {
+        [203, 0, 113, self.server]
+    }
+
+    pub fn server_v6(&self) -> V6 {
+        [0x20, 0x01, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, self.server]
+    }
+
+    pub fn build(&self) -> Vec<u8> {
+        let (client, server) = match self.ip {
+            Ip::V4 => (self.client_v4().to_vec(), self.server_v4().to_vec()),
+            Ip::V6 => (self.client_v6().to_vec(), self.server_v6().to_vec()),
+        };
+        let (mut from, mut to) = ((client, self.client_port), (server, self.server_port));
+        if self.reversed {
+            std::mem::swap(&mut from, &mut to);
+        }
+        self.build_between(&from.0, from.1, &to.0, to.1)
+    }
+
+    /// The same frame between other endpoints; addresses are of the builder's family.
+    pub fn build_between(&self, source: &[u8], source_port: u16, destination: &[u8], destination_port: u16) -> Vec<u8> {
+        let tcp = self.tcp(source, source_port, destination, destination_port);
+        let mut frame = vec![0x02; 12];
+        for tag in &self.tags {
+            frame.extend(tag.to_be_bytes());
+            frame.extend([0x20, 0x64]);
+        }
+        match self.ip {
+            Ip::V4 => {
+                frame.extend(self.ethertype.unwrap_or(0x0800).to_be_bytes());
+                frame.extend(self.ipv4(&tcp, source, destination));
+            }
+            Ip::V6 => {
+                frame.extend(self.ethertype.unwrap_or(0x86dd).to_be_bytes());
+                frame.extend(self.ipv6(&tcp, source, destination));
+            }
+        }
+        frame.extend(tcp);
+        frame
+    }
+
+    fn tcp(&self, source: &[u8], source_port: u16, destination: &[u8], destination_port: u16) -> Vec<u8> {
+        let mut tcp = Vec::new();
+        tcp.extend(source_port.to_be_bytes());
+        tcp.extend(destination_port.to_be_bytes());
+        tcp.extend(self.sequence.to_be_bytes());
+        tcp.extend(self.acknowledgment.to_be_bytes());
+        tcp.extend([self.tcp_offset << 4, self.flags, 0xfa, 0xf0, 0, 0, 0, 0]);
+        tcp.extend(&self.payload);
+        let len = (tcp.len() as u32).to_be_bytes();
+        let checksum = internet_checksum(&[source, destination, &len, &[0, self.protocol], &tcp]);
+        tcp[16..18].copy_from_slice(&checksum.to_be_bytes());
+        tcp
+    }
+
+    fn ipv4(&self, tcp: &[u8], source: &[u8], destination: &[u8]) -> Vec<u8> {
+        let header_len = 20 + self.ip_options;
+        let total_len = u16::from(header_len) + tcp.len() as u16;
+        let mut ip = vec![0x40 | header_len / 4, 0];
+        ip.extend(total_len.to_be_bytes());
+        ip.extend([0, 7]);
+        ip.extend(self.fragment.to_be_bytes());
+        ip.extend([64, self.protocol, 0, 0]);
+        ip.extend(source);
+        ip.extend(destination);
+        ip.extend(std::iter::repeat_n(1, self.ip_options.into()));
+        let checksum = internet_checksum(&[&ip]);
+        ip[10..12].copy_from_slice(&checksum.to_be_bytes());
+        ip
+    }
+
+    fn ipv6(&self, tcp: &[u8], source: &[u8], destination: &[u8]) -> Vec<u8> {
+        let mut extensions = Vec::new();
+        for (index, _) in self.extensions.iter().enumerate() {
+            let next = self.extensions.get(index + 1).unwrap_or(&self.protocol);
+            extensions.extend([*next, 0, 0, self.segments_left, 0, 0, 0, 0]);
+        }
+        let mut ip = vec![0x60, 0, 0, 0];
+        ip.extend(((extensions.len() + tcp.len()) as u16).to_be_bytes());
+        ip.extend([*self.extensions.first().unwrap_or(&self.protocol), 64]);
+        ip.extend(source);
+        ip.extend(destination);
+        ip.extend(extensions);
+        ip
+    }
+}
