@@ -1,1 +1,19 @@
+//! The control plane: the daemon `redirectd` and its CLI `redirect-ctl`, over one library so that tests call both in process.
+//!
+//! ```text
+//! CLI -> api::client -> api -> store (revision n) -> reconcile::task: actual state -> reconcile::plan -> operations -> maps -> "applied n"
+//! ```
+//!
+//! - [`desired`]: what the operator wants, in types that hold valid values only; [`config`]: the bootstrap file
+//! - [`store`]: SQLite, one writer, a revision for every change
+//! - [`reconcile`]: the pure planner and the one task that owns the kernel's state
+//! - [`dataplane`]: the door to the kernel, and a model of it for tests
+//! - [`api`]: REST over the Unix socket, its types and its client; [`metrics`]: Prometheus
+//! - [`cli`] and [`commands`]: `redirect-ctl`
+//! - [`relay`]: tells the embedded relay who a connection comes from and which gateway is its
+//! - [`daemon`]: start order, tasks, stop; [`limits`]: every bound
 
+pub mod dataplane;
+pub mod desired;
+pub mod limits;
+pub mod reconcile;

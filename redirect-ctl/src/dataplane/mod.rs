@@ -1,0 +1,271 @@
+//! The door to the kernel: what the reconciler may ask of the data plane, and the words in which it answers.
+//!
+//! Two implementations stand behind [`Dataplane`]: the kernel's maps and programs, and [`model`], which tests run on. The trait knows
+//! nothing of desired state; it reads what is and does one [`Operation`] at a time. Only `reconcile::task` holds one.
+
+pub mod model;
+
+use std::{collections::BTreeMap, fmt, io, net::SocketAddr, str::FromStr, sync::Arc};
+
+use ipnet::IpNet;
+use redirect_common::{
+    policy::{Class, Relay, Subscriber},
+    reason::Reason,
+};
+
+/// Number of a class in the kernel, `1..CLASSES_MAX`.
+pub type ClassId = u16;
+/// Number of a relay in the kernel, `1..RELAYS_MAX`.
+pub type RelayId = u16;
+
+/// The state that the kernel holds, and the only way to change it.
+///
+/// Calls block (they are system calls), so one thread owns the implementation. Reads tell what *is*, never what was asked for earlier.
+pub trait Dataplane: Send {
+    fn relays(&self) -> Result<BTreeMap<RelayId, Relay>, Error>;
+    fn classes(&self) -> Result<BTreeMap<ClassId, Class>, Error>;
+    fn subscribers(&self) -> Result<BTreeMap<IpNet, Subscriber>, Error>;
+    fn subscriber(&self, prefix: &IpNet) -> Result<Option<Subscriber>, Error>;
+    fn interfaces(&self) -> BTreeMap<String, Attachment>;
+    fn revision(&self) -> Result<u64, Error>;
+
+    fn apply(&mut self, operation: &Operation) -> Result<(), Error>;
+
+    /// Advances the coarse clock of the packet path to `now_s` (`CLOCK_MONOTONIC` seconds).
+    fn tick(&mut self, now_s: u32) -> Result<(), Error>;
+
+    /// Goes on with the sweep for idle flows; looks at `budget` entries at most.
+    fn collect(&mut self, now_s: u32, budget: usize) -> Result<Collected, Error>;
+
+    /// Packets and bytes by class and reason; rows of zeros are left out.
+    fn counters(&self) -> Result<Vec<Counter>, Error>;
+
+    fn flows(&self) -> Result<Vec<FlowRecord>, Error>;
+
+    /// A read-only view of the flow table for the relay's tasks.
+    fn reader(&self) -> Arc<dyn FlowReader>;
+}
+
+/// Looks up redirected flows while another thread owns the data plane.
+pub trait FlowReader: Send + Sync {
+    /// Who stands behind the connection that the relay accepted from `peer` on `local`; `None` where no such flow is known.
+    fn original(&self, peer: SocketAddr, local: SocketAddr) -> Result<Option<Original>, Error>;
+}
+
+/// Both ends of a redirected flow as the subscriber knows them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Original {
+    pub client: SocketAddr,
+    /// The server that the subscriber dialled.
+    pub server: SocketAddr,
+    pub class: ClassId,
+}
+
+/// One step from the actual to the desired state: one map write, one attachment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Operation {
+    SetRelay {
+        id: RelayId,
+        relay: Relay,
+    },
+    ClearRelay {
+        id: RelayId,
+    },
+    SetClass {
+        id: ClassId,
+        class: Class,
+    },
+    ClearClass {
+        id: ClassId,
+    },
+    SetSubscriber {
+        prefix: IpNet,
+        subscriber: Subscriber,
+    },
+    RemoveSubscriber {
+        prefix: IpNet,
+    },
+    Attach {
+        name: String,
+        role: Role,
+        hook: Hook,
+    },
+    Detach {
+        name: String,
+    },
+    /// Says which revision of the configuration the maps hold.
+    SetRevision(u64),
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SetRelay { id, .. } => write!(f, "set relay {id}"),
+            Self::ClearRelay { id } => write!(f, "clear relay {id}"),
+            Self::SetClass { id, .. } => write!(f, "set class {id}"),
+            Self::ClearClass { id } => write!(f, "clear class {id}"),
+            Self::SetSubscriber { prefix, .. } => write!(f, "set subscriber {prefix}"),
+            Self::RemoveSubscriber { prefix } => write!(f, "remove subscriber {prefix}"),
+            Self::Attach { name, hook, .. } => write!(f, "attach to {name} (hook {hook})"),
+            Self::Detach { name } => write!(f, "detach from {name}"),
+            Self::SetRevision(revision) => write!(f, "set revision {revision}"),
+        }
+    }
+}
+
+/// A word of the configuration: the enum, its spelling and the list of spellings for messages come from one table.
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum $name { $($(#[$variant_doc])* $variant),+ }
+
+        impl $name {
+            pub const WORDS: &'static [&'static str] = &[$($word),+];
+
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $word),+ }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.name())
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = UnknownWord;
+
+            fn from_str(word: &str) -> Result<Self, UnknownWord> {
+                match word {
+                    $($word => Ok(Self::$variant),)+
+                    _ => Err(UnknownWord { word: word.to_owned(), known: Self::WORDS }),
+                }
+            }
+        }
+    };
+}
+
+/// A word that is none of the known ones.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{word:?} is none of {}", .known.join(", "))]
+pub struct UnknownWord {
+    pub word: String,
+    pub known: &'static [&'static str],
+}
+
+words! {
+    /// What an interface is to us.
+    Role {
+        /// Subscribers' packets come in here.
+        Subscriber = "subscriber",
+    }
+}
+
+words! {
+    /// Where the programs are wanted.
+    Hook {
+        /// Native XDP on a physical driver that supports it, tc elsewhere.
+        Auto = "auto",
+        Xdp = "xdp",
+        /// tcx, or clsact below Linux 6.6.
+        Tc = "tc",
+    }
+}
+
+words! {
+    /// Where the programs are.
+    Mode {
+        Xdp = "xdp",
+        Tcx = "tcx",
+        Clsact = "clsact",
+    }
+}
+
+words! {
+    /// Where a flow stands in the life of a TCP connection.
+    FlowState {
+        HalfOpen = "half_open",
+        Established = "established",
+        Closing = "closing",
+        Closed = "closed",
+    }
+}
+
+pub(crate) use words;
+
+/// An interface that carries our programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    pub role: Role,
+    /// The hook that was asked for.
+    pub hook: Hook,
+    /// The hook that it became.
+    pub mode: Mode,
+}
+
+/// What a call of [`Dataplane::collect`] did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Collected {
+    pub examined: usize,
+    pub removed: usize,
+    /// Set when this call finished a sweep over every table.
+    pub sweep_done: Option<FlowCounts>,
+}
+
+/// Redirected flows that a sweep met.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowCounts {
+    pub half_open: u64,
+    pub established: u64,
+}
+
+/// A row of the counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counter {
+    /// 0 where the packet had no class.
+    pub class: ClassId,
+    pub reason: Reason,
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+/// A redirected flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowRecord {
+    pub client: SocketAddr,
+    pub server: SocketAddr,
+    pub relay: SocketAddr,
+    /// The client's port as the relay sees it.
+    pub mapped_port: u16,
+    pub class: ClassId,
+    pub state: FlowState,
+    /// `CLOCK_MONOTONIC` seconds.
+    pub created_s: u32,
+    /// `CLOCK_MONOTONIC` seconds.
+    pub seen_s: u32,
+}
+
+/// Why the data plane refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The interface may appear later; the reconciler tries again.
+    #[error("interface {name} does not exist")]
+    NoSuchInterface { name: String },
+    /// The interface is there and does not take our programs as wanted.
+    #[error("interface {name}: {reason}")]
+    Interface { name: String, reason: String },
+    /// A table is full: the remedy is the named key of the configuration.
+    #[error("{table} is full; raise {key} in the configuration file and restart redirectd")]
+    Full { table: &'static str, key: &'static str },
+    /// Programs or maps could not be loaded.
+    #[error("cannot load the programs: {reason}")]
+    Load { reason: String },
+    /// A system call failed.
+    #[error("cannot {what}: {source}")]
+    System { what: String, source: io::Error },
+    /// The model was told to fail.
+    #[error("injected fault: {what}")]
+    Injected { what: String },
+}

@@ -1,0 +1,231 @@
+//! The data plane in memory, with faults on demand: tests run the whole daemon on it, and the chaos test makes it fail at random.
+//!
+//! It is stricter than the kernel: an operation after which a packet could be misrouted (a subscriber whose class is absent, a class whose
+//! relay is absent, an attachment twice) panics instead of being carried out, so that a wrong order cannot hide.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use ipnet::IpNet;
+use redirect_common::policy::{Class, Relay, Subscriber};
+
+use super::{
+    Attachment, ClassId, Collected, Counter, Dataplane, Error, FlowCounts, FlowReader, FlowRecord, FlowState, Hook,
+    Mode, Operation, Original, RelayId,
+};
+
+/// A data plane without a kernel. Clones share the state: a test keeps one and gives the other to the daemon.
+#[derive(Clone, Default)]
+pub struct ModelDataplane {
+    state: Arc<Mutex<State>>,
+}
+
+/// What the model holds, and the faults that it is told to have.
+#[derive(Default)]
+pub struct State {
+    pub relays: BTreeMap<RelayId, Relay>,
+    pub classes: BTreeMap<ClassId, Class>,
+    pub subscribers: BTreeMap<IpNet, Subscriber>,
+    pub interfaces: BTreeMap<String, Attachment>,
+    pub revision: u64,
+    pub clock_s: u32,
+    pub counters: Vec<Counter>,
+    pub flows: Vec<FlowRecord>,
+    /// Interfaces that the host has; `None`: every name exists.
+    pub existing: Option<BTreeSet<String>>,
+    /// Decides for each operation, read or write, whether it fails.
+    pub fault: Option<Fault>,
+    /// Every operation that was carried out, in order.
+    pub log: Vec<Operation>,
+    /// How often all subscribers were read.
+    pub full_reads: u64,
+}
+
+/// Tells by the name of an operation whether it fails.
+pub type Fault = Box<dyn FnMut(&str) -> bool + Send>;
+
+impl ModelDataplane {
+    /// A view into the state, for a test to look at and to change.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        // A test that panicked while it held the lock has failed already; the others go on.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn attempt(&self, what: &str) -> Result<MutexGuard<'_, State>, Error> {
+        let mut state = self.state();
+        let fails = state.fault.as_mut().is_some_and(|fault| fault(what));
+        if fails { Err(Error::Injected { what: what.to_owned() }) } else { Ok(state) }
+    }
+}
+
+impl State {
+    /// Panics where a packet could be misrouted.
+    #[track_caller]
+    pub fn check(&self) {
+        for (id, class) in &self.classes {
+            assert!(
+                class.relay() == 0 || self.relays.contains_key(&class.relay()),
+                "class {id} points at absent relay {}",
+                class.relay()
+            );
+        }
+        for (prefix, subscriber) in &self.subscribers {
+            assert!(
+                self.classes.contains_key(&subscriber.class()),
+                "subscriber {prefix} points at absent class {}",
+                subscriber.class()
+            );
+        }
+    }
+
+    fn apply(&mut self, operation: &Operation) -> Result<(), Error> {
+        match operation {
+            Operation::SetRelay { id, relay } => {
+                self.relays.insert(*id, *relay);
+            }
+            Operation::ClearRelay { id } => {
+                assert!(
+                    !self.classes.values().any(|class| class.relay() == *id),
+                    "relay {id} is cleared under a class"
+                );
+                self.relays.remove(id);
+            }
+            Operation::SetClass { id, class } => {
+                assert!(
+                    class.relay() == 0 || self.relays.contains_key(&class.relay()),
+                    "class {id} before its relay {}",
+                    class.relay()
+                );
+                self.classes.insert(*id, *class);
+            }
+            Operation::ClearClass { id } => {
+                // At a million subscribers this scan is slow, and only the model does it.
+                assert!(
+                    !self.subscribers.values().any(|subscriber| subscriber.class() == *id),
+                    "class {id} is cleared under a subscriber"
+                );
+                self.classes.remove(id);
+            }
+            Operation::SetSubscriber { prefix, subscriber } => {
+                assert!(
+                    self.classes.contains_key(&subscriber.class()),
+                    "subscriber {prefix} before its class {}",
+                    subscriber.class()
+                );
+                assert_eq!(
+                    subscriber.prefix_len(),
+                    prefix.prefix_len(),
+                    "subscriber {prefix} does not know its length"
+                );
+                self.subscribers.insert(*prefix, *subscriber);
+            }
+            Operation::RemoveSubscriber { prefix } => {
+                self.subscribers.remove(prefix);
+            }
+            Operation::Attach { name, role, hook } => {
+                if self.existing.as_ref().is_some_and(|existing| !existing.contains(name)) {
+                    return Err(Error::NoSuchInterface { name: name.clone() });
+                }
+                let mode = if *hook == Hook::Xdp { Mode::Xdp } else { Mode::Tcx };
+                let before = self.interfaces.insert(name.clone(), Attachment { role: *role, hook: *hook, mode });
+                assert!(before.is_none(), "{name} is attached twice");
+            }
+            Operation::Detach { name } => {
+                assert!(self.interfaces.remove(name).is_some(), "{name} is detached without being attached");
+            }
+            Operation::SetRevision(revision) => self.revision = *revision,
+        }
+        self.log.push(operation.clone());
+        Ok(())
+    }
+}
+
+impl Dataplane for ModelDataplane {
+    fn relays(&self) -> Result<BTreeMap<RelayId, Relay>, Error> {
+        Ok(self.attempt("read relays")?.relays.clone())
+    }
+
+    fn classes(&self) -> Result<BTreeMap<ClassId, Class>, Error> {
+        Ok(self.attempt("read classes")?.classes.clone())
+    }
+
+    fn subscribers(&self) -> Result<BTreeMap<IpNet, Subscriber>, Error> {
+        let mut state = self.attempt("read subscribers")?;
+        state.full_reads += 1;
+        Ok(state.subscribers.clone())
+    }
+
+    fn subscriber(&self, prefix: &IpNet) -> Result<Option<Subscriber>, Error> {
+        Ok(self.attempt("read subscriber")?.subscribers.get(prefix).copied())
+    }
+
+    fn interfaces(&self) -> BTreeMap<String, Attachment> {
+        self.state().interfaces.clone()
+    }
+
+    fn revision(&self) -> Result<u64, Error> {
+        Ok(self.attempt("read revision")?.revision)
+    }
+
+    fn apply(&mut self, operation: &Operation) -> Result<(), Error> {
+        self.attempt(&operation.to_string())?.apply(operation)
+    }
+
+    fn tick(&mut self, now_s: u32) -> Result<(), Error> {
+        self.attempt("tick")?.clock_s = now_s;
+        Ok(())
+    }
+
+    /// One call is one sweep; a flow goes when it was silent for as long as the design says.
+    fn collect(&mut self, now_s: u32, budget: usize) -> Result<Collected, Error> {
+        let mut state = self.attempt("collect")?;
+        let before = state.flows.len();
+        state.flows.retain(|flow| {
+            let idle_max_s = match flow.state {
+                FlowState::HalfOpen | FlowState::Closing => 240,
+                FlowState::Established => 7_440,
+                FlowState::Closed => 10,
+            };
+            now_s.saturating_sub(flow.seen_s) < idle_max_s
+        });
+        let half_open = state.flows.iter().filter(|flow| flow.state == FlowState::HalfOpen).count();
+        let counts = FlowCounts { half_open: half_open as u64, established: (state.flows.len() - half_open) as u64 };
+        Ok(Collected { examined: before.min(budget), removed: before - state.flows.len(), sweep_done: Some(counts) })
+    }
+
+    fn counters(&self) -> Result<Vec<Counter>, Error> {
+        Ok(self.attempt("read counters")?.counters.clone())
+    }
+
+    fn flows(&self) -> Result<Vec<FlowRecord>, Error> {
+        Ok(self.attempt("read flows")?.flows.clone())
+    }
+
+    fn reader(&self) -> Arc<dyn FlowReader> {
+        Arc::new(self.clone())
+    }
+}
+
+impl FlowReader for ModelDataplane {
+    fn original(&self, peer: SocketAddr, local: SocketAddr) -> Result<Option<Original>, Error> {
+        let state = self.attempt("read flow").map_err(|error| Error::System {
+            what: "read the flow table".to_owned(),
+            source: io::Error::other(error.to_string()),
+        })?;
+        // The relay sees the client's address with the mapped port.
+        let by_tuple: HashMap<_, _> = state
+            .flows
+            .iter()
+            .map(|flow| ((SocketAddr::new(flow.client.ip(), flow.mapped_port), flow.relay), flow))
+            .collect();
+        Ok(by_tuple.get(&(peer, local)).map(|flow| Original {
+            client: flow.client,
+            server: flow.server,
+            class: flow.class,
+        }))
+    }
+}

@@ -1,0 +1,80 @@
+//! Every bound of the control plane in one place: sizes, counts, waits. Units stand last in the names.
+
+use std::time::Duration;
+
+/// Bytes of a request body. The largest legitimate one, a gateway with a long description, stays below 2 KiB.
+pub const BODY_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of a request's head (request line and headers).
+pub const HEAD_BYTES_MAX: usize = 16 * 1024;
+/// Connections to all API sockets together; those beyond wait in the kernel's accept queue.
+pub const API_CONNECTIONS_MAX: usize = 256;
+/// A client has this long to send a request's head, which also bounds an idle kept-alive connection.
+pub const API_HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// A request is answered within this time, body and store included.
+pub const API_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// A change waits this long for the kernel to hold it before it is answered with `Redirect-Applied: false`.
+pub const API_APPLY_WAIT: Duration = Duration::from_secs(2);
+/// Requests in flight at a stop have this long to finish.
+pub const API_DRAIN: Duration = Duration::from_secs(2);
+/// Rows of a page where the request does not say.
+pub const PAGE_ROWS_DEFAULT: u32 = 100;
+/// Rows of a page at most; the cursor leads to the rest.
+pub const PAGE_ROWS_MAX: u32 = 1_000;
+/// Bytes of a name of a class, relay or gateway.
+pub const NAME_BYTES_MAX: usize = 64;
+/// Bytes of a gateway's description.
+pub const DESCRIPTION_BYTES_MAX: usize = 1_024;
+/// Bytes of a host name (RFC 1035 section 2.3.4).
+pub const HOST_BYTES_MAX: usize = 253;
+/// Bytes of an interface's name (`IFNAMSIZ` less the NUL).
+pub const INTERFACE_BYTES_MAX: usize = 15;
+/// Gateways: rows, not kernel slots; a bound so that the snapshot stays small.
+pub const GATEWAYS_MAX: u64 = 1_024;
+/// Interfaces, those of the file included.
+pub const INTERFACES_MAX: u64 = 1_024;
+
+/// Changes that wait for the store's writer.
+pub const STORE_QUEUE_MAX: usize = 256;
+/// Changes that share one commit, and so one fsync.
+pub const STORE_GROUP_MAX: usize = 64;
+/// Connections that read the store at the same time.
+pub const STORE_READERS_MAX: usize = 4;
+/// Subscribers that one commit of the expiry removes.
+pub const EXPIRY_BATCH_MAX: u32 = 1_000;
+/// How often the expiry looks for subscribers that are due.
+pub const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Touched keys that wait for the reconciler; beyond it reads everything instead.
+pub const TOUCHED_KEYS_MAX: usize = 10_000;
+/// Questions (flows, counters) that wait for the reconciler.
+pub const RECONCILE_QUEUE_MAX: usize = 64;
+/// A full comparison of store and kernel happens at least this often.
+pub const FULL_SYNC_INTERVAL: Duration = Duration::from_secs(300);
+/// First wait after an error; doubles up to the next constant.
+pub const RETRY_MIN: Duration = Duration::from_millis(200);
+/// Longest wait between two attempts after errors, for the tables and for each interface.
+pub const RETRY_MAX: Duration = Duration::from_secs(30);
+/// Step of the packet path's coarse clock.
+pub const TICK: Duration = Duration::from_secs(1);
+/// Pace of the collection of idle flows.
+pub const COLLECT_INTERVAL: Duration = Duration::from_millis(250);
+/// A sweep over all flows takes about this long where the next constant allows it.
+pub const COLLECT_SWEEP: Duration = Duration::from_secs(30);
+/// Entries that one step of the collection looks at, at least and at most: about 1 microsecond each, so 3 % of a CPU at most.
+pub const COLLECT_ENTRIES: (usize, usize) = (512, 8_192);
+
+/// Sessions of the relay have this long to finish their message at a stop.
+pub const RELAY_DRAIN: Duration = Duration::from_secs(5);
+/// Resolving a gateway's name.
+pub const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Addresses of a gateway that are tried.
+pub const GATEWAY_ADDRESSES_MAX: usize = 8;
+
+/// Bytes of an answer that the CLI accepts.
+pub const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// The CLI's deadline for one answer where `--timeout` does not say.
+pub const CLI_TIMEOUT: Duration = Duration::from_secs(10);
+
+const _: () = assert!(PAGE_ROWS_DEFAULT <= PAGE_ROWS_MAX);
+const _: () = assert!(API_APPLY_WAIT.as_secs() < API_REQUEST_TIMEOUT.as_secs());
+const _: () = assert!(COLLECT_ENTRIES.0 <= COLLECT_ENTRIES.1);
