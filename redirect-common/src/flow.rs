@@ -30,33 +30,26 @@ pub const TRANSITORY_IDLE_S: u32 = 240;
 /// Idle time after a reset by the client or a close by both sides, in seconds: late retransmissions still find their flow.
 pub const CLOSED_IDLE_S: u32 = 10;
 
-/// Addresses and ports of a segment, in network byte order.
-#[repr(C)]
+/// Addresses and ports of a segment, source first, as they lie in the headers.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Tuple<A> {
-    pub source: A,
-    pub destination: A,
-    pub source_port: [u8; 2],
-    pub destination_port: [u8; 2],
+    pub addresses: [A; 2],
+    pub ports: [[u8; 2]; 2],
+    _pad: [u8; 4],
 }
 
 impl<A: Address> Tuple<A> {
+    #[inline(always)]
+    pub const fn new(addresses: [A; 2], ports: [[u8; 2]; 2]) -> Self {
+        Self { addresses, ports, _pad: [0; 4] }
+    }
+
     /// The tuple of the answers.
     #[inline(always)]
     #[must_use]
     pub fn reversed(&self) -> Self {
-        Self {
-            source: self.destination,
-            destination: self.source,
-            source_port: self.destination_port,
-            destination_port: self.source_port,
-        }
-    }
-
-    /// Both ports, as they lie in the TCP header.
-    #[inline(always)]
-    pub fn ports(&self) -> [u8; 4] {
-        [self.source_port[0], self.source_port[1], self.destination_port[0], self.destination_port[1]]
+        Self::new([self.addresses[1], self.addresses[0]], [self.ports[1], self.ports[0]])
     }
 }
 
@@ -104,44 +97,39 @@ impl Flags {
 pub struct Flow<A> {
     /// The tuple that the packets of this entry leave with.
     pub to: Tuple<A>,
-    /// Number of the class that decided.
-    pub class: u16,
-    /// Number of the relay.
-    pub relay: u16,
     /// When the SYN came, in seconds of [`crate::policy::Settings::clock_s`].
     pub created_s: u32,
     /// When the last packet came, likewise.
     pub seen_s: u32,
     /// Initial sequence number of the relay, in the reply's entry once the SYN-ACK was seen.
     pub isn: u32,
+    /// Number of the class that decided.
+    pub class: u16,
     direction: u8,
     /// Which of SYN (with ACK), FIN and RST the sender of this direction has sent, as TCP control bits.
     sent: u8,
-    _pad: [u8; 2],
 }
 
-const _: () = assert!(size_of::<Tuple<[u8; 4]>>() == 12 && size_of::<Tuple<[u8; 16]>>() == 36);
+const _: () = assert!(size_of::<Tuple<[u8; 4]>>() == 16 && size_of::<Tuple<[u8; 16]>>() == 40);
 const _: () = assert!(size_of::<Flow<[u8; 4]>>() == 32 && size_of::<Flow<[u8; 16]>>() == 56);
 
 impl<A: Address> Flow<A> {
     #[inline(always)]
-    pub fn new(direction: Direction, to: Tuple<A>, class: u16, relay: u16, now_s: u32) -> Self {
-        Self {
-            to,
-            class,
-            relay,
-            created_s: now_s,
-            seen_s: now_s,
-            isn: 0,
-            direction: direction as u8,
-            sent: 0,
-            _pad: [0; 2],
-        }
+    pub fn new(direction: Direction, to: Tuple<A>, class: u16, now_s: u32) -> Self {
+        Self { to, created_s: now_s, seen_s: now_s, isn: 0, class, direction: direction as u8, sent: 0 }
     }
 
+    /// Whether this entry is for packets of `tuple` going in `direction`.
+    ///
+    /// A map may give the memory of a removed entry to another flow while a packet still holds it, so the subscriber's address, which no
+    /// rewriting changes, is compared as well.
     #[inline(always)]
-    pub const fn is(&self, direction: Direction) -> bool {
+    pub fn serves(&self, direction: Direction, tuple: &Tuple<A>) -> bool {
         self.direction == direction as u8
+            && match direction {
+                Direction::Forward => self.to.addresses[0] == tuple.addresses[0],
+                Direction::Reply => self.to.addresses[1] == tuple.addresses[1],
+            }
     }
 
     /// Takes note of a segment. Writes only what changes: an unchanged cache line stays shared between CPUs.
@@ -228,11 +216,11 @@ mod pod {
     use super::{Flow, Tuple};
     use crate::address::{V4, V6};
 
-    // SAFETY: repr(C) byte arrays, size asserted above to leave no padding, every bit pattern valid.
+    // SAFETY: repr(C) byte arrays with explicit padding, size asserted above, every bit pattern valid.
     unsafe impl aya::Pod for Tuple<V4> {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Tuple<V6> {}
-    // SAFETY: repr(C) byte arrays and integers with explicit padding, size asserted above, every bit pattern valid.
+    // SAFETY: repr(C) byte arrays and integers, size asserted above to leave no padding, every bit pattern valid.
     unsafe impl aya::Pod for Flow<V4> {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Flow<V6> {}
@@ -244,7 +232,7 @@ mod tests {
 
     fn after(forward: u8, reply: u8) -> State {
         let entry = |direction, flags| {
-            let mut flow = Flow::<[u8; 4]>::new(direction, Tuple::default(), 1, 1, 0);
+            let mut flow = Flow::<[u8; 4]>::new(direction, Tuple::default(), 1, 0);
             flow.note(Flags(flags), 1);
             flow
         };
@@ -270,7 +258,7 @@ mod tests {
 
     #[test]
     fn only_the_acknowledgment_of_the_relays_number_proves_the_handshake() {
-        let mut reply = Flow::<[u8; 4]>::new(Direction::Reply, Tuple::default(), 1, 1, 0);
+        let mut reply = Flow::<[u8; 4]>::new(Direction::Reply, Tuple::default(), 1, 0);
         assert!(!reply.answer_seen_by(1), "no SYN-ACK yet");
         reply.note_answer(u32::MAX);
         assert!(reply.answer_seen_by(0), "sequence numbers wrap");

@@ -4,11 +4,11 @@
 
 use crate::{
     SMTP_PORT,
-    address::Address,
-    edit::Edit,
+    address::{Address, V4, V6},
+    edit::{Edit, EditError},
     flow::{Direction, Flow, Tuple},
     packet::PacketMut,
-    parse::{Parsed, Segment, parse},
+    parse::{Family, Headers, Segment, parse},
     policy::{Action, Class, Fallback},
     reason::{Reason, Verdict},
     tables::{FamilyTables, InsertError, Table, Tables},
@@ -18,23 +18,22 @@ use crate::{
 /// client to one relay, all eight are taken once in 10^14 times.
 pub const PORT_TRIES: u32 = 8;
 
-/// What is to be done with a segment.
-struct Decision<A> {
+/// The way out, and the class that it counts for; 0 where no class had a say.
+#[derive(Clone, Copy)]
+struct Outcome {
     reason: Reason,
     class: u16,
-    /// The tuple to leave with, where the verdict is redirect.
-    to: Option<Tuple<A>>,
 }
 
-impl<A: Address> Decision<A> {
+impl Outcome {
     #[inline(always)]
-    const fn leave(reason: Reason, class: u16) -> Self {
-        Self { reason, class, to: None }
+    const fn new(reason: Reason, class: u16) -> Self {
+        Self { reason, class }
     }
 
     #[inline(always)]
-    const fn rewrite(reason: Reason, class: u16, to: Tuple<A>) -> Self {
-        Self { reason, class, to: Some(to) }
+    const fn unclassed(reason: Reason) -> Self {
+        Self::new(reason, 0)
     }
 }
 
@@ -46,84 +45,113 @@ pub fn handle<P: PacketMut + ?Sized, T: Tables>(frame: &mut P, tables: &T, direc
     if parsed == Err(Reason::Truncated) && frame.pull() {
         parsed = parse(frame);
     }
-    let (reason, class) = match parsed {
-        Ok(Parsed::V4(segment)) => handle_segment(frame, tables, &segment, direction),
-        Ok(Parsed::V6(segment)) => handle_segment(frame, tables, &segment, direction),
-        Err(reason) => (reason, 0),
+    let outcome = match parsed {
+        Ok(headers) => match headers.family {
+            Family::V4 => handle_segment::<P, T, V4>(frame, tables, &headers, direction),
+            Family::V6 => handle_segment::<P, T, V6>(frame, tables, &headers, direction),
+        },
+        Err(reason) => Outcome::unclassed(reason),
     };
-    tables.count(class, reason, bytes);
-    reason.verdict()
+    tables.count(outcome.class, outcome.reason, bytes);
+    outcome.reason.verdict()
 }
 
 #[inline(always)]
-fn handle_segment<P, T, A>(frame: &mut P, tables: &T, segment: &Segment<A>, direction: Direction) -> (Reason, u16)
+fn handle_segment<P, T, A>(frame: &mut P, tables: &T, headers: &Headers, direction: Direction) -> Outcome
 where
     P: PacketMut + ?Sized,
     T: Tables + FamilyTables<A>,
     A: Address,
 {
-    let decision = match direction {
-        Direction::Forward if segment.tuple.destination_port != SMTP_PORT.to_be_bytes() => {
-            return (Reason::OtherPort, 0);
-        }
-        Direction::Forward => forward(tables, segment),
-        Direction::Reply if !tables.is_relay_port(segment.tuple.source_port) => return (Reason::OtherPort, 0),
-        Direction::Reply => reply(tables, segment),
+    let [source_port, destination_port] = headers.ports;
+    let ours = match direction {
+        Direction::Forward => destination_port == SMTP_PORT.to_be_bytes(),
+        Direction::Reply => tables.is_relay_port(source_port),
     };
-    let Some(to) = decision.to else { return (decision.reason, decision.class) };
-    match frame.edit(&Edit { l3: segment.l3, l4: segment.l4, from: segment.tuple, to }) {
-        Ok(()) => (decision.reason, decision.class),
-        Err(_) => (Reason::EditFailed, decision.class),
+    if !ours {
+        return Outcome::unclassed(Reason::OtherPort);
+    }
+    let Some(segment) = Segment::<A>::read(frame, headers) else { return Outcome::unclassed(Reason::Truncated) };
+    // Where the decision is to redirect, it also says with which tuple.
+    let mut to = Tuple::default();
+    let outcome = match direction {
+        Direction::Forward => forward(tables, &segment, &mut to),
+        Direction::Reply => reply(tables, &segment, &mut to),
+    };
+    match outcome.reason.verdict() {
+        Verdict::Pass | Verdict::Drop => outcome,
+        Verdict::Redirect => {
+            match frame.edit(&Edit { l3: headers.l3, l4: headers.l4, from: &segment.tuple, to: &to }) {
+                Ok(()) => outcome,
+                Err(EditError) => Outcome::new(Reason::EditFailed, outcome.class),
+            }
+        }
     }
 }
 
 /// A segment from a subscriber to port 25.
 #[inline(always)]
-fn forward<T: Tables + FamilyTables<A>, A: Address>(tables: &T, segment: &Segment<A>) -> Decision<A> {
+fn forward<T: Tables + FamilyTables<A>, A: Address>(tables: &T, segment: &Segment<A>, to: &mut Tuple<A>) -> Outcome {
     let now_s = tables.now_s();
     let opens = segment.flags.opens();
 
     let established = tables.flow(Table::Established, &segment.tuple, |flow| {
-        let reopens = opens && flow.has_closed();
-        if !reopens {
-            flow.note(segment.flags, now_s);
-        }
-        (flow.is(Direction::Forward), reopens, flow.class, flow.to)
+        flow.serves(Direction::Forward, &segment.tuple).then(|| {
+            let reopens = opens && flow.has_closed();
+            if !reopens {
+                flow.note(segment.flags, now_s);
+            }
+            *to = flow.to;
+            (reopens, flow.class)
+        })
     });
-    match established {
-        Some((true, false, class, to)) => return Decision::rewrite(Reason::FlowEstablished, class, to),
+    match established.flatten() {
+        Some((false, class)) => return Outcome::new(Reason::FlowEstablished, class),
         // The client re-uses the port of a connection that it has closed: policy decides anew.
-        Some((true, true, _, to)) => {
-            tables.remove(Table::Established, &segment.tuple);
-            tables.remove(Table::Established, &to.reversed());
-        }
-        Some((false, ..)) | None => {}
+        Some((true, _)) => forget(tables, &segment.tuple, to),
+        None => {}
     }
-    if !opens {
-        let half_open = tables.flow(Table::HalfOpen, &segment.tuple, |flow| {
-            flow.note(segment.flags, now_s);
-            *flow
-        });
-        match half_open {
-            Some(flow) if flow.is(Direction::Forward) => return shake_hands(tables, segment, &flow),
-            Some(_) | None => {}
-        }
+    if !opens && let Some(outcome) = shake_hands(tables, segment, now_s, to) {
+        return outcome;
     }
-    apply_policy(tables, segment, now_s)
+    apply_policy(tables, segment, now_s, to)
 }
 
-/// A segment of a half-open flow: promotes the flow once the client proves that it has seen the relay's answer.
-#[inline(always)]
-fn shake_hands<T: FamilyTables<A>, A: Address>(tables: &T, segment: &Segment<A>, flow: &Flow<A>) -> Decision<A> {
-    let reply_key = flow.to.reversed();
-    let reply = tables.flow(Table::HalfOpen, &reply_key, |reply| *reply);
-    let reason = match reply {
-        Some(reply) if segment.flags.acknowledges() && reply.answer_seen_by(segment.acknowledgment) => {
-            promote(tables, &segment.tuple, flow, &reply_key, &reply)
-        }
-        _ => Reason::FlowHalfOpen,
+// From here on, functions that are not part of the established path are not inlined: each gets a frame of its own on the BPF stack, which
+// holds 512 bytes for the longest chain of calls.
+
+/// Removes an established pair.
+#[inline(never)]
+fn forget<T: FamilyTables<A>, A: Address>(tables: &T, key: &Tuple<A>, to: &Tuple<A>) {
+    tables.remove(Table::Established, key);
+    tables.remove(Table::Established, &to.reversed());
+}
+
+/// A segment of a half-open flow, if it is one: promotes the flow once the client proves that it has seen the relay's answer.
+#[inline(never)]
+fn shake_hands<T: FamilyTables<A>, A: Address>(
+    tables: &T,
+    segment: &Segment<A>,
+    now_s: u32,
+    to: &mut Tuple<A>,
+) -> Option<Outcome> {
+    let half_open = tables.flow(Table::HalfOpen, &segment.tuple, |flow| {
+        flow.serves(Direction::Forward, &segment.tuple).then(|| {
+            flow.note(segment.flags, now_s);
+            *flow
+        })
+    });
+    let flow = half_open.flatten()?;
+    *to = flow.to;
+    let reply_key = to.reversed();
+    let answered = tables.flow(Table::HalfOpen, &reply_key, |reply| {
+        (segment.flags.acknowledges() && reply.answer_seen_by(segment.acknowledgment)).then_some(*reply)
+    });
+    let reason = match answered.flatten() {
+        Some(reply) => promote(tables, &segment.tuple, &flow, &reply_key, &reply),
+        None => Reason::FlowHalfOpen,
     };
-    Decision::rewrite(reason, flow.class, flow.to)
+    Some(Outcome::new(reason, flow.class))
 }
 
 /// Moves a pair to the established table, the reply's entry first: its key is the one that others may contend for.
@@ -150,54 +178,60 @@ fn promote<T: FamilyTables<A>, A: Address>(
 }
 
 /// A segment of no flow: the class of its source decides.
-#[inline(always)]
-fn apply_policy<T: Tables + FamilyTables<A>, A: Address>(tables: &T, segment: &Segment<A>, now_s: u32) -> Decision<A> {
-    let Some(subscriber) = tables.subscriber(&segment.tuple.source) else { return Decision::leave(Reason::NoClass, 0) };
+#[inline(never)]
+fn apply_policy<T: Tables + FamilyTables<A>, A: Address>(
+    tables: &T,
+    segment: &Segment<A>,
+    now_s: u32,
+    to: &mut Tuple<A>,
+) -> Outcome {
+    let Some(subscriber) = tables.subscriber(&segment.tuple.addresses[0]) else {
+        return Outcome::unclassed(Reason::NoClass);
+    };
     let number = subscriber.class();
-    let Some(class) = tables.class(number) else { return Decision::leave(Reason::NoClass, 0) };
-    match class.action() {
-        Action::Pass => Decision::leave(Reason::ClassPass, number),
-        Action::Block => Decision::leave(Reason::ClassBlock, number),
-        Action::Redirect if segment.flags.opens() => open_flow(tables, segment, number, class, now_s),
-        Action::Redirect => Decision::leave(Reason::NoFlow, number),
-    }
+    let Some(class) = tables.class(number) else { return Outcome::unclassed(Reason::NoClass) };
+    let reason = match class.action() {
+        Action::Pass => Reason::ClassPass,
+        Action::Block => Reason::ClassBlock,
+        Action::Redirect if segment.flags.opens() => open_flow(tables, &segment.tuple, number, class, now_s, to),
+        Action::Redirect => Reason::NoFlow,
+    };
+    Outcome::new(reason, number)
 }
 
 /// A SYN to redirect: reserves a tuple toward the relay and enters the pair as half-open.
 #[inline(always)]
 fn open_flow<T: Tables + FamilyTables<A>, A: Address>(
     tables: &T,
-    segment: &Segment<A>,
+    key: &Tuple<A>,
     number: u16,
     class: Class,
     now_s: u32,
-) -> Decision<A> {
+    to: &mut Tuple<A>,
+) -> Reason {
     let Some((address, port)) = tables.relay(class.relay()).as_ref().and_then(A::endpoint) else {
         return match class.on_relay_down() {
-            Fallback::Pass => Decision::leave(Reason::RelayDownPass, number),
-            Fallback::Block => Decision::leave(Reason::RelayDownBlock, number),
+            Fallback::Pass => Reason::RelayDownPass,
+            Fallback::Block => Reason::RelayDownBlock,
         };
     };
-    let key = segment.tuple;
-    let answer_to = key.reversed();
-    for attempt in 0..PORT_TRIES {
-        let source_port = if attempt == 0 { key.source_port } else { other_port(&key, attempt) };
-        let to = Tuple { source: key.source, destination: address, source_port, destination_port: port };
-        let reply_key = to.reversed();
-        let reply = Flow::new(Direction::Reply, answer_to, number, class.relay(), now_s);
-        if !reserve(tables, &reply_key, &reply) {
-            continue;
+    let [source, _] = key.addresses;
+    *to = Tuple::new([source, address], [key.ports[0], port]);
+    let mut flow = Flow::new(Direction::Reply, key.reversed(), number, now_s);
+    for attempt in 1..=PORT_TRIES {
+        if reserve(tables, &to.reversed(), &flow) {
+            flow = Flow::new(Direction::Forward, *to, number, now_s);
+            if tables.flow(Table::HalfOpen, key, |old| *old = flow).is_none() {
+                // A table that recycles its oldest entries has room; should another CPU be faster, its entry is as good.
+                let _ = tables.insert(Table::HalfOpen, key, &flow);
+            }
+            return Reason::FlowNew;
         }
-        let flow = Flow::new(Direction::Forward, to, number, class.relay(), now_s);
-        if tables.flow(Table::HalfOpen, &key, |old| *old = flow).is_none() {
-            // A table that recycles its oldest entries has room; should another CPU be faster, its entry is as good.
-            let _ = tables.insert(Table::HalfOpen, &key, &flow);
-        }
-        return Decision::rewrite(Reason::FlowNew, number, to);
+        to.ports[0] = other_port(key, attempt);
     }
     match class.on_relay_down() {
-        Fallback::Pass => Decision::leave(Reason::ClashPass, number),
-        Fallback::Block => Decision::leave(Reason::ClashBlock, number),
+        Fallback::Pass => Reason::ClashPass,
+        Fallback::Block => Reason::ClashBlock,
     }
 }
 
@@ -213,15 +247,14 @@ fn reserve<T: FamilyTables<A>, A: Address>(tables: &T, reply_key: &Tuple<A>, rep
     if tables.insert(Table::HalfOpen, reply_key, reply).is_ok() {
         return true;
     }
-    tables
-        .flow(Table::HalfOpen, reply_key, |old| {
-            let ours = old.to == reply.to;
-            if ours {
-                *old = *reply;
-            }
-            ours
-        })
-        .unwrap_or(false)
+    let renewed = tables.flow(Table::HalfOpen, reply_key, |old| {
+        let ours = old.to == reply.to;
+        if ours {
+            *old = *reply;
+        }
+        ours
+    });
+    renewed == Some(true)
 }
 
 /// Another client port, well spread and the same for the same flow, so that a retransmitted SYN finds its own reservation.
@@ -229,33 +262,40 @@ fn reserve<T: FamilyTables<A>, A: Address>(tables: &T, reply_key: &Tuple<A>, rep
 fn other_port<A: Address>(key: &Tuple<A>, attempt: u32) -> [u8; 2] {
     const FIRST: u32 = 1024;
     // Multiplicative hashing; the constant is 2^32 divided by the golden ratio.
-    let seed = key.destination.spread() ^ u32::from_be_bytes(key.ports()).rotate_left(7) ^ attempt;
+    let port = u32::from(u16::from_be_bytes(key.ports[0]));
+    let seed = key.addresses[1].spread() ^ port.rotate_left(16) ^ attempt;
     let spread = seed.wrapping_mul(0x9e37_79b9);
-    let spread = (spread ^ spread >> 15).wrapping_mul(0x9e37_79b9) >> 16;
+    let spread = (spread ^ (spread >> 15)).wrapping_mul(0x9e37_79b9) >> 16;
     // `spread` has 16 bits, so this is the port range scaled, without a division.
-    ((FIRST + (spread * (65_536 - FIRST) >> 16)) as u16).to_be_bytes()
+    ((FIRST + ((spread * (65_536 - FIRST)) >> 16)) as u16).to_be_bytes()
 }
 
 /// A segment from a relay's port: gets back the tuple that the client expects.
 #[inline(always)]
-fn reply<T: Tables + FamilyTables<A>, A: Address>(tables: &T, segment: &Segment<A>) -> Decision<A> {
+fn reply<T: Tables + FamilyTables<A>, A: Address>(tables: &T, segment: &Segment<A>, to: &mut Tuple<A>) -> Outcome {
     let now_s = tables.now_s();
     let established = tables.flow(Table::Established, &segment.tuple, |flow| {
-        flow.note(segment.flags, now_s);
-        (flow.is(Direction::Reply), flow.class, flow.to)
+        flow.serves(Direction::Reply, &segment.tuple).then(|| {
+            flow.note(segment.flags, now_s);
+            *to = flow.to;
+            flow.class
+        })
     });
-    if let Some((true, class, to)) = established {
-        return Decision::rewrite(Reason::ReplyEstablished, class, to);
+    if let Some(class) = established.flatten() {
+        return Outcome::new(Reason::ReplyEstablished, class);
     }
     let half_open = tables.flow(Table::HalfOpen, &segment.tuple, |flow| {
-        flow.note(segment.flags, now_s);
-        if segment.flags.answers() {
-            flow.note_answer(segment.sequence);
-        }
-        (flow.is(Direction::Reply), flow.class, flow.to)
+        flow.serves(Direction::Reply, &segment.tuple).then(|| {
+            flow.note(segment.flags, now_s);
+            if segment.flags.answers() {
+                flow.note_answer(segment.sequence);
+            }
+            *to = flow.to;
+            flow.class
+        })
     });
-    match half_open {
-        Some((true, class, to)) => Decision::rewrite(Reason::ReplyHalfOpen, class, to),
-        Some(_) | None => Decision::leave(Reason::ReplyNoFlow, 0),
+    match half_open.flatten() {
+        Some(class) => Outcome::new(Reason::ReplyHalfOpen, class),
+        None => Outcome::unclassed(Reason::ReplyNoFlow),
     }
 }

@@ -26,7 +26,7 @@ pub trait Packet {
 
 /// A frame whose addresses and ports can be changed, each kind in its own way: see [`crate::edit`].
 pub trait PacketMut: Packet {
-    fn edit<A: Address>(&mut self, edit: &Edit<A>) -> Result<(), EditError>;
+    fn edit<A: Address>(&mut self, edit: &Edit<'_, A>) -> Result<(), EditError>;
 }
 
 /// Bytes that can be written in place: what [`incremental`] needs.
@@ -55,7 +55,7 @@ impl BytesMut for [u8] {
 }
 
 impl PacketMut for [u8] {
-    fn edit<A: Address>(&mut self, edit: &Edit<A>) -> Result<(), EditError> {
+    fn edit<A: Address>(&mut self, edit: &Edit<'_, A>) -> Result<(), EditError> {
         incremental(self, edit)
     }
 }

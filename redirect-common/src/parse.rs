@@ -1,10 +1,10 @@
-//! Frame bytes -> [`Segment`], or the [`Reason`] why the frame is none of our business.
+//! Frame bytes -> [`Headers`] -> [`Segment`], or the [`Reason`] why the frame is none of our business.
 //!
 //! Every field is hostile: lengths are checked against each other and against the frame, walks are bounded, and the ports of anything
 //! but a whole TCP header in a whole datagram are never read.
 
 use crate::{
-    address::{Address, V4, V6},
+    address::Address,
     flow::{Flags, Tuple},
     packet::Packet,
     reason::Reason,
@@ -16,6 +16,24 @@ pub const VLAN_TAGS_MAX: usize = 2;
 /// IPv6 extension headers followed.
 pub const EXTENSIONS_MAX: usize = 4;
 
+/// Where the headers of a TCP segment are, in a frame that holds them whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Headers {
+    pub family: Family,
+    /// Offset of the IP header, in bytes.
+    pub l3: usize,
+    /// Offset of the TCP header, in bytes.
+    pub l4: usize,
+    /// Source and destination port, as they lie in the TCP header.
+    pub ports: [[u8; 2]; 2],
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    V4,
+    V6,
+}
+
 /// A TCP segment in an unfragmented datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment<A> {
@@ -23,22 +41,26 @@ pub struct Segment<A> {
     pub flags: Flags,
     pub sequence: u32,
     pub acknowledgment: u32,
-    /// Offset of the IP header, in bytes.
-    pub l3: usize,
-    /// Offset of the TCP header, in bytes.
-    pub l4: usize,
 }
 
-/// A segment of either family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Parsed {
-    V4(Segment<V4>),
-    V6(Segment<V6>),
+impl<A: Address> Segment<A> {
+    /// Reads the segment that [`parse`] found; `A` is its family.
+    #[inline(always)]
+    pub fn read<P: Packet + ?Sized>(frame: &P, headers: &Headers) -> Option<Self> {
+        let addresses = *frame.at::<[A; 2]>(headers.l3 + A::OFFSET)?;
+        let tcp = frame.at::<Tcp>(headers.l4)?;
+        Some(Self {
+            tuple: Tuple::new(addresses, [tcp.source_port, tcp.destination_port]),
+            flags: Flags(tcp.flags),
+            sequence: u32::from_be_bytes(tcp.sequence),
+            acknowledgment: u32::from_be_bytes(tcp.acknowledgment),
+        })
+    }
 }
 
 /// Parses an Ethernet frame.
 #[inline(always)]
-pub fn parse<P: Packet + ?Sized>(frame: &P) -> Result<Parsed, Reason> {
+pub fn parse<P: Packet + ?Sized>(frame: &P) -> Result<Headers, Reason> {
     let mut ethertype = u16::from_be_bytes(frame.at::<Ethernet>(0).ok_or(Reason::Truncated)?.ethertype);
     let mut l3 = size_of::<Ethernet>();
     for _ in 0..VLAN_TAGS_MAX {
@@ -63,7 +85,7 @@ const fn is_vlan(ethertype: u16) -> bool {
 
 /// RFC 791 section 3.1.
 #[inline(always)]
-fn parse_ipv4<P: Packet + ?Sized>(frame: &P, l3: usize) -> Result<Parsed, Reason> {
+fn parse_ipv4<P: Packet + ?Sized>(frame: &P, l3: usize) -> Result<Headers, Reason> {
     let ip = frame.at::<Ipv4>(l3).ok_or(Reason::Truncated)?;
     let header_len = usize::from(ip.version_ihl & 0xf) * 4;
     if ip.version_ihl >> 4 != 4 || header_len < size_of::<Ipv4>() {
@@ -81,13 +103,12 @@ fn parse_ipv4<P: Packet + ?Sized>(frame: &P, l3: usize) -> Result<Parsed, Reason
         0 => frame.len(),
         total_len => l3 + total_len,
     };
-    let segment = parse_tcp(frame, l3, l3 + header_len, end, ip.source, ip.destination)?;
-    Ok(Parsed::V4(segment))
+    parse_tcp(frame, Family::V4, l3, l3 + header_len, end)
 }
 
 /// RFC 8200 sections 3 and 4.
 #[inline(always)]
-fn parse_ipv6<P: Packet + ?Sized>(frame: &P, l3: usize) -> Result<Parsed, Reason> {
+fn parse_ipv6<P: Packet + ?Sized>(frame: &P, l3: usize) -> Result<Headers, Reason> {
     let ip = frame.at::<Ipv6>(l3).ok_or(Reason::Truncated)?;
     if ip.version_class_flow[0] >> 4 != 6 {
         return Err(Reason::Malformed);
@@ -115,7 +136,7 @@ fn parse_ipv6<P: Packet + ?Sized>(frame: &P, l3: usize) -> Result<Parsed, Reason
         }
     }
     match next_header {
-        protocol::TCP => Ok(Parsed::V6(parse_tcp(frame, l3, l4, end, ip.source, ip.destination)?)),
+        protocol::TCP => parse_tcp(frame, Family::V6, l3, l4, end),
         protocol::FRAGMENT => Err(Reason::Fragment),
         protocol::HOP_BY_HOP | protocol::DESTINATION | protocol::ROUTING => Err(Reason::TooDeep),
         _ => Err(Reason::NotTcp),
@@ -124,14 +145,13 @@ fn parse_ipv6<P: Packet + ?Sized>(frame: &P, l3: usize) -> Result<Parsed, Reason
 
 /// RFC 9293 section 3.1. `end` is where the datagram says that it ends.
 #[inline(always)]
-fn parse_tcp<P: Packet + ?Sized, A: Address>(
+fn parse_tcp<P: Packet + ?Sized>(
     frame: &P,
+    family: Family,
     l3: usize,
     l4: usize,
     end: usize,
-    source: A,
-    destination: A,
-) -> Result<Segment<A>, Reason> {
+) -> Result<Headers, Reason> {
     if end > frame.len() {
         return Err(Reason::Truncated);
     }
@@ -140,34 +160,28 @@ fn parse_tcp<P: Packet + ?Sized, A: Address>(
     if header_len < size_of::<Tcp>() || l4 + header_len > end {
         return Err(Reason::Malformed);
     }
-    Ok(Segment {
-        tuple: Tuple { source, destination, source_port: tcp.source_port, destination_port: tcp.destination_port },
-        flags: Flags(tcp.flags),
-        sequence: u32::from_be_bytes(tcp.sequence),
-        acknowledgment: u32::from_be_bytes(tcp.acknowledgment),
-        l3,
-        l4,
-    })
+    Ok(Headers { family, l3, l4, ports: [tcp.source_port, tcp.destination_port] })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::address::{V4, V6};
     use crate::testkit::{FrameBuilder, Ip};
 
     /// The reason why a frame is refused, or the tuple's ports where it is a segment.
-    fn check(frame: &FrameBuilder, expected: Result<[u8; 4], Reason>) {
+    fn check(frame: &FrameBuilder, expected: Result<[[u8; 2]; 2], Reason>) {
         let bytes = frame.build();
-        let got = parse(&bytes[..]).map(|parsed| match parsed {
-            Parsed::V4(segment) => segment.tuple.ports(),
-            Parsed::V6(segment) => segment.tuple.ports(),
+        let got = parse(&bytes[..]).map(|headers| match headers.family {
+            Family::V4 => Segment::<V4>::read(&bytes[..], &headers).unwrap().tuple.ports,
+            Family::V6 => Segment::<V6>::read(&bytes[..], &headers).unwrap().tuple.ports,
         });
         assert_eq!(got, expected, "{frame:?}");
     }
 
     #[test]
     fn segments_are_found_behind_tags_options_and_extension_headers() {
-        let ports = [0x9c, 0x40, 0, 25];
+        let ports = [[0x9c, 0x40], [0, 25]];
         for ip in [Ip::V4, Ip::V6] {
             for tags in [vec![], vec![0x8100], vec![0x88a8, 0x8100], vec![0x8100, 0x8100]] {
                 check(&FrameBuilder { tags, ..FrameBuilder::syn(ip) }, Ok(ports));
@@ -192,7 +206,7 @@ mod tests {
         check(&FrameBuilder { protocol: 17, ..v6() }, Err(Reason::NotTcp));
         check(&FrameBuilder { fragment: 0x2000, ..v4() }, Err(Reason::Fragment));
         check(&FrameBuilder { fragment: 0x00b9, ..v4() }, Err(Reason::Fragment));
-        check(&FrameBuilder { fragment: 0x4000, ..v4() }, Ok([0x9c, 0x40, 0, 25]));
+        check(&FrameBuilder { fragment: 0x4000, ..v4() }, Ok([[0x9c, 0x40], [0, 25]]));
         check(&FrameBuilder { extensions: vec![44], ..v6() }, Err(Reason::Fragment));
         check(&FrameBuilder { extensions: vec![0, 44], ..v6() }, Err(Reason::Fragment));
         check(&FrameBuilder { segments_left: 1, extensions: vec![43], ..v6() }, Err(Reason::SourceRouted));

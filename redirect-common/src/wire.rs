@@ -6,8 +6,10 @@
 /// The type is `repr(C)` or an array, has alignment 1, no padding, and every bit pattern is valid.
 pub unsafe trait Wire: Copy + 'static {}
 
-// SAFETY: a byte array.
-unsafe impl<const N: usize> Wire for [u8; N] {}
+// SAFETY: a byte.
+unsafe impl Wire for u8 {}
+// SAFETY: an array adds neither padding nor alignment.
+unsafe impl<T: Wire, const N: usize> Wire for [T; N] {}
 
 macro_rules! wire {
     ($($(#[$attribute:meta])* $name:ident, $len:literal { $($(#[$field_attribute:meta])* $field:ident: $type:ty),* $(,)? })*) => { $(

@@ -1,1 +1,61 @@
+//! The BPF programs: one for each hook, each a few lines around [`redirect_common::handle::handle`].
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+mod frame;
+mod maps;
+
+use aya_ebpf::{
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
+};
+use redirect_common::{flow::Direction, handle::handle, reason::Verdict};
+
+use crate::{
+    frame::{SocketBuffer, XdpFrame},
+    maps::Maps,
+};
+
+/// Subscriber -> relay, where the driver runs XDP.
+#[xdp(frags)]
+pub(crate) fn redirect_xdp(context: XdpContext) -> u32 {
+    match handle(&mut XdpFrame(context), &Maps, Direction::Forward) {
+        Verdict::Pass | Verdict::Redirect => xdp_action::XDP_PASS,
+        Verdict::Drop => xdp_action::XDP_DROP,
+    }
+}
+
+/// Subscriber -> relay, at ingress of any device.
+#[classifier]
+pub(crate) fn redirect_ingress(context: TcContext) -> i32 {
+    control_code(handle(&mut SocketBuffer(context), &Maps, Direction::Forward))
+}
+
+/// Relay -> subscriber, at egress of the device that the subscriber is behind.
+#[classifier]
+pub(crate) fn redirect_egress(context: TcContext) -> i32 {
+    control_code(handle(&mut SocketBuffer(context), &Maps, Direction::Reply))
+}
+
+/// "Unspecified" lets other filters of the same hook see the packet as well.
+#[inline(always)]
+fn control_code(verdict: Verdict) -> i32 {
+    match verdict {
+        Verdict::Pass | Verdict::Redirect => TC_ACT_UNSPEC,
+        Verdict::Drop => TC_ACT_SHOT,
+    }
+}
+
+/// Some kernel helpers are for GPL-compatible programs only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    loop {}
+}
+
+#[cfg(not(target_arch = "bpf"))]
 fn main() {}
