@@ -1,1 +1,44 @@
+//! The SMTP relay (RFC 5321): takes the mail of redirected subscribers and hands it to their gateway while they wait.
+//!
+//! Cut-through: nothing is stored. The client's 250 for a message is the gateway's 250, passed on; the gateway gets the
+//! final dot only after the client's exact CRLF "." CRLF. The relay knows nothing of packets or BPF: the caller tells it,
+//! through [`Directory`], who the client is, where it meant to go and which gateway serves its class.
+//!
+//! Spoken to clients: HELO, EHLO, MAIL, RCPT, DATA, RSET, NOOP, QUIT, VRFY (252) with PIPELINING (RFC 2920), SIZE
+//! (RFC 1870), 8BITMIME (RFC 6152) and ENHANCEDSTATUSCODES (RFC 2034). Spoken to gateways: the same over plain TCP, as
+//! far as the gateway offers it.
+//!
+//! | module | owns |
+//! |---|---|
+//! | `session` | one client's session: octets and events in, octets and actions out |
+//! | `upstream` | the conversation with a gateway, likewise |
+//! | `command`, `address` | the strict grammar of what clients say |
+//! | `reply` | replies, both directions |
+//! | `data` | the framing of a body |
+//! | `trace` | the `Received:` field |
+//! | `limits` | every bound and every wait |
+//! | `driver` | sockets, timers, tasks: the only module that does IO |
+//! | `relay`, `addrs`, `record`, `counters`, `buffer` | what the caller gives and gets; values |
 
+mod address;
+mod addrs;
+mod buffer;
+mod command;
+mod counters;
+mod data;
+mod driver;
+mod limits;
+mod record;
+mod relay;
+mod reply;
+mod session;
+mod trace;
+mod upstream;
+
+pub use crate::{
+    addrs::{ClientAddr, GatewayAddr, OriginalDst},
+    counters::Counters,
+    driver::run,
+    limits::{Limits, Timeouts},
+    relay::{Directory, Endpoint, Gateway, Identity, Relay, Settings},
+};

@@ -1,0 +1,81 @@
+//! A byte queue: filled at the end, taken from the front, without memory of its own while it is empty and was large.
+
+use crate::limits::BUFFER_KEPT;
+
+#[derive(Debug, Default)]
+pub(crate) struct Buffer {
+    bytes: Vec<u8>,
+    taken: usize,
+}
+
+impl Buffer {
+    /// What has been put in and not been taken.
+    pub(crate) fn filled(&self) -> &[u8] {
+        &self.bytes[self.taken..]
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len() - self.taken
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub(crate) fn extend(&mut self, bytes: &[u8]) {
+        // The taken front is only reclaimed here, and only when that makes room: each byte moves at most once per fill.
+        if self.taken > 0 && self.bytes.len() + bytes.len() > self.bytes.capacity() {
+            self.bytes.drain(..self.taken);
+            self.taken = 0;
+        }
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    pub(crate) fn take(&mut self, count: usize) {
+        self.taken += count;
+        debug_assert!(self.taken <= self.bytes.len());
+        if self.is_empty() {
+            self.clear();
+        }
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.taken = 0;
+        self.bytes.clear();
+        if self.bytes.capacity() > BUFFER_KEPT {
+            self.bytes = Vec::new();
+        }
+    }
+}
+
+/// Formatted text goes straight into the queue.
+impl std::fmt::Write for Buffer {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        self.extend(text.as_bytes());
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_leave_in_the_order_they_came() {
+        let mut buffer = Buffer::default();
+        buffer.extend(b"abc");
+        buffer.take(2);
+        buffer.extend(b"def");
+        assert_eq!(buffer.filled(), b"cdef");
+        buffer.take(4);
+        assert!(buffer.is_empty());
+    }
+
+    #[test]
+    fn an_emptied_large_buffer_holds_no_memory() {
+        let mut buffer = Buffer::default();
+        buffer.extend(&[0; 4 * BUFFER_KEPT]);
+        buffer.take(4 * BUFFER_KEPT);
+        assert_eq!(buffer.bytes.capacity(), 0);
+    }
+}

@@ -1,0 +1,488 @@
+//! The sockets and clocks around [`Session`]: one task per client, which moves octets and does what the session asks.
+//!
+//! A task waits for everything at once in [`Conversation::poll`]. Octets are read into a buffer of the thread, so a
+//! session that waits owns no read buffer.
+
+use std::{
+    cell::RefCell,
+    collections::VecDeque,
+    future::{Future, poll_fn},
+    io,
+    mem::MaybeUninit,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    net::{TcpListener, TcpStream, lookup_host},
+    time::{Instant, Sleep, sleep, sleep_until, timeout},
+};
+use tokio_util::{
+    sync::{CancellationToken, WaitForCancellationFuture},
+    task::TaskTracker,
+};
+use tracing::{debug, info, warn};
+
+use crate::{
+    buffer::Buffer,
+    limits::READ_MAX,
+    record::{Outcome, Record},
+    relay::{Directory, Endpoint, Gateway, Identity, Relay},
+    reply::Reply,
+    session::{Action, EARLY_TALK, NO_CLASS, NOT_IDENTIFIED, Note, Session, TOO_MANY_SESSIONS},
+    upstream::Failure,
+};
+
+/// Between two tries to accept when the system has no descriptor or memory left: the listener stays readable meanwhile.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Octets that are read and forgotten after our last words to a client.
+const LINGER_OCTETS_MAX: usize = 1024 * 1024;
+
+thread_local! {
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_MAX].into());
+}
+
+/// Serves the clients of `listener` until `shutdown`. Then accepts no more, lets open transactions go on for
+/// [`Settings::drain`](crate::Settings::drain), ends what is left, and returns when no task of it remains.
+///
+/// Any number of listeners may share one relay, each with a `run` of its own.
+pub async fn run<D: Directory>(listener: TcpListener, relay: Arc<Relay<D>>, shutdown: CancellationToken) {
+    let tasks = TaskTracker::new();
+    let signals = Signals { shutdown, drained: CancellationToken::new() };
+    let over = CancellationToken::new();
+    while let Some(accepted) = signals.shutdown.run_until_cancelled(listener.accept()).await {
+        match accepted {
+            Ok((stream, peer)) => {
+                relay.meters.sessions_opened.increment();
+                let Some(place) = Place::take(&relay) else {
+                    relay.meters.sessions_limited.increment();
+                    debug!(%peer, "too many sessions");
+                    send_now(&stream, &TOO_MANY_SESSIONS);
+                    continue;
+                };
+                let serve = serve(stream, peer, place, signals.clone(), tasks.clone());
+                let over = over.clone();
+                tasks.spawn(async move { over.run_until_cancelled(serve).await });
+            }
+            Err(error) => {
+                warn!(%error, "cannot accept a connection");
+                signals.shutdown.run_until_cancelled(sleep(ACCEPT_PAUSE)).await;
+            }
+        }
+    }
+    drop(listener);
+    tasks.close();
+    if timeout(relay.settings.drain, tasks.wait()).await.is_err() {
+        signals.drained.cancel();
+        if timeout(2 * relay.settings.timeouts.farewell, tasks.wait()).await.is_err() {
+            over.cancel();
+            tasks.wait().await;
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Signals {
+    /// Begin no transaction.
+    shutdown: CancellationToken,
+    /// End the transactions that are open.
+    drained: CancellationToken,
+}
+
+/// One of the sessions that may be open at a time.
+struct Place<D: Directory>(Arc<Relay<D>>);
+
+impl<D: Directory> Place<D> {
+    fn take(relay: &Arc<Relay<D>>) -> Option<Self> {
+        let free = relay.meters.sessions_active.increment_below(relay.settings.sessions_max);
+        free.then(|| Self(Arc::clone(relay)))
+    }
+}
+
+impl<D: Directory> Drop for Place<D> {
+    fn drop(&mut self) {
+        self.0.meters.sessions_active.decrement();
+    }
+}
+
+async fn serve<D: Directory>(
+    stream: TcpStream,
+    peer: SocketAddr,
+    place: Place<D>,
+    signals: Signals,
+    tasks: TaskTracker,
+) {
+    let relay = &*place.0;
+    let stream = match greet(relay, stream, peer).await {
+        Ok((stream, identity)) => {
+            let session = Session::new(Arc::clone(&relay.settings), identity, Instant::now().into_std());
+            let mut conversation = Conversation::new(relay, session, stream, tasks);
+            conversation.run(&signals).await;
+            conversation.session.client_may_talk().then_some(conversation.client)
+        }
+        Err(stream) => stream,
+    };
+    // A close with unread octets would reset the connection, and the client might never see our last reply.
+    if let Some(stream) = stream {
+        let _ = timeout(relay.settings.timeouts.farewell, linger(stream)).await;
+    }
+}
+
+/// Finds out who the client is. Who gets no session gets the reply that says so: the stream is to be closed.
+async fn greet<D: Directory>(
+    relay: &Relay<D>,
+    stream: TcpStream,
+    peer: SocketAddr,
+) -> Result<(TcpStream, Identity), Option<TcpStream>> {
+    let timeouts = &relay.settings.timeouts;
+    // Replies are short and each is awaited: Nagle's algorithm with delayed ACKs would cost 40 ms for every one.
+    let (Ok(()), Ok(local)) = (stream.set_nodelay(true), stream.local_addr()) else { return Err(None) };
+    let identity = match timeout(timeouts.identify, relay.directory.identify(peer, local)).await {
+        Ok(Some(identity)) => identity,
+        Ok(None) => {
+            relay.meters.sessions_refused.increment();
+            info!(%peer, %local, "refused: no class");
+            send_now(&stream, &NO_CLASS);
+            return Err(Some(stream));
+        }
+        Err(_) => {
+            warn!(%peer, "the directory did not answer in time");
+            send_now(&stream, &NOT_IDENTIFIED);
+            return Err(Some(stream));
+        }
+    };
+    if !timeouts.greet_pause.is_zero() {
+        let _ = timeout(timeouts.greet_pause, stream.readable()).await;
+    }
+    if SockRef::from(&stream).peek(&mut [MaybeUninit::uninit()]).is_ok_and(|octets| octets > 0) {
+        relay.meters.sessions_cut.increment();
+        info!(subscriber = %identity.client, class = %identity.class, "cut: talked before the banner");
+        send_now(&stream, &EARLY_TALK);
+        return Err(Some(stream));
+    }
+    Ok((stream, identity))
+}
+
+/// A fresh connection's send buffer is empty, so this neither blocks nor cuts the reply short.
+fn send_now(stream: &TcpStream, reply: &Reply) {
+    let mut out = Buffer::default();
+    reply.write(&mut out);
+    let _ = SockRef::from(stream).send(out.filled());
+}
+
+/// Half-closes and waits for the client's end.
+async fn linger(mut stream: TcpStream) -> io::Result<()> {
+    stream.shutdown().await?;
+    let mut rest = LINGER_OCTETS_MAX;
+    let mut scratch = [0; 1024];
+    while rest > 0 {
+        match stream.read(&mut scratch).await? {
+            0 => break,
+            octets => rest = rest.saturating_sub(octets),
+        }
+    }
+    Ok(())
+}
+
+/// QUIT, and the gateway's 221, which we do not need but which it likes to deliver.
+async fn quit(mut stream: TcpStream) -> io::Result<()> {
+    stream.write_all(b"QUIT\r\n").await?;
+    linger(stream).await
+}
+
+/// What an errand brings home.
+enum Found {
+    Gateway(Option<Gateway>),
+    /// With the addresses that were not needed.
+    Connection(TcpStream, VecDeque<SocketAddr>),
+    Nothing,
+}
+
+type Errand<'a> = Pin<Box<dyn Future<Output = Found> + Send + 'a>>;
+
+/// The time that is left is shared evenly, so that one dead address cannot use up the chance of the next.
+async fn connect(mut untried: VecDeque<SocketAddr>, until: Instant) -> Found {
+    while let Some(address) = untried.pop_front() {
+        let share = until.saturating_duration_since(Instant::now())
+            / (1 + u32::try_from(untried.len()).unwrap_or(u32::MAX - 1));
+        match timeout(share, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) if stream.set_nodelay(true).is_ok() => return Found::Connection(stream, untried),
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => debug!(%address, %error, "cannot connect to the gateway"),
+            Err(_) => debug!(%address, "the gateway does not answer"),
+        }
+    }
+    Found::Nothing
+}
+
+async fn resolve_and_connect(gateway: Gateway, until: Instant) -> Found {
+    let addresses = match gateway.endpoint {
+        Endpoint::Addresses(addresses) => addresses.iter().map(|address| address.get()).collect(),
+        Endpoint::Host { name, port } => match lookup_host((&*name, port)).await {
+            Ok(addresses) => addresses.collect(),
+            Err(error) => {
+                debug!(gateway = %gateway.name, host = %name, %error, "cannot resolve the gateway");
+                return Found::Nothing;
+            }
+        },
+    };
+    connect(addresses, until).await
+}
+
+/// A session with its sockets.
+struct Conversation<'a, D> {
+    relay: &'a Relay<D>,
+    session: Session,
+    client: TcpStream,
+    gateway: Option<TcpStream>,
+    errand: Option<Errand<'a>>,
+    untried: VecDeque<SocketAddr>,
+    tasks: TaskTracker,
+    /// When the timer goes off. It may be earlier than needed: deadlines mostly move back, and then it is left alone.
+    armed: Option<Instant>,
+    draining: bool,
+    drained: bool,
+}
+
+impl<'a, D: Directory> Conversation<'a, D> {
+    fn new(relay: &'a Relay<D>, session: Session, client: TcpStream, tasks: TaskTracker) -> Self {
+        Self {
+            relay,
+            session,
+            client,
+            gateway: None,
+            errand: None,
+            untried: VecDeque::new(),
+            tasks,
+            armed: None,
+            draining: false,
+            drained: false,
+        }
+    }
+
+    async fn run(&mut self, signals: &Signals) {
+        let mut timer = pin!(sleep_until(Instant::now()));
+        let mut shutdown = pin!(signals.shutdown.cancelled());
+        let mut drained = pin!(signals.drained.cancelled());
+        poll_fn(|cx| self.poll(cx, timer.as_mut(), shutdown.as_mut(), drained.as_mut())).await;
+    }
+
+    /// Goes on until the session is done or everything it waits for is pending. Tokio's budget for each turn of a task
+    /// makes even a stream that never pauses pend now and then.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut timer: Pin<&mut Sleep>,
+        mut shutdown: Pin<&mut WaitForCancellationFuture<'_>>,
+        mut drained: Pin<&mut WaitForCancellationFuture<'_>>,
+    ) -> Poll<()> {
+        loop {
+            if !self.draining && shutdown.as_mut().poll(cx).is_ready() {
+                self.draining = true;
+                self.session.on_shutdown(now());
+            }
+            if !self.drained && drained.as_mut().poll(cx).is_ready() {
+                self.drained = true;
+                self.session.on_drained(now());
+            }
+            self.act();
+            if self.session.is_done() {
+                return Poll::Ready(());
+            }
+            // Written before read: what is taken from one side first makes room on the other.
+            let moved = [
+                self.poll_client_write(cx),
+                self.poll_gateway_write(cx),
+                self.poll_client_read(cx),
+                self.poll_gateway_read(cx),
+                self.poll_errand(cx),
+                self.poll_timer(cx, timer.as_mut()),
+            ];
+            if moved.iter().all(Poll::is_pending) {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    fn act(&mut self) {
+        while let Some(action) = self.session.next_action() {
+            match action {
+                Action::FindGateway => {
+                    let directory = &self.relay.directory;
+                    let identity = self.session.identity().clone();
+                    self.errand = Some(Box::pin(async move { Found::Gateway(directory.gateway(&identity).await) }));
+                }
+                Action::Connect { gateway, until } => {
+                    self.errand = Some(Box::pin(resolve_and_connect(gateway, until.into())));
+                }
+                Action::ConnectNext { until } => {
+                    self.errand = Some(Box::pin(connect(std::mem::take(&mut self.untried), until.into())));
+                }
+                Action::Hangup { quit: politely } => {
+                    self.errand = None;
+                    if let Some(stream) = self.gateway.take()
+                        && politely
+                    {
+                        let limit = self.relay.settings.timeouts.farewell;
+                        self.tasks.spawn(async move {
+                            let _ = timeout(limit, quit(stream)).await;
+                        });
+                    }
+                }
+                Action::Record(record) => self.record(&record),
+                Action::Note(note) => self.note(note),
+            }
+        }
+    }
+
+    fn poll_client_write(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let out = self.session.client_out();
+        if out.is_empty() {
+            return Poll::Pending;
+        }
+        match ready!(Pin::new(&mut self.client).poll_write(cx, out)) {
+            Ok(octets) if octets > 0 => self.session.client_sent(octets, now()),
+            _ => self.session.on_client_gone(now()),
+        }
+        Poll::Ready(())
+    }
+
+    fn poll_gateway_write(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let out = self.session.gateway_out();
+        let Some(gateway) = self.gateway.as_mut().filter(|_| !out.is_empty()) else { return Poll::Pending };
+        match ready!(Pin::new(gateway).poll_write(cx, out)) {
+            Ok(octets) if octets > 0 => self.session.gateway_sent(octets, now()),
+            _ => self.session.on_gateway_closed(now()),
+        }
+        self.act();
+        Poll::Ready(())
+    }
+
+    fn poll_client_read(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.session.wants_client() {
+            return Poll::Pending;
+        }
+        let Self { client, session, .. } = self;
+        ready!(poll_read(client, cx, |read| match read {
+            Ok([]) => session.on_client_ended(now()),
+            Ok(bytes) => session.on_client(bytes, now()),
+            Err(_) => session.on_client_gone(now()),
+        }));
+        self.act();
+        Poll::Ready(())
+    }
+
+    fn poll_gateway_read(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Self { gateway: Some(gateway), session, .. } = self else { return Poll::Pending };
+        ready!(poll_read(gateway, cx, |read| match read {
+            Ok([]) | Err(_) => session.on_gateway_closed(now()),
+            Ok(bytes) => session.on_gateway_octets(bytes, now()),
+        }));
+        self.act();
+        Poll::Ready(())
+    }
+
+    fn poll_errand(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(errand) = &mut self.errand else { return Poll::Pending };
+        let found = ready!(errand.as_mut().poll(cx));
+        self.errand = None;
+        match found {
+            Found::Gateway(gateway) => self.session.on_gateway(gateway, now()),
+            Found::Connection(stream, untried) => {
+                self.relay.meters.gateway_connections.increment();
+                self.gateway = Some(stream);
+                self.untried = untried;
+                self.session.on_connected(now());
+            }
+            Found::Nothing => self.session.on_unreachable(now()),
+        }
+        Poll::Ready(())
+    }
+
+    fn poll_timer(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<()> {
+        let Some(deadline) = self.session.deadline().map(Instant::from) else { return Poll::Pending };
+        if self.armed.is_none_or(|armed| deadline < armed) {
+            timer.as_mut().reset(deadline);
+            self.armed = Some(deadline);
+        }
+        ready!(timer.poll(cx));
+        self.armed = None;
+        self.session.on_deadline(now());
+        Poll::Ready(())
+    }
+
+    fn record(&self, record: &Record) {
+        let meters = &self.relay.meters;
+        match record.outcome {
+            Outcome::Accepted => {
+                meters.messages_accepted.increment();
+                meters.octets_accepted.add(record.octets);
+            }
+            Outcome::Rejected => meters.messages_rejected.increment(),
+            Outcome::Deferred => meters.messages_deferred.increment(),
+            Outcome::Aborted => meters.messages_aborted.increment(),
+        }
+        if record.duplicate_risk() {
+            meters.duplicate_risk.increment();
+        }
+        if record.smuggling() {
+            meters.smuggling_refused.increment();
+        }
+        let Identity { client, original, class } = self.session.identity();
+        info!(
+            subscriber = %client,
+            class = &**class,
+            original = %original,
+            gateway = record.gateway.as_deref(),
+            size = record.octets,
+            recipients = record.recipients,
+            outcome = record.outcome.as_str(),
+            cause = record.cause.as_str(),
+            code = record.code,
+            duplicate_risk = record.duplicate_risk(),
+            client_gone = record.client_gone,
+            duration_ms = u64::try_from(record.duration.as_millis()).unwrap_or(u64::MAX),
+            "message"
+        );
+    }
+
+    fn note(&self, note: Note) {
+        let meters = &self.relay.meters;
+        let subscriber = self.session.identity().client;
+        match note {
+            Note::ClientTimeout => meters.client_timeouts.increment(),
+            Note::Cut => meters.sessions_cut.increment(),
+            Note::GatewayUnreachable => {
+                meters.gateway_failures.increment();
+                debug!(%subscriber, "the gateway is unreachable");
+            }
+            Note::GatewayFailed(failure) => {
+                meters.gateway_failures.increment();
+                if failure == Failure::Timeout {
+                    meters.gateway_timeouts.increment();
+                }
+                debug!(%subscriber, %failure, "gateway connection lost");
+            }
+        }
+    }
+}
+
+/// Reads into the thread's buffer, which `take` has for as long as it runs.
+fn poll_read(stream: &mut TcpStream, cx: &mut Context<'_>, take: impl FnOnce(io::Result<&[u8]>)) -> Poll<()> {
+    SCRATCH.with_borrow_mut(|scratch| {
+        let mut buffer = ReadBuf::new(scratch);
+        let result = ready!(Pin::new(stream).poll_read(cx, &mut buffer));
+        take(result.map(|()| buffer.filled()));
+        Poll::Ready(())
+    })
+}
+
+/// Tokio's clock, so that tests may stop it.
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
+}

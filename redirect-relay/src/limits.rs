@@ -1,0 +1,131 @@
+//! Every bound of the relay: how much, how many, how long, with the RFC 5321 section that speaks of it.
+//!
+//! A wait without an entry here does not exist, and neither does a buffer.
+
+use std::time::Duration;
+
+/// Octets of a command line including its CRLF (RFC 5321 section 4.5.3.1.4).
+pub(crate) const COMMAND_LINE_MAX: usize = 512;
+/// Octets that SIZE (RFC 1870: 26) and 8BITMIME (RFC 6152: 17) add to a MAIL line.
+pub(crate) const MAIL_LINE_MAX: usize = COMMAND_LINE_MAX + 26 + 17;
+/// Octets of one reply line including its CRLF (RFC 5321 section 4.5.3.1.5).
+pub(crate) const REPLY_LINE_MAX: usize = 512;
+/// Lines of one reply; the RFC names no bound, real EHLO replies have fewer than 20.
+pub(crate) const REPLY_LINES_MAX: usize = 100;
+/// Octets of a gateway's reply text that are kept to be shown to the client; the rest is checked and dropped.
+pub(crate) const REPLY_TEXT_MAX: usize = 1024;
+/// Octets of a local part (RFC 5321 section 4.5.3.1.1).
+pub(crate) const LOCAL_PART_MAX: usize = 64;
+/// Octets of a domain (RFC 5321 section 4.5.3.1.2) and of one of its labels (RFC 1035 section 2.3.4).
+pub(crate) const DOMAIN_MAX: usize = 255;
+pub(crate) const LABEL_MAX: usize = 63;
+/// `Received:` fields that a message may carry before it counts as a loop (RFC 5321 section 6.3 asks for at least 100).
+pub(crate) const HOPS_MAX: u32 = 100;
+
+/// Octets taken from a socket in one read.
+pub(crate) const READ_MAX: usize = 16 * 1024;
+/// Octets waiting for the gateway above which the client's body is not read: so at most this plus one read is held.
+pub(crate) const TO_GATEWAY_HIGH: usize = 16 * 1024;
+/// Octets of replies waiting for the client above which no further command is taken.
+pub(crate) const TO_CLIENT_HIGH: usize = 4 * 1024;
+/// Buffers that are larger than this when they run empty give their memory back, so that an idle session stays small.
+pub(crate) const BUFFER_KEPT: usize = 1024;
+/// RCPT commands on their way to the gateway at one time.
+pub(crate) const RECIPIENTS_IN_FLIGHT: usize = 16;
+
+/// How many of a thing one client session may do.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Recipients of one message; at least 100 (RFC 5321 section 4.5.3.1.8). One more is answered 452 4.5.3.
+    pub recipients_max: u32,
+    /// RCPT commands refused with 452 4.5.3 in one transaction before the session is closed.
+    pub recipients_overshoot_max: u32,
+    /// Recipients that the gateway refused for good (5xx) in one session before it is closed: a dictionary attack.
+    pub recipients_refused_max: u32,
+    /// Commands answered with a protocol error before the session is closed.
+    pub errors_max: u32,
+    /// Commands other than RCPT since the last message before the session is closed.
+    pub commands_max: u32,
+    /// Octets of body that must arrive within each [`Timeouts::data_block`]: the least data rate.
+    pub data_block_octets: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            recipients_max: 100,
+            recipients_overshoot_max: 1000,
+            recipients_refused_max: 100,
+            errors_max: 20,
+            commands_max: 200,
+            data_block_octets: 64 * 1024,
+        }
+    }
+}
+
+/// How long each wait may last. Everything we wait for on the gateway's side ends before the client's own timer does.
+#[derive(Debug, Clone)]
+pub struct Timeouts {
+    /// The caller's [`Directory::identify`](crate::Directory::identify).
+    pub identify: Duration,
+    /// Silence kept before the banner to catch a client that talks first. Zero only catches those already heard.
+    pub greet_pause: Duration,
+    /// The client's next command, whole, however its octets trickle in (RFC 5321 section 4.5.3.2.7: at least 5 min).
+    pub command: Duration,
+    /// The client's next [`Limits::data_block_octets`] of body (section 4.5.3.2.5 grants 3 min to a block).
+    pub data_block: Duration,
+    /// Until a client has taken all replies that wait for it.
+    pub client_write: Duration,
+    /// Name lookup and TCP connect to the gateway, all its addresses together.
+    pub connect: Duration,
+    /// The gateway's banner (section 4.5.3.2.1) and each answer to EHLO and HELO.
+    pub greeting: Duration,
+    /// The gateway's answer to MAIL and to RSET (section 4.5.3.2.2).
+    pub mail: Duration,
+    /// The gateway's answer to each RCPT (section 4.5.3.2.3).
+    pub recipient: Duration,
+    /// The gateway's answer to DATA; the client waits 2 min for ours (section 4.5.3.2.4).
+    pub data: Duration,
+    /// Until the gateway takes more of the body (section 4.5.3.2.5).
+    pub gateway_write: Duration,
+    /// The gateway's verdict after the final dot; the client waits 10 min for ours (section 4.5.3.2.6).
+    pub verdict: Duration,
+    /// A gateway connection without a transaction.
+    pub gateway_idle: Duration,
+    /// The gateway's 221 to our QUIT, and a client's FIN after our last reply to it.
+    pub farewell: Duration,
+}
+
+impl Timeouts {
+    const DEFAULT: Self = Self {
+        identify: Duration::from_secs(5),
+        greet_pause: Duration::ZERO,
+        command: Duration::from_mins(5),
+        data_block: Duration::from_mins(5),
+        client_write: Duration::from_mins(1),
+        connect: Duration::from_secs(30),
+        greeting: Duration::from_secs(45),
+        mail: Duration::from_secs(45),
+        recipient: Duration::from_secs(90),
+        data: Duration::from_secs(100),
+        gateway_write: Duration::from_mins(3),
+        verdict: Duration::from_secs(570),
+        gateway_idle: Duration::from_secs(30),
+        farewell: Duration::from_secs(2),
+    };
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
+// The first RCPT may have to wait for connect, banner, EHLO, HELO, MAIL and RCPT in turn. The client waits 5 min for it.
+const _: () = {
+    let t = Timeouts::DEFAULT;
+    let first_recipient = t.connect.as_secs() + 3 * t.greeting.as_secs() + t.mail.as_secs() + t.recipient.as_secs();
+    assert!(first_recipient <= 300);
+    assert!(t.data.as_secs() < 120);
+    assert!(t.verdict.as_secs() < 600);
+};

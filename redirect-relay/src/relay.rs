@@ -1,0 +1,94 @@
+//! What the caller gives: settings, and a directory that knows subscribers and gateways.
+
+use std::{future::Future, net::SocketAddr, sync::Arc};
+
+use jiff::Timestamp;
+
+use crate::{
+    addrs::{ClientAddr, GatewayAddr, OriginalDst},
+    counters::{Counters, Meters},
+    limits::{Limits, Timeouts},
+};
+
+/// Who is on the other side of an accepted connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    pub client: ClientAddr,
+    pub original: OriginalDst,
+    pub class: Arc<str>,
+}
+
+/// A server that takes the mail of a class.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gateway {
+    /// What the operator calls it: for logs.
+    pub name: Arc<str>,
+    pub endpoint: Endpoint,
+}
+
+/// Where a gateway is found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    /// Tried in this order.
+    Addresses(Arc<[GatewayAddr]>),
+    /// Resolved at each connect, through the system's resolver.
+    Host { name: Arc<str>, port: u16 },
+}
+
+/// The caller's knowledge of subscribers and gateways.
+pub trait Directory: Send + Sync + 'static {
+    /// Who connected from `peer` to our socket `local`. `None`: the source has no class, and gets no service.
+    fn identify(&self, peer: SocketAddr, local: SocketAddr) -> impl Future<Output = Option<Identity>> + Send;
+
+    /// The gateway for a client's next message; asked once for each, at MAIL. The answer holds for the whole transaction.
+    fn gateway(&self, identity: &Identity) -> impl Future<Output = Option<Gateway>> + Send;
+}
+
+/// How the relay behaves toward every client.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Our name in the banner, in EHLO and in trace fields: a domain name, checked by the caller.
+    pub hostname: Arc<str>,
+    /// The largest message, in octets (RFC 1870).
+    pub size_max: u64,
+    /// Sessions open at one time; one more is told 421 4.3.2.
+    pub sessions_max: u64,
+    /// How long open transactions may go on after a shutdown began.
+    pub drain: std::time::Duration,
+    pub limits: Limits,
+    pub timeouts: Timeouts,
+    /// The wall clock of trace fields.
+    pub clock: fn() -> Timestamp,
+}
+
+impl Settings {
+    pub fn new(hostname: impl Into<Arc<str>>) -> Self {
+        Self {
+            hostname: hostname.into(),
+            size_max: 50 * 1024 * 1024,
+            sessions_max: 10_000,
+            drain: std::time::Duration::from_secs(30),
+            limits: Limits::default(),
+            timeouts: Timeouts::default(),
+            clock: Timestamp::now,
+        }
+    }
+}
+
+/// A relay: shared by all listeners that the caller runs for it.
+#[derive(Debug)]
+pub struct Relay<D> {
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) directory: D,
+    pub(crate) meters: Meters,
+}
+
+impl<D: Directory> Relay<D> {
+    pub fn new(settings: Settings, directory: D) -> Self {
+        Self { settings: Arc::new(settings), directory, meters: Meters::default() }
+    }
+
+    pub fn counters(&self) -> Counters {
+        self.meters.snapshot()
+    }
+}

@@ -1,0 +1,916 @@
+//! One client's session: octets and events in, octets and actions out; no sockets, no clock of its own.
+//!
+//! ```text
+//!            EHLO, MAIL, RCPT, ...                    354               CRLF.CRLF            reply
+//!  banner -> Command ------ DATA ------> AwaitGo -----------> Body ------------> Verdict ------------> Command
+//!               |                           | refused           | fault, size, loop, gateway lost:
+//!               |                           v                   | swallow to CRLF.CRLF, refuse
+//!               |                        Command                `----------------------------------> Command
+//!               `-- QUIT, 421, a fault --> Closing
+//! ```
+//!
+//! Cut-through: each verdict is the gateway's. The client's 250 for a message follows the gateway's, and the gateway gets
+//! the final dot only after the client's exact CRLF.CRLF and all our own verdicts. Whatever else ends a body (EOF, a
+//! time-out, a fault) ends the gateway connection without the dot.
+//!
+//! Replies keep the order of their commands. While RCPTs are with the gateway only further RCPTs are taken; every other
+//! command waits in `input`, which is bounded because reading stops.
+
+use std::{collections::VecDeque, mem, sync::Arc, time::Instant};
+
+use crate::{
+    address::Recipient,
+    buffer::Buffer,
+    command::{self, Command, Mail, Refusal},
+    data::Scanner,
+    limits::{HOPS_MAX, MAIL_LINE_MAX, RECIPIENTS_IN_FLIGHT, TO_CLIENT_HIGH, TO_GATEWAY_HIGH},
+    record::{Cause, Outcome, Record},
+    relay::{Gateway, Identity, Settings},
+    reply::Reply,
+    trace::{self, Helo, Hops},
+    upstream::{Event, Failure, Upstream},
+};
+
+/// What the driver must do. At most one gateway connection or attempt exists at a time.
+#[derive(Debug)]
+pub(crate) enum Action {
+    /// Ask the directory, then call [`Session::on_gateway`]. Replaces an earlier question.
+    FindGateway,
+    /// Connect, then call [`Session::on_connected`] or [`Session::on_unreachable`]. All addresses share the time `until`.
+    Connect {
+        gateway: Gateway,
+        until: Instant,
+    },
+    /// Connect to the next address of the same gateway.
+    ConnectNext {
+        until: Instant,
+    },
+    /// Forget a question or attempt under way and close the gateway connection, with QUIT if that is in order.
+    Hangup {
+        quit: bool,
+    },
+    /// A message or an attempt at one is over.
+    Record(Record),
+    Note(Note),
+}
+
+/// Things worth counting that are no message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Note {
+    ClientTimeout,
+    /// We ended the session for what the client did.
+    Cut,
+    GatewayUnreachable,
+    GatewayFailed(Failure),
+}
+
+/// Answers to those who get no session.
+pub(crate) const NO_CLASS: Reply = Reply::new(554, 7, 1, "No mail service for your address");
+pub(crate) const TOO_MANY_SESSIONS: Reply = Reply::new(421, 3, 2, "Too many sessions, try again later");
+pub(crate) const NOT_IDENTIFIED: Reply = Reply::new(421, 3, 0, "Temporary failure, try again later");
+pub(crate) const EARLY_TALK: Reply = Reply::new(554, 5, 0, "Wait for the reply before you go on");
+
+const OK: Reply = Reply::new(250, 0, 0, "Ok");
+const SENDER_OK: Reply = Reply::new(250, 1, 0, "Sender ok");
+const BYE: Reply = Reply::new(221, 0, 0, "Bye");
+const NOT_VERIFIED: Reply = Reply::new(252, 0, 0, "Cannot verify, send mail and see");
+const HELLO_FIRST: Reply = Reply::new(503, 5, 1, "Send EHLO first");
+const NESTED_MAIL: Reply = Reply::new(503, 5, 1, "A transaction is open");
+const MAIL_FIRST: Reply = Reply::new(503, 5, 1, "Send MAIL first");
+const RCPT_FIRST: Reply = Reply::new(503, 5, 1, "Send RCPT first");
+const NO_EXTENSIONS: Reply = Reply::new(555, 5, 4, "Parameters need EHLO");
+const NO_RECIPIENTS: Reply = Reply::new(554, 5, 1, "No valid recipients");
+const TOO_MANY_RECIPIENTS: Reply = Reply::new(452, 5, 3, "Too many recipients, send the others separately");
+const TOO_BIG: Reply = Reply::new(552, 3, 4, "Message too big");
+const LOOP: Reply = Reply::new(554, 4, 6, "Too many hops, mail loop");
+const LINE_ENDINGS: Reply = Reply::new(550, 5, 2, "Message contains a CR, LF or NUL that is no line end");
+const TOO_MANY_ERRORS: Reply = Reply::new(421, 7, 0, "Too many errors");
+const TOO_MANY_COMMANDS: Reply = Reply::new(421, 7, 0, "Too many commands without a message");
+const TOO_MANY_REFUSED: Reply = Reply::new(421, 7, 1, "Too many refused recipients");
+const CLIENT_TIMEOUT: Reply = Reply::new(421, 4, 2, "Timeout");
+const CLIENT_CUT: Reply = Reply::new(421, 4, 2, "Connection ended within a message");
+const SHUTDOWN: Reply = Reply::new(421, 3, 2, "Service is shutting down");
+const NO_GATEWAY: Reply = Reply::new(451, 3, 5, "No mail gateway is configured");
+const GATEWAY_UNREACHABLE: Reply = Reply::new(451, 4, 1, "The mail gateway does not answer");
+const GATEWAY_REFUSES: Reply = Reply::new(451, 3, 2, "The mail gateway refuses service");
+const GATEWAY_LOST: Reply = Reply::new(451, 4, 2, "The connection to the mail gateway is lost");
+const OUTCOME_UNKNOWN: Reply = Reply::new(451, 4, 2, "Outcome unknown, the message may have been delivered");
+
+#[derive(Debug)]
+enum Phase {
+    Command,
+    /// DATA is with the gateway; the client must be silent.
+    AwaitGo,
+    Body(Box<Incoming>),
+    /// The dot is with the gateway.
+    Verdict {
+        octets: u64,
+    },
+    /// The session is over once the client has our last words.
+    Closing,
+}
+
+/// A body on its way.
+#[derive(Debug)]
+struct Incoming {
+    scanner: Scanner,
+    hops: Hops,
+    /// Octets taken from the client, stuffing included.
+    taken: u64,
+    /// Octets passed on, stuffing included.
+    forwarded: u64,
+    /// Octets still to come before the next deadline is granted.
+    block_rest: u64,
+    /// The message is lost; what remains is swallowed and then answered with this.
+    refused: Option<(Reply, Cause)>,
+}
+
+#[derive(Debug)]
+struct Transaction {
+    mail: Mail,
+    stage: Stage,
+    /// The gateway of this message, once known.
+    gateway: Option<Gateway>,
+    /// RCPTs without an answer, oldest first. They are kept so that a fresh connection can repeat them.
+    waiting: VecDeque<Recipient>,
+    accepted: u32,
+    /// RCPTs beyond the limit.
+    overshoot: u32,
+    /// The code of the latest refusal of a recipient.
+    refusal: Option<u16>,
+    /// The client was told something that came from the gateway: the transaction is bound to that connection.
+    bound: bool,
+    started: Instant,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// The directory is asked.
+    Lookup,
+    /// A connection is being made.
+    Opening(Opening),
+    /// MAIL is with the gateway, or accepted by it.
+    Live,
+    /// Every RCPT gets this answer: MAIL was refused or the gateway is out of reach.
+    Refused(Reply),
+}
+
+#[derive(Debug, Clone)]
+struct Opening {
+    since: Instant,
+    /// What recipients are told if no connection comes of it: why the latest one failed.
+    otherwise: Reply,
+}
+
+#[derive(Debug)]
+struct Link {
+    gateway: Gateway,
+    upstream: Upstream,
+    opening: Opening,
+    /// It served an earlier transaction, so it may have been closed meanwhile without any fault.
+    reused: bool,
+    idle_deadline: Instant,
+}
+
+#[derive(Debug)]
+pub(crate) struct Session {
+    settings: Arc<Settings>,
+    identity: Identity,
+    phase: Phase,
+    helo: Option<Helo>,
+    transaction: Option<Transaction>,
+    link: Option<Box<Link>>,
+    input: Buffer,
+    to_client: Buffer,
+    actions: VecDeque<Action>,
+    client_deadline: Instant,
+    write_deadline: Option<Instant>,
+    client_ended: bool,
+    client_gone: bool,
+    draining: bool,
+    errors: u32,
+    commands: u32,
+    recipients_refused: u32,
+}
+
+impl Session {
+    /// Greets the client.
+    pub(crate) fn new(settings: Arc<Settings>, identity: Identity, now: Instant) -> Self {
+        let client_deadline = now + settings.timeouts.command;
+        let mut session = Self {
+            settings,
+            identity,
+            phase: Phase::Command,
+            helo: None,
+            transaction: None,
+            link: None,
+            input: Buffer::default(),
+            to_client: Buffer::default(),
+            actions: VecDeque::new(),
+            client_deadline,
+            write_deadline: None,
+            client_ended: false,
+            client_gone: false,
+            draining: false,
+            errors: 0,
+            commands: 0,
+            recipients_refused: 0,
+        };
+        session.say(&format!("220 {} ESMTP\r\n", session.settings.hostname), now);
+        session
+    }
+
+    pub(crate) const fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    pub(crate) fn next_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// Nothing is left to do; what the gateway or the client may still say does not matter.
+    pub(crate) fn is_done(&self) -> bool {
+        matches!(self.phase, Phase::Closing) && self.to_client.is_empty() && self.actions.is_empty()
+    }
+
+    /// Whether the client may still send what we shall not read: closing at once could cost it our last reply.
+    pub(crate) const fn client_may_talk(&self) -> bool {
+        !self.client_ended
+    }
+
+    /// The earliest wait that ends. Call [`Session::on_deadline`] then.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        let link = self.link.as_ref().and_then(|link| link.upstream.deadline());
+        [self.client_wait(), self.write_deadline, self.opening_deadline(), self.idle_deadline(), link]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    pub(crate) fn on_deadline(&mut self, now: Instant) {
+        let over = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
+        if over(self.write_deadline) {
+            self.actions.push_back(Action::Note(Note::ClientTimeout));
+            return self.on_client_gone(now);
+        }
+        if over(self.client_wait()) {
+            self.actions.push_back(Action::Note(Note::ClientTimeout));
+            return self.end(&CLIENT_TIMEOUT, Cause::ClientTimeout, now);
+        }
+        if over(self.opening_deadline()) {
+            self.on_unreachable(now);
+        }
+        if over(self.idle_deadline()) {
+            self.hangup();
+        }
+        if let Some(link) = &mut self.link {
+            link.upstream.on_deadline(now);
+        }
+        self.advance(now);
+    }
+
+    // ---- The client ----
+
+    /// Whether to read from the client: backpressure is that we do not.
+    pub(crate) fn wants_client(&self) -> bool {
+        if self.client_ended {
+            return false;
+        }
+        match self.phase {
+            Phase::Command => self.input.len() < MAIL_LINE_MAX && self.to_client.len() < TO_CLIENT_HIGH,
+            Phase::AwaitGo => true,
+            Phase::Body(_) => self.gateway_out().len() < TO_GATEWAY_HIGH,
+            // One read ahead, for the next transaction may follow the dot at once (RFC 2920 section 3.1).
+            Phase::Verdict { .. } => self.input.is_empty(),
+            Phase::Closing => false,
+        }
+    }
+
+    pub(crate) fn client_out(&self) -> &[u8] {
+        self.to_client.filled()
+    }
+
+    /// The client's kernel side took `count` octets of [`Session::client_out`].
+    pub(crate) fn client_sent(&mut self, count: usize, now: Instant) {
+        self.to_client.take(count);
+        if self.to_client.is_empty() {
+            self.write_deadline = None;
+        }
+        self.advance(now);
+    }
+
+    pub(crate) fn on_client(&mut self, mut bytes: &[u8], now: Instant) {
+        if matches!(self.phase, Phase::Body(_)) {
+            bytes = &bytes[self.body(bytes, now)..];
+        }
+        match self.phase {
+            Phase::AwaitGo if !bytes.is_empty() => self.cut(&EARLY_TALK, now),
+            Phase::Closing => {}
+            _ => self.input.extend(bytes),
+        }
+        self.advance(now);
+    }
+
+    /// The client will send no more, but may well be listening.
+    pub(crate) fn on_client_ended(&mut self, now: Instant) {
+        self.client_ended = true;
+        self.advance(now);
+    }
+
+    /// The client is neither sending nor listening.
+    pub(crate) fn on_client_gone(&mut self, now: Instant) {
+        self.client_ended = true;
+        self.client_gone = true;
+        self.to_client.clear();
+        self.write_deadline = None;
+        // A message that is with the gateway is awaited: its outcome must be on record.
+        if !matches!(self.phase, Phase::Verdict { .. }) {
+            self.close(Cause::ClientLost, now);
+        }
+    }
+
+    // ---- The gateway ----
+
+    pub(crate) fn on_gateway(&mut self, gateway: Option<Gateway>, now: Instant) {
+        let Some(transaction) = &mut self.transaction else { return };
+        if !matches!(transaction.stage, Stage::Lookup) {
+            return;
+        }
+        transaction.gateway.clone_from(&gateway);
+        match (gateway, &mut self.link) {
+            (None, _) => self.refuse_recipients(&NO_GATEWAY, now),
+            (Some(gateway), Some(link)) if link.gateway == gateway => {
+                link.reused = true;
+                self.start_upstream(now);
+            }
+            (Some(gateway), _) => {
+                transaction.stage = Stage::Opening(Opening { since: now, otherwise: GATEWAY_UNREACHABLE });
+                self.hangup();
+                self.actions.push_back(Action::Connect { gateway, until: now + self.settings.timeouts.connect });
+            }
+        }
+        self.advance(now);
+    }
+
+    pub(crate) fn on_connected(&mut self, now: Instant) {
+        let Some(Transaction { stage: Stage::Opening(opening), gateway: Some(gateway), .. }) = &self.transaction else {
+            return;
+        };
+        let (gateway, opening) = (gateway.clone(), opening.clone());
+        let upstream = Upstream::new(Arc::clone(&self.settings), now);
+        self.link = Some(Box::new(Link { gateway, upstream, opening, reused: false, idle_deadline: now }));
+        self.start_upstream(now);
+        self.advance(now);
+    }
+
+    /// No address of the gateway takes a connection.
+    pub(crate) fn on_unreachable(&mut self, now: Instant) {
+        let reply = match self.transaction.as_ref().map(|transaction| &transaction.stage) {
+            Some(Stage::Lookup) => GATEWAY_UNREACHABLE,
+            Some(Stage::Opening(opening)) => opening.otherwise.clone(),
+            Some(Stage::Live | Stage::Refused(_)) | None => return,
+        };
+        self.hangup();
+        self.actions.push_back(Action::Note(Note::GatewayUnreachable));
+        self.refuse_recipients(&reply, now);
+        self.advance(now);
+    }
+
+    pub(crate) fn gateway_out(&self) -> &[u8] {
+        self.link.as_ref().map_or(&[], |link| link.upstream.out())
+    }
+
+    /// The gateway's kernel side took `count` octets of [`Session::gateway_out`].
+    pub(crate) fn gateway_sent(&mut self, count: usize, now: Instant) {
+        let held_back = !self.wants_client();
+        if let Some(link) = &mut self.link {
+            link.upstream.sent(count, now);
+        }
+        // While we did not read, the client could not be in default.
+        if held_back && self.wants_client() && matches!(self.phase, Phase::Body(_)) {
+            self.client_deadline = now + self.settings.timeouts.data_block;
+        }
+    }
+
+    pub(crate) fn on_gateway_octets(&mut self, bytes: &[u8], now: Instant) {
+        if let Some(link) = &mut self.link {
+            link.upstream.input(bytes, now);
+        }
+        self.advance(now);
+    }
+
+    pub(crate) fn on_gateway_closed(&mut self, now: Instant) {
+        if let Some(link) = &mut self.link {
+            link.upstream.closed();
+        }
+        self.advance(now);
+    }
+
+    // ---- The caller ----
+
+    /// No new transaction from here on; one that is open goes on.
+    pub(crate) fn on_shutdown(&mut self, now: Instant) {
+        self.draining = true;
+        self.advance(now);
+    }
+
+    /// The time for open transactions is over.
+    pub(crate) fn on_drained(&mut self, now: Instant) {
+        self.end(&SHUTDOWN, Cause::Shutdown, now);
+    }
+
+    // ---- Waits ----
+
+    fn client_wait(&self) -> Option<Instant> {
+        let waits = match &self.phase {
+            Phase::Command => self.transaction.as_ref().is_none_or(|t| t.waiting.is_empty()),
+            Phase::Body(_) => self.wants_client(),
+            Phase::AwaitGo | Phase::Verdict { .. } | Phase::Closing => false,
+        };
+        waits.then_some(self.client_deadline)
+    }
+
+    fn opening_deadline(&self) -> Option<Instant> {
+        let transaction = self.transaction.as_ref()?;
+        match transaction.stage {
+            Stage::Lookup => Some(transaction.started + self.settings.timeouts.connect),
+            Stage::Opening(Opening { since, .. }) => Some(since + self.settings.timeouts.connect),
+            Stage::Live | Stage::Refused(_) => None,
+        }
+    }
+
+    fn idle_deadline(&self) -> Option<Instant> {
+        let link = self.link.as_ref()?;
+        (self.transaction.is_none() && link.upstream.is_quiet()).then_some(link.idle_deadline)
+    }
+
+    // ---- Progress ----
+
+    /// Does all that can be done without further input.
+    fn advance(&mut self, now: Instant) {
+        loop {
+            while let Some(event) = self.link.as_mut().and_then(|link| link.upstream.next_event()) {
+                self.on_event(event, now);
+            }
+            if !self.next_command(now) {
+                break;
+            }
+        }
+        // DATA may have waited for the answers to RCPTs when its client left, so this is no matter of the moment it left.
+        if self.client_ended && matches!(self.phase, Phase::AwaitGo | Phase::Body(_)) {
+            return self.end(&CLIENT_CUT, Cause::ClientLost, now);
+        }
+        if !matches!(self.phase, Phase::Command) || self.recipients_waiting() > 0 {
+            return;
+        }
+        if self.draining && self.transaction.is_none() {
+            self.end(&SHUTDOWN, Cause::Shutdown, now);
+        } else if self.client_ended && self.to_client.len() < TO_CLIENT_HIGH {
+            // Every whole command has been answered, and a rest of one will never be whole.
+            self.close(Cause::ClientLost, now);
+        }
+    }
+
+    fn recipients_waiting(&self) -> usize {
+        self.transaction.as_ref().map_or(0, |transaction| transaction.waiting.len())
+    }
+
+    /// Takes one command if it may be taken now.
+    fn next_command(&mut self, now: Instant) -> bool {
+        if !matches!(self.phase, Phase::Command) || self.to_client.len() >= TO_CLIENT_HIGH {
+            return false;
+        }
+        let Some((length, parsed)) = command::next(self.input.filled()) else { return false };
+        if self.recipients_waiting() > 0 && !self.may_join(&parsed) {
+            return false;
+        }
+        self.input.take(length);
+        self.client_deadline = now + self.settings.timeouts.command;
+        match parsed {
+            Ok(command) => self.on_command(command, now),
+            Err(Refusal { reply, close: true }) => self.cut(&reply, now),
+            Err(Refusal { reply, close: false }) => self.error(&reply, now),
+        }
+        true
+    }
+
+    /// Whether a command may follow RCPTs that have no answer: only one that the gateway will answer too.
+    fn may_join(&self, parsed: &Result<Command, Refusal>) -> bool {
+        let Some(transaction) = &self.transaction else { return true };
+        let waiting = transaction.waiting.len();
+        matches!(parsed, Ok(Command::Rcpt(_)))
+            && waiting < RECIPIENTS_IN_FLIGHT
+            && u64::from(transaction.accepted) + (waiting as u64) < u64::from(self.settings.limits.recipients_max)
+    }
+
+    fn on_command(&mut self, command: Command, now: Instant) {
+        if !matches!(command, Command::Rcpt(_)) {
+            self.commands += 1;
+            if self.commands > self.settings.limits.commands_max {
+                return self.cut(&TOO_MANY_COMMANDS, now);
+            }
+        }
+        match command {
+            Command::Hello(helo) => self.hello(helo, now),
+            Command::Mail(mail) => self.mail(mail, now),
+            Command::Rcpt(recipient) => self.rcpt(recipient, now),
+            Command::Data => self.data(now),
+            Command::Rset => {
+                self.abandon(Cause::ClientReset, now);
+                self.answer(&OK, now);
+            }
+            Command::Noop => self.answer(&OK, now),
+            Command::Vrfy => self.answer(&NOT_VERIFIED, now),
+            Command::Quit => {
+                self.answer(&BYE, now);
+                self.client_ended = true;
+                self.close(Cause::ClientReset, now);
+            }
+        }
+    }
+
+    fn hello(&mut self, helo: Helo, now: Instant) {
+        // EHLO ends a pipelined group (RFC 2920 section 3.1): who goes on without the reply is no mail client.
+        if !self.input.is_empty() {
+            return self.cut(&EARLY_TALK, now);
+        }
+        self.abandon(Cause::ClientReset, now);
+        let Settings { hostname, size_max, .. } = &*self.settings;
+        let reply = if helo.extended {
+            format!(
+                "250-{hostname}\r\n250-PIPELINING\r\n250-SIZE {size_max}\r\n250-8BITMIME\r\n250 ENHANCEDSTATUSCODES\r\n"
+            )
+        } else {
+            format!("250 {hostname}\r\n")
+        };
+        self.say(&reply, now);
+        self.helo = Some(helo);
+    }
+
+    fn mail(&mut self, mail: Mail, now: Instant) {
+        let Some(helo) = &self.helo else { return self.error(&HELLO_FIRST, now) };
+        if self.transaction.is_some() {
+            return self.error(&NESTED_MAIL, now);
+        }
+        if !helo.extended && (mail.size.is_some() || mail.body.is_some()) {
+            return self.error(&NO_EXTENSIONS, now);
+        }
+        if mail.size.is_some_and(|size| size > self.settings.size_max) {
+            return self.answer(&TOO_BIG, now);
+        }
+        self.transaction = Some(Transaction {
+            mail,
+            stage: Stage::Lookup,
+            gateway: None,
+            waiting: VecDeque::new(),
+            accepted: 0,
+            overshoot: 0,
+            refusal: None,
+            bound: false,
+            started: now,
+        });
+        self.actions.push_back(Action::FindGateway);
+        self.answer(&SENDER_OK, now);
+    }
+
+    fn rcpt(&mut self, recipient: Recipient, now: Instant) {
+        let Some(transaction) = &mut self.transaction else { return self.error(&MAIL_FIRST, now) };
+        if let Stage::Refused(reply) = &transaction.stage {
+            transaction.refusal = Some(reply.code);
+            let reply = reply.clone();
+            return self.answer(&reply, now);
+        }
+        if transaction.accepted >= self.settings.limits.recipients_max {
+            transaction.overshoot += 1;
+            if transaction.overshoot > self.settings.limits.recipients_overshoot_max {
+                return self.cut(&TOO_MANY_RECIPIENTS.with_code(421), now);
+            }
+            return self.answer(&TOO_MANY_RECIPIENTS, now);
+        }
+        if let (Stage::Live, Some(link)) = (&transaction.stage, &mut self.link) {
+            link.upstream.rcpt(recipient.clone(), now);
+        }
+        transaction.waiting.push_back(recipient);
+    }
+
+    fn data(&mut self, now: Instant) {
+        // DATA ends a pipelined group: text that does not wait for 354 would be taken for commands if DATA failed.
+        if !self.input.is_empty() {
+            return self.cut(&EARLY_TALK, now);
+        }
+        let Some(transaction) = &self.transaction else { return self.error(&MAIL_FIRST, now) };
+        match (&transaction.stage, transaction.accepted, &mut self.link) {
+            (_, 0, _) if transaction.refusal.is_none() => self.error(&RCPT_FIRST, now),
+            (_, 0, _) => {
+                self.abandon(Cause::Gateway, now);
+                self.answer(&NO_RECIPIENTS, now);
+            }
+            (Stage::Live, _, Some(link)) => {
+                link.upstream.data(now);
+                self.phase = Phase::AwaitGo;
+            }
+            // The gateway was lost after it had accepted a recipient.
+            _ => self.finish(&GATEWAY_LOST, Cause::GatewayLost, 0, now),
+        }
+    }
+
+    /// Takes body octets; returns how many, which is fewer than given only when the body ends within them.
+    fn body(&mut self, bytes: &[u8], now: Instant) -> usize {
+        let Phase::Body(mut incoming) = mem::replace(&mut self.phase, Phase::Command) else { return 0 };
+        let scan = incoming.scanner.scan(bytes);
+        incoming.taken += scan.consumed as u64;
+        incoming.block_rest = incoming.block_rest.saturating_sub(scan.consumed as u64);
+        if incoming.block_rest == 0 {
+            incoming.block_rest = self.settings.limits.data_block_octets;
+            self.client_deadline = now + self.settings.timeouts.data_block;
+        }
+        if incoming.refused.is_none() {
+            incoming.refused = incoming.judge(scan.dot, scan.text, self.settings.size_max);
+            if incoming.refused.is_some() {
+                self.hangup();
+            } else {
+                self.forward(&mut incoming, scan.dot, scan.text, scan.end, now);
+            }
+        }
+        match (scan.end, incoming.refused.take()) {
+            (true, None) => {
+                if let Some(link) = &mut self.link {
+                    link.upstream.finish(now);
+                }
+                self.phase = Phase::Verdict { octets: incoming.octets() };
+            }
+            (true, Some((reply, cause))) => self.finish(&reply, cause, incoming.octets(), now),
+            // Twice the limit: who sends so much for nothing will not stop.
+            (false, Some((reply, cause))) if incoming.taken > self.settings.size_max.saturating_mul(2) => {
+                self.finish(&reply, cause, incoming.octets(), now);
+                self.actions.push_back(Action::Note(Note::Cut));
+                self.close(cause, now);
+            }
+            (false, refused) => {
+                incoming.refused = refused;
+                self.phase = Phase::Body(incoming);
+            }
+        }
+        scan.consumed
+    }
+
+    fn forward(&mut self, incoming: &mut Incoming, dot: bool, text: &[u8], end: bool, now: Instant) {
+        let (Some(link), Some(helo)) = (&mut self.link, &self.helo) else { return };
+        let first = incoming.forwarded == 0;
+        incoming.forwarded += u64::from(dot) + text.len() as u64;
+        // The trace field leaves together with the first octets of the message, or with the dot of an empty one.
+        let trace = first && (end || incoming.forwarded > 0);
+        link.upstream.body(now, |out| {
+            if trace {
+                trace::write_received(out, helo, &self.identity, &self.settings.hostname, (self.settings.clock)());
+            }
+            if dot {
+                out.extend(b".");
+            }
+            out.extend(text);
+        });
+    }
+
+    fn on_event(&mut self, event: Event, now: Instant) {
+        match event {
+            Event::Mail(reply) if reply.is_positive() => {}
+            Event::Mail(reply) => self.refuse_recipients(&reply, now),
+            Event::Rcpt(reply) => self.on_recipient(reply, now),
+            Event::Data(reply) if reply.code == 354 => {
+                self.client_deadline = now + self.settings.timeouts.data_block;
+                self.phase = Phase::Body(Box::new(Incoming {
+                    scanner: Scanner::new(),
+                    hops: Hops::new(),
+                    taken: 0,
+                    forwarded: 0,
+                    block_rest: self.settings.limits.data_block_octets,
+                    refused: None,
+                }));
+                self.say("354 End data with <CR><LF>.<CR><LF>\r\n", now);
+            }
+            Event::Data(reply) => self.finish(&reply, Cause::Gateway, 0, now),
+            Event::Verdict(reply) => {
+                let octets = if let Phase::Verdict { octets } = self.phase { octets } else { 0 };
+                let reply = if reply.is_positive() { reply.with_code(250) } else { reply };
+                self.finish(&reply, Cause::Gateway, octets, now);
+            }
+            Event::Failed(failure) => self.on_failed(failure, now),
+        }
+    }
+
+    fn on_recipient(&mut self, reply: Reply, now: Instant) {
+        let Some(transaction) = &mut self.transaction else { return };
+        transaction.waiting.pop_front();
+        transaction.bound = true;
+        if reply.is_positive() {
+            transaction.accepted += 1;
+            return self.answer(&reply.with_code(250), now);
+        }
+        transaction.refusal = Some(reply.code);
+        if reply.is_permanent() {
+            self.recipients_refused += 1;
+            if self.recipients_refused > self.settings.limits.recipients_refused_max {
+                return self.cut(&TOO_MANY_REFUSED, now);
+            }
+        }
+        self.answer(&reply, now);
+    }
+
+    /// The gateway connection is of no more use.
+    fn on_failed(&mut self, failure: Failure, now: Instant) {
+        let Some(link) = self.link.take() else { return };
+        self.actions.push_back(Action::Hangup { quit: false });
+        self.actions.push_back(Action::Note(Note::GatewayFailed(failure)));
+        match &mut self.phase {
+            Phase::Command => self.reopen_or_refuse(&link, failure, now),
+            Phase::AwaitGo => self.finish(&GATEWAY_LOST, Cause::GatewayLost, 0, now),
+            Phase::Body(incoming) => {
+                incoming.refused.get_or_insert((GATEWAY_LOST, Cause::GatewayLost));
+            }
+            Phase::Verdict { octets } => {
+                let octets = *octets;
+                // A dot that never left us completes nothing: only then the loss is certain.
+                let cause = if link.upstream.out().is_empty() { Cause::OutcomeUnknown } else { Cause::GatewayLost };
+                let reply = if cause == Cause::OutcomeUnknown { OUTCOME_UNKNOWN } else { GATEWAY_LOST };
+                self.finish(&reply, cause, octets, now);
+            }
+            Phase::Closing => {}
+        }
+    }
+
+    /// Another address or a fresh connection may serve, as long as the client knows nothing of this one.
+    fn reopen_or_refuse(&mut self, link: &Link, failure: Failure, now: Instant) {
+        let Some(transaction) = &mut self.transaction else { return };
+        if !matches!(transaction.stage, Stage::Live) {
+            return;
+        }
+        let otherwise = if matches!(failure, Failure::Refused(_)) { GATEWAY_REFUSES } else { GATEWAY_LOST };
+        let connect = self.settings.timeouts.connect;
+        if link.reused && !transaction.bound && failure != Failure::Timeout {
+            transaction.stage = Stage::Opening(Opening { since: now, otherwise });
+            self.actions.push_back(Action::Connect { gateway: link.gateway.clone(), until: now + connect });
+        } else if !link.upstream.is_ready() && now < link.opening.since + connect {
+            let since = link.opening.since;
+            transaction.stage = Stage::Opening(Opening { since, otherwise });
+            self.actions.push_back(Action::ConnectNext { until: since + connect });
+        } else {
+            self.refuse_recipients(&otherwise, now);
+        }
+    }
+
+    /// Hands the transaction to the gateway connection.
+    fn start_upstream(&mut self, now: Instant) {
+        let (Some(transaction), Some(link)) = (&mut self.transaction, &mut self.link) else { return };
+        transaction.stage = Stage::Live;
+        link.upstream.mail(transaction.mail.clone(), now);
+        for recipient in &transaction.waiting {
+            link.upstream.rcpt(recipient.clone(), now);
+        }
+    }
+
+    fn refuse_recipients(&mut self, reply: &Reply, now: Instant) {
+        let Some(transaction) = &mut self.transaction else { return };
+        transaction.stage = Stage::Refused(reply.clone());
+        let waiting = mem::take(&mut transaction.waiting).len();
+        if waiting > 0 {
+            transaction.refusal = Some(reply.code);
+        }
+        for _ in 0..waiting {
+            self.answer(reply, now);
+        }
+    }
+
+    // ---- Ends ----
+
+    /// The message has its answer. Leaves the session ready for the next transaction.
+    fn finish(&mut self, reply: &Reply, cause: Cause, octets: u64, now: Instant) {
+        self.phase = Phase::Command;
+        self.client_deadline = now + self.settings.timeouts.command;
+        self.commands = 0;
+        self.answer(reply, now);
+        let outcome = Outcome::of(reply.code);
+        self.settle(outcome, cause, reply.code, octets, now);
+    }
+
+    /// The transaction ends without a message.
+    fn abandon(&mut self, cause: Cause, now: Instant) {
+        let Some(transaction) = &self.transaction else { return };
+        match transaction.refusal {
+            Some(code) if transaction.accepted == 0 => self.settle(Outcome::of(code), Cause::Gateway, code, 0, now),
+            _ => self.settle(Outcome::Aborted, cause, 0, 0, now),
+        }
+    }
+
+    /// Puts the transaction on record and makes the gateway forget it.
+    fn settle(&mut self, outcome: Outcome, cause: Cause, code: u16, octets: u64, now: Instant) {
+        let Some(transaction) = self.transaction.take() else { return };
+        match (&transaction.stage, &mut self.link) {
+            (Stage::Lookup | Stage::Opening(_), _) => self.hangup(),
+            (Stage::Live | Stage::Refused(_), Some(link)) => {
+                link.upstream.rset(now);
+                link.idle_deadline = now + self.settings.timeouts.gateway_idle;
+            }
+            (Stage::Live | Stage::Refused(_), None) => {}
+        }
+        // MAIL alone, given up, concerns nobody.
+        if transaction.accepted > 0 || transaction.refusal.is_some() || !transaction.waiting.is_empty() {
+            self.actions.push_back(Action::Record(Record {
+                gateway: transaction.gateway.map(|gateway| gateway.name),
+                octets,
+                recipients: transaction.accepted,
+                outcome,
+                cause,
+                code,
+                client_gone: self.client_gone,
+                duration: now.saturating_duration_since(transaction.started),
+            }));
+        }
+    }
+
+    /// A protocol error that the client may learn from.
+    fn error(&mut self, reply: &Reply, now: Instant) {
+        self.errors += 1;
+        if self.errors > self.settings.limits.errors_max {
+            return self.cut(&TOO_MANY_ERRORS, now);
+        }
+        self.answer(reply, now);
+    }
+
+    /// Ends the session because of what the client does.
+    fn cut(&mut self, reply: &Reply, now: Instant) {
+        self.actions.push_back(Action::Note(Note::Cut));
+        self.end(reply, Cause::ClientCut, now);
+    }
+
+    /// Ends the session with a reply; what the gateway has half of, it never gets whole.
+    fn end(&mut self, reply: &Reply, cause: Cause, now: Instant) {
+        match self.phase {
+            Phase::Closing => return,
+            // Nobody knows what the gateway does with a whole message whose verdict we do not await.
+            Phase::Verdict { octets } if self.gateway_out().is_empty() => {
+                self.finish(&OUTCOME_UNKNOWN, Cause::OutcomeUnknown, octets, now);
+                self.hangup();
+            }
+            _ => {}
+        }
+        self.answer(reply, now);
+        self.close(cause, now);
+    }
+
+    fn close(&mut self, cause: Cause, now: Instant) {
+        self.phase = Phase::Closing;
+        // Before the transaction is given up, for QUIT undoes it as well as RSET would.
+        self.hangup();
+        self.abandon(cause, now);
+        self.input.clear();
+    }
+
+    /// Closes the gateway connection, politely where there is nothing to undo.
+    fn hangup(&mut self) {
+        let quit = self.link.take().is_some_and(|link| link.upstream.is_quiet());
+        self.actions.push_back(Action::Hangup { quit });
+    }
+
+    // ---- Words ----
+
+    fn answer(&mut self, reply: &Reply, now: Instant) {
+        if !self.client_gone {
+            reply.write(&mut self.to_client);
+            self.spoke(now);
+        }
+    }
+
+    fn say(&mut self, text: &str, now: Instant) {
+        if !self.client_gone {
+            self.to_client.extend(text.as_bytes());
+            self.spoke(now);
+        }
+    }
+
+    fn spoke(&mut self, now: Instant) {
+        self.write_deadline.get_or_insert(now + self.settings.timeouts.client_write);
+    }
+}
+
+impl Incoming {
+    /// Octets of the message by RFC 1870: without stuffing.
+    fn octets(&self) -> u64 {
+        self.forwarded.saturating_sub(self.scanner.stuffed())
+    }
+
+    /// Whether the next octets make the message one that must not be completed.
+    fn judge(&mut self, dot: bool, text: &[u8], size_max: u64) -> Option<(Reply, Cause)> {
+        if self.scanner.fault().is_some() {
+            return Some((LINE_ENDINGS, Cause::LineEndings));
+        }
+        if dot {
+            self.hops.feed(b".");
+        }
+        self.hops.feed(text);
+        if self.hops.count() > HOPS_MAX {
+            return Some((LOOP, Cause::Loop));
+        }
+        let forwarded = self.forwarded + u64::from(dot) + text.len() as u64;
+        (forwarded.saturating_sub(self.scanner.stuffed()) > size_max).then_some((TOO_BIG, Cause::Size))
+    }
+}

@@ -1,0 +1,175 @@
+//! Trace information (RFC 5321 section 4.4): the one `Received:` field we add, and the count of those already there.
+
+use std::{
+    fmt::Write as _,
+    net::{IpAddr, SocketAddr},
+};
+
+use jiff::{Timestamp, tz::TimeZone};
+
+use crate::{addrs::ClientAddr, buffer::Buffer, relay::Identity};
+
+/// What the client said of itself in HELO or EHLO.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Helo {
+    pub(crate) name: String,
+    /// EHLO rather than HELO.
+    pub(crate) extended: bool,
+}
+
+/// Writes the field, folded, each line ending in CRLF. Text from outside is reduced to characters that cannot end a
+/// line, a comment or a quoted string.
+pub(crate) fn write_received(out: &mut Buffer, helo: &Helo, identity: &Identity, hostname: &str, now: Timestamp) {
+    let name = printable(&helo.name);
+    let client = literal(identity.client.ip());
+    let with = if helo.extended { "ESMTP" } else { "SMTP" };
+    let class = printable(&identity.class);
+    let original = destination(identity.original.get());
+    let date = now.to_zoned(TimeZone::UTC).strftime("%a, %d %b %Y %H:%M:%S %z");
+    write!(
+        out,
+        "Received: from {name} ({client})\r\n\tby {hostname} with {with} (class {class};\r\n\
+         \tfor original destination {original});\r\n\t{date}\r\n"
+    )
+    .expect("a buffer in memory takes every write");
+}
+
+/// An address literal (RFC 5321 section 4.1.3).
+fn literal(ip: IpAddr) -> String {
+    match ip {
+        IpAddr::V4(ip) => format!("[{ip}]"),
+        IpAddr::V6(ip) => format!("[IPv6:{ip}]"),
+    }
+}
+
+fn destination(address: SocketAddr) -> String {
+    format!("{}:{}", literal(ClientAddr::new(address).ip()), address.port())
+}
+
+fn printable(text: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "-._:[]".contains(c) { c } else { '-' };
+    text.chars().map(plain).collect()
+}
+
+/// Counts the `Received:` fields of a header section that arrives in slices.
+#[derive(Debug)]
+pub(crate) struct Hops {
+    at: At,
+    count: u32,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum At {
+    /// So many octets of the name have matched since the line began.
+    Name(usize),
+    /// The whole name has matched; white space may precede the colon (RFC 5322 section 4.5).
+    Colon,
+    Line,
+    Body,
+}
+
+const NAME: &[u8] = b"received";
+
+impl Hops {
+    pub(crate) const fn new() -> Self {
+        Self { at: At::Name(0), count: 0 }
+    }
+
+    pub(crate) const fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// `text` continues the message; its lines end in CRLF.
+    pub(crate) fn feed(&mut self, text: &[u8]) {
+        let mut i = 0;
+        while i < text.len() {
+            let octet = text[i];
+            self.at = match self.at {
+                At::Body => return,
+                // An empty line ends the header section.
+                At::Name(0) if octet == b'\r' => At::Body,
+                At::Name(matched) if octet.eq_ignore_ascii_case(&NAME[matched]) => {
+                    i += 1;
+                    if matched + 1 == NAME.len() { At::Colon } else { At::Name(matched + 1) }
+                }
+                At::Colon if octet == b':' => {
+                    self.count = self.count.saturating_add(1);
+                    At::Line
+                }
+                At::Colon if octet == b' ' || octet == b'\t' => {
+                    i += 1;
+                    At::Colon
+                }
+                At::Name(_) | At::Colon => At::Line,
+                At::Line => match memchr::memchr(b'\n', &text[i..]) {
+                    Some(found) => {
+                        i += found + 1;
+                        At::Name(0)
+                    }
+                    None => return,
+                },
+            };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addrs::OriginalDst;
+
+    fn received(helo: &str, client: &str, original: &str, class: &str) -> String {
+        let identity = Identity {
+            client: ClientAddr::new(client.parse().unwrap()),
+            original: OriginalDst::new(original.parse().unwrap()),
+            class: class.into(),
+        };
+        let helo = Helo { name: helo.into(), extended: true };
+        let mut out = Buffer::default();
+        let now = Timestamp::from_second(1_795_310_763).unwrap();
+        write_received(&mut out, &helo, &identity, "relay.example", now);
+        String::from_utf8(out.filled().to_vec()).unwrap()
+    }
+
+    #[test]
+    fn the_field_is_folded_and_dated() {
+        assert_eq!(
+            received("pc.example", "203.0.113.7:5", "198.51.100.9:25", "configured"),
+            "Received: from pc.example ([203.0.113.7])\r\n\
+             \tby relay.example with ESMTP (class configured;\r\n\
+             \tfor original destination [198.51.100.9]:25);\r\n\
+             \tSun, 22 Nov 2026 01:26:03 +0000\r\n"
+        );
+    }
+
+    #[test]
+    fn ipv6_is_a_tagged_literal() {
+        let field = received("[IPv6:::1]", "[2001:db8::7]:5", "[2001:db8::9]:25", "c");
+        assert!(field.contains("from [IPv6:::1] ([IPv6:2001:db8::7])"), "{field}");
+        assert!(field.contains("destination [IPv6:2001:db8::9]:25)"), "{field}");
+    }
+
+    #[test]
+    fn nothing_can_be_injected() {
+        let field = received("a) by evil; (\\\"", "192.0.2.1:1", "192.0.2.2:25", "x)\r\nBcc: y");
+        assert!(field.contains("from a--by-evil----- ("), "{field}");
+        assert!(field.contains("(class x---Bcc:-y;"), "{field}");
+        assert_eq!(field.matches('\n').count(), 4);
+    }
+
+    #[test]
+    fn hops() {
+        let check = |text: &str, expected: u32| {
+            for step in 1..=text.len().max(1) {
+                let mut hops = Hops::new();
+                text.as_bytes().chunks(step).for_each(|slice| hops.feed(slice));
+                assert_eq!(hops.count(), expected, "{text:?} in steps of {step}");
+            }
+        };
+        check("", 0);
+        check("Received: a\r\n\tReceived: folded\r\nrEcEiVeD : b\r\n\r\nReceived: body\r\n", 2);
+        check("X-Received: a\r\nReceivedd: b\r\nReceive: c\r\nReceived\r\nRec\r\nSubject: Received:\r\n", 0);
+        check("Received:\r\nReceived:", 2);
+        check("\r\nReceived: a\r\n", 0);
+    }
+}

@@ -1,0 +1,392 @@
+//! Our side of the conversation with a gateway: requests in, events out, no sockets and no clock of its own.
+//!
+//! ```text
+//!  Banner --220--> Ehlo --250--> Ready <------------------------------.
+//!                   `--5xx--> Helo --250--> Ready                     |
+//!  Ready: MAIL, RCPT, RSET (several on the way if PIPELINING), DATA --354--> body, dot --reply--> Ready
+//! ```
+//!
+//! A reply belongs to the oldest command without one. An octet that arrives when no command is without a reply, a reply
+//! that fits no command, or one that [`ReplyReader`] does not accept ends the connection: were it kept, every later
+//! reply might be taken for its neighbour's.
+
+use std::{collections::VecDeque, fmt::Write as _, sync::Arc, time::Instant};
+
+use crate::{
+    address::Recipient,
+    buffer::Buffer,
+    command::{Body, Mail},
+    limits::Timeouts,
+    relay::Settings,
+    reply::{Reply, ReplyError, ReplyReader},
+};
+
+/// What the session asks of the gateway, in order.
+#[derive(Debug)]
+enum Request {
+    Mail(Mail),
+    Rcpt(Recipient),
+    Rset,
+    Data,
+}
+
+/// What the next reply answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Banner,
+    Ehlo,
+    Helo,
+    Mail,
+    Rcpt,
+    /// A command of a transaction that is given up; only `Rset` after it counts.
+    Void,
+    /// RCPT sent along with a MAIL that was refused: it cannot succeed.
+    VoidRcpt,
+    Rset,
+    Data,
+    Verdict,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// Any final reply to MAIL; after a refusal none of its RCPTs gets an event.
+    Mail(Reply),
+    /// Any final reply to the oldest RCPT.
+    Rcpt(Reply),
+    /// 354, or a refusal.
+    Data(Reply),
+    /// The reply to the final dot.
+    Verdict(Reply),
+    /// The connection is of no more use. Nothing follows.
+    Failed(Failure),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Failure {
+    #[error("the gateway closed the connection")]
+    Closed,
+    #[error("the gateway said 421")]
+    Shutdown,
+    #[error("the gateway refused to serve: {0}")]
+    Refused(u16),
+    #[error("the gateway talked out of turn")]
+    OutOfTurn,
+    #[error("the gateway gave a reply that does not fit: {0}")]
+    Unexpected(u16),
+    #[error(transparent)]
+    Malformed(#[from] ReplyError),
+    #[error("the gateway did not answer in time")]
+    Timeout,
+}
+
+/// What the gateway remembers of our commands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Transaction {
+    None,
+    /// MAIL went out and neither a verdict nor a refusal nor RSET has undone it.
+    Open,
+    /// Between 354 and the dot.
+    Body,
+}
+
+/// What the gateway's EHLO reply offers.
+#[derive(Debug, Default, Clone, Copy)]
+struct Offers {
+    pipelining: bool,
+    size: bool,
+    eight_bit_mime: bool,
+}
+
+const NO_EIGHT_BIT: Reply = Reply::new(554, 6, 3, "The mail gateway does not take 8-bit text");
+
+#[derive(Debug)]
+pub(crate) struct Upstream {
+    settings: Arc<Settings>,
+    offers: Offers,
+    ready: bool,
+    /// EHLO or HELO is due.
+    hello: Option<Step>,
+    requests: VecDeque<Request>,
+    unanswered: VecDeque<Step>,
+    transaction: Transaction,
+    reader: ReplyReader,
+    out: Buffer,
+    events: VecDeque<Event>,
+    failed: bool,
+    reply_deadline: Option<Instant>,
+    write_deadline: Option<Instant>,
+}
+
+impl Upstream {
+    /// The TCP connection exists; the banner is awaited.
+    pub(crate) fn new(settings: Arc<Settings>, now: Instant) -> Self {
+        let mut upstream = Self {
+            settings,
+            offers: Offers::default(),
+            ready: false,
+            hello: None,
+            requests: VecDeque::new(),
+            unanswered: VecDeque::from([Step::Banner]),
+            transaction: Transaction::None,
+            reader: ReplyReader::default(),
+            out: Buffer::default(),
+            events: VecDeque::new(),
+            failed: false,
+            reply_deadline: None,
+            write_deadline: None,
+        };
+        upstream.arm(now);
+        upstream
+    }
+
+    pub(crate) const fn is_ready(&self) -> bool {
+        self.ready
+    }
+
+    /// No command without a reply and no half message: a QUIT is in order.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.ready && self.transaction != Transaction::Body && self.unanswered.is_empty() && self.out.is_empty()
+    }
+
+    pub(crate) fn next_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    pub(crate) fn mail(&mut self, mail: Mail, now: Instant) {
+        self.request(Request::Mail(mail), now);
+    }
+
+    pub(crate) fn rcpt(&mut self, recipient: Recipient, now: Instant) {
+        self.request(Request::Rcpt(recipient), now);
+    }
+
+    /// Only when every RCPT has its event: a gateway that answers 354 to a message without recipients needs a dot.
+    pub(crate) fn data(&mut self, now: Instant) {
+        debug_assert!(self.unanswered.is_empty() && self.requests.is_empty());
+        self.request(Request::Data, now);
+    }
+
+    /// Gives the transaction up. The connection is fit for another one when this is answered with 2xx, and fails else.
+    pub(crate) fn rset(&mut self, now: Instant) {
+        self.requests.retain(|request| matches!(request, Request::Rset));
+        for step in &mut self.unanswered {
+            if matches!(step, Step::Mail | Step::Rcpt) {
+                *step = Step::Void;
+            }
+        }
+        debug_assert_ne!(self.transaction, Transaction::Body, "half a message ends with the connection");
+        if std::mem::replace(&mut self.transaction, Transaction::None) == Transaction::Open {
+            self.request(Request::Rset, now);
+        }
+    }
+
+    /// Appends to the message. `write` adds stuffed octets.
+    pub(crate) fn body(&mut self, now: Instant, write: impl FnOnce(&mut Buffer)) {
+        debug_assert_eq!(self.transaction, Transaction::Body);
+        write(&mut self.out);
+        self.wrote(now);
+    }
+
+    /// Completes the message, whose last line is whole.
+    pub(crate) fn finish(&mut self, now: Instant) {
+        debug_assert_eq!(self.transaction, Transaction::Body);
+        self.transaction = Transaction::Open;
+        self.send(Step::Verdict, now, ".\r\n");
+    }
+
+    /// Octets for the gateway.
+    pub(crate) fn out(&self) -> &[u8] {
+        self.out.filled()
+    }
+
+    /// The gateway's kernel side took `count` octets.
+    pub(crate) fn sent(&mut self, count: usize, now: Instant) {
+        self.out.take(count);
+        self.write_deadline = None;
+        self.wrote(now);
+    }
+
+    /// Octets from the gateway.
+    pub(crate) fn input(&mut self, mut bytes: &[u8], now: Instant) {
+        while !bytes.is_empty() && !self.failed {
+            let Some(&step) = self.unanswered.front() else {
+                return self.fail(Failure::OutOfTurn);
+            };
+            let offers = &mut self.offers;
+            let result = self.reader.read(&mut bytes, |line| {
+                if step == Step::Ehlo {
+                    offers.note(line);
+                }
+            });
+            match result {
+                Ok(None) => {}
+                Ok(Some(reply)) => {
+                    self.unanswered.pop_front();
+                    self.arm(now);
+                    self.reply(step, reply);
+                }
+                Err(error) => self.fail(error.into()),
+            }
+        }
+        // Commands that the replies made possible go out only now: no octet read above can be taken for their answer.
+        self.pump(now);
+    }
+
+    /// The gateway closed, or the socket failed.
+    pub(crate) fn closed(&mut self) {
+        self.fail(Failure::Closed);
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        [self.reply_deadline, self.write_deadline].into_iter().flatten().min()
+    }
+
+    pub(crate) fn on_deadline(&mut self, now: Instant) {
+        if self.deadline().is_some_and(|deadline| deadline <= now) {
+            self.fail(Failure::Timeout);
+        }
+    }
+
+    fn request(&mut self, request: Request, now: Instant) {
+        self.requests.push_back(request);
+        self.pump(now);
+    }
+
+    /// Sends what may be sent.
+    fn pump(&mut self, now: Instant) {
+        if self.failed {
+            return;
+        }
+        if let Some(step) = self.hello.take() {
+            let verb = if step == Step::Ehlo { "EHLO" } else { "HELO" };
+            let line = format!("{verb} {}\r\n", self.settings.hostname);
+            self.send(step, now, &line);
+        }
+        while self.ready && (self.unanswered.is_empty() || self.offers.pipelining) {
+            // A lone MAIL waits for its first RCPT, for the client has its answer: one packet less each way.
+            if self.offers.pipelining && self.requests.len() == 1 && matches!(self.requests[0], Request::Mail(_)) {
+                return;
+            }
+            match self.requests.pop_front() {
+                None => return,
+                Some(Request::Mail(mail)) => self.send_mail(&mail, now),
+                Some(Request::Rcpt(recipient)) => self.send(Step::Rcpt, now, &format!("RCPT TO:{recipient}\r\n")),
+                Some(Request::Rset) => self.send(Step::Rset, now, "RSET\r\n"),
+                Some(Request::Data) => self.send(Step::Data, now, "DATA\r\n"),
+            }
+        }
+    }
+
+    fn send_mail(&mut self, mail: &Mail, now: Instant) {
+        if mail.body == Some(Body::EightBitMime) && !self.offers.eight_bit_mime {
+            return self.refuse_mail(NO_EIGHT_BIT);
+        }
+        let mut line = format!("MAIL FROM:{}", mail.sender);
+        if let Some(size) = mail.size.filter(|_| self.offers.size) {
+            write!(line, " SIZE={size}").expect("a string takes every write");
+        }
+        match mail.body {
+            Some(Body::EightBitMime) => line.push_str(" BODY=8BITMIME"),
+            Some(Body::SevenBit) if self.offers.eight_bit_mime => line.push_str(" BODY=7BIT"),
+            Some(Body::SevenBit) | None => {}
+        }
+        line.push_str("\r\n");
+        self.transaction = Transaction::Open;
+        self.send(Step::Mail, now, &line);
+    }
+
+    fn send(&mut self, step: Step, now: Instant, line: &str) {
+        self.out.extend(line.as_bytes());
+        self.wrote(now);
+        self.unanswered.push_back(step);
+        if self.unanswered.len() == 1 {
+            self.arm(now);
+        }
+    }
+
+    fn reply(&mut self, step: Step, reply: Reply) {
+        let code = reply.code;
+        // 421 may answer anything (RFC 5321 section 3.8). To our client it is a failure of this command only.
+        let closing = code == 421;
+        let reply = if closing { reply.with_code(451) } else { reply };
+        match (step, code / 100) {
+            (Step::Banner, 2) if code == 220 => self.hello = Some(Step::Ehlo),
+            // A server without EHLO refuses it for good (section 3.2); one that is busy or broken says so with 4xx.
+            (Step::Ehlo, 5) => self.hello = Some(Step::Helo),
+            (Step::Ehlo | Step::Helo, 2) if code == 250 => self.ready = true,
+            (Step::Banner | Step::Ehlo | Step::Helo, _) => return self.fail(Failure::Refused(code)),
+            (Step::Mail, 2) => self.events.push_back(Event::Mail(reply)),
+            (Step::Mail, 4 | 5) => self.refuse_mail(reply),
+            (Step::Rcpt, 2 | 4 | 5) => self.events.push_back(Event::Rcpt(reply)),
+            (Step::Void, _) | (Step::VoidRcpt, 4 | 5) | (Step::Rset, 2) => {}
+            (Step::Data, 3) if code == 354 => {
+                self.transaction = Transaction::Body;
+                self.events.push_back(Event::Data(reply));
+            }
+            (Step::Data, 4 | 5) => self.events.push_back(Event::Data(reply)),
+            (Step::Verdict, 2 | 4 | 5) => {
+                // After a refusal RFC 5321 has the gateway forget the message too; RSET makes sure.
+                if code / 100 == 2 {
+                    self.transaction = Transaction::None;
+                }
+                self.events.push_back(Event::Verdict(reply));
+            }
+            (Step::Mail | Step::Rcpt | Step::VoidRcpt | Step::Rset | Step::Data | Step::Verdict, _) => {
+                return self.fail(Failure::Unexpected(code));
+            }
+        }
+        if closing {
+            self.fail(Failure::Shutdown);
+        }
+    }
+
+    /// The RCPTs of a refused MAIL are void: those not sent are forgotten, those sent must be refused as well.
+    fn refuse_mail(&mut self, reply: Reply) {
+        self.transaction = Transaction::None;
+        let next = self.requests.iter().position(|r| !matches!(r, Request::Rcpt(_))).unwrap_or(self.requests.len());
+        self.requests.drain(..next);
+        for step in self.unanswered.iter_mut().filter(|step| **step == Step::Rcpt) {
+            *step = Step::VoidRcpt;
+        }
+        self.events.push_back(Event::Mail(reply));
+    }
+
+    fn fail(&mut self, failure: Failure) {
+        if !self.failed {
+            self.failed = true;
+            self.reply_deadline = None;
+            self.write_deadline = None;
+            self.events.push_back(Event::Failed(failure));
+        }
+    }
+
+    /// The wait for the oldest unanswered command begins.
+    fn arm(&mut self, now: Instant) {
+        let Timeouts { greeting, mail, recipient, data, verdict, .. } = self.settings.timeouts;
+        self.reply_deadline = self.unanswered.front().map(|step| {
+            now + match step {
+                Step::Banner | Step::Ehlo | Step::Helo => greeting,
+                Step::Mail | Step::Rset => mail,
+                Step::Rcpt | Step::Void | Step::VoidRcpt => recipient,
+                Step::Data => data,
+                Step::Verdict => verdict,
+            }
+        });
+    }
+
+    fn wrote(&mut self, now: Instant) {
+        if !self.out.is_empty() && !self.failed {
+            self.write_deadline.get_or_insert(now + self.settings.timeouts.gateway_write);
+        }
+    }
+}
+
+impl Offers {
+    /// The first line of the reply is a greeting; taken for a keyword it would have to be a gateway of that name.
+    fn note(&mut self, line: &str) {
+        let keyword = line.split(' ').next().unwrap_or_default();
+        self.pipelining |= keyword.eq_ignore_ascii_case("PIPELINING");
+        self.size |= keyword.eq_ignore_ascii_case("SIZE");
+        self.eight_bit_mime |= keyword.eq_ignore_ascii_case("8BITMIME");
+    }
+}

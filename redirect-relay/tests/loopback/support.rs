@@ -1,0 +1,316 @@
+//! A relay on loopback between a client that a test speaks for and a gateway that follows a script.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use redirect_relay::{
+    ClientAddr, Counters, Directory, Endpoint, Gateway, GatewayAddr, Identity, OriginalDst, Relay, Settings, run,
+};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+
+pub(crate) const BODY: &str = "Subject: x\r\n\r\nHello\r\n";
+
+/// Knows every client by the class given, and one gateway.
+pub(crate) struct Site {
+    pub(crate) class: Option<&'static str>,
+    pub(crate) gateway: Mutex<Option<Endpoint>>,
+}
+
+impl Directory for Site {
+    async fn identify(&self, peer: SocketAddr, _local: SocketAddr) -> Option<Identity> {
+        Some(Identity {
+            client: ClientAddr::new(peer),
+            original: OriginalDst::new("198.51.100.9:25".parse().unwrap()),
+            class: self.class?.into(),
+        })
+    }
+
+    async fn gateway(&self, _identity: &Identity) -> Option<Gateway> {
+        let endpoint = self.gateway.lock().unwrap().clone()?;
+        Some(Gateway { name: "g".into(), endpoint })
+    }
+}
+
+pub(crate) fn at(addresses: &[SocketAddr]) -> Endpoint {
+    Endpoint::Addresses(addresses.iter().map(|address| GatewayAddr::new(*address)).collect())
+}
+
+pub(crate) struct Running {
+    pub(crate) address: SocketAddr,
+    pub(crate) relay: Arc<Relay<Site>>,
+    pub(crate) shutdown: CancellationToken,
+    pub(crate) task: JoinHandle<()>,
+}
+
+impl Running {
+    pub(crate) async fn start(settings: Settings, class: Option<&'static str>, gateway: Option<Endpoint>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let relay = Arc::new(Relay::new(settings, Site { class, gateway: Mutex::new(gateway) }));
+        let shutdown = CancellationToken::new();
+        let task = tokio::spawn(run(listener, Arc::clone(&relay), shutdown.clone()));
+        Self { address, relay, shutdown, task }
+    }
+
+    pub(crate) async fn with(gateway: SocketAddr) -> Self {
+        Self::start(settings(), Some("configured"), Some(at(&[gateway]))).await
+    }
+
+    pub(crate) fn counters(&self) -> Counters {
+        self.relay.counters()
+    }
+
+    pub(crate) async fn until(&self, what: &str, looked_for: impl Fn(&Counters) -> bool) {
+        for _ in 0..500 {
+            if looked_for(&self.counters()) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("the relay never counted {what}: {:?}", self.counters());
+    }
+
+    pub(crate) async fn client(&self) -> Client {
+        Client::connect(self.address).await
+    }
+
+    /// Stops the relay; panics unless all of its tasks end.
+    pub(crate) async fn stop(self) -> Counters {
+        self.shutdown.cancel();
+        self.task.await.unwrap();
+        let counters = self.relay.counters();
+        assert_eq!(counters.sessions_active, 0);
+        counters
+    }
+}
+
+pub(crate) fn settings() -> Settings {
+    let mut settings = Settings::new("relay.example");
+    settings.drain = Duration::from_secs(1);
+    settings
+}
+
+pub(crate) struct Client {
+    pub(crate) stream: BufReader<TcpStream>,
+}
+
+impl Client {
+    pub(crate) async fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self { stream: BufReader::new(stream) }
+    }
+
+    pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.write_all(bytes.as_ref()).await.unwrap();
+    }
+
+    /// One reply, its lines joined by "|"; empty at the end of the connection.
+    pub(crate) async fn reply(&mut self) -> String {
+        let mut lines = Vec::new();
+        loop {
+            let mut line = String::new();
+            if self.stream.read_line(&mut line).await.unwrap() == 0 {
+                return lines.join("|");
+            }
+            let more = line.as_bytes().get(3) == Some(&b'-');
+            lines.push(line.trim_end().to_owned());
+            if !more {
+                return lines.join("|");
+            }
+        }
+    }
+
+    /// Sends a line and takes the reply, which begins with `expected`.
+    pub(crate) async fn ask(&mut self, line: &str, expected: &str) -> String {
+        self.send(format!("{line}\r\n")).await;
+        self.expect(expected).await
+    }
+
+    pub(crate) async fn expect(&mut self, expected: &str) -> String {
+        let reply = self.reply().await;
+        assert!(reply.starts_with(expected), "expected {expected:?}, got {reply:?}");
+        reply
+    }
+
+    pub(crate) async fn greet(&mut self) {
+        self.expect("220 relay.example ESMTP").await;
+        self.ask("EHLO pc.example", "250-relay.example|250-PIPELINING").await;
+    }
+
+    /// Up to and including the 354.
+    pub(crate) async fn envelope(&mut self) {
+        self.ask("MAIL FROM:<a@b.example>", "250 2.1.0").await;
+        self.ask("RCPT TO:<c@d.example>", "250 2.1.5").await;
+        self.ask("DATA", "354 ").await;
+    }
+
+    pub(crate) async fn ended(&mut self) {
+        let mut rest = String::new();
+        let _ = self.stream.read_to_string(&mut rest).await;
+        assert_eq!(rest, "");
+    }
+}
+
+/// What the gateway does at a stage.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Do {
+    Say(String),
+    /// Says this and closes.
+    SayAndClose(String),
+    Close,
+    Hang,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Stage {
+    Banner,
+    Ehlo,
+    Mail,
+    Rcpt,
+    Data,
+    /// After the first octets of the body.
+    Body,
+    Dot,
+    Rset,
+}
+
+/// What a gateway saw.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Seen {
+    pub(crate) connections: usize,
+    pub(crate) commands: Vec<String>,
+    /// Messages that came to their dot, unstuffed, without our trace field.
+    pub(crate) messages: Vec<Vec<u8>>,
+    pub(crate) traces: Vec<String>,
+    /// Bodies that ended without a dot.
+    pub(crate) cut: usize,
+}
+
+#[derive(Clone)]
+pub(crate) struct FakeGateway {
+    pub(crate) address: SocketAddr,
+    pub(crate) seen: Arc<Mutex<Seen>>,
+}
+
+pub(crate) type Script = Vec<(Stage, Do)>;
+
+pub(crate) const OFFERS: &str = "250-g\r\n250-PIPELINING\r\n250-SIZE 0\r\n250 8BITMIME\r\n";
+
+impl FakeGateway {
+    pub(crate) async fn start(script: Script) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let gateway = Self { address: listener.local_addr().unwrap(), seen: Arc::default() };
+        let this = gateway.clone();
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                stream.set_nodelay(true).unwrap();
+                this.seen.lock().unwrap().connections += 1;
+                let (this, script) = (this.clone(), script.clone());
+                tokio::spawn(async move { this.serve(BufReader::new(stream), &script).await });
+            }
+        });
+        gateway
+    }
+
+    pub(crate) fn seen(&self) -> Seen {
+        self.seen.lock().unwrap().clone()
+    }
+
+    /// Waits until the gateway has seen what is looked for.
+    pub(crate) async fn until(&self, what: &str, looked_for: impl Fn(&Seen) -> bool) -> Seen {
+        for _ in 0..500 {
+            let seen = self.seen();
+            if looked_for(&seen) {
+                return seen;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("the gateway never saw {what}");
+    }
+
+    /// Does what the script has for the stage, or says `usual`. Whether to go on.
+    async fn act(stream: &mut BufReader<TcpStream>, script: &Script, stage: Stage, usual: &str) -> bool {
+        let act = script.iter().find(|(at, _)| *at == stage).map(|(_, act)| act.clone());
+        let (text, go_on) = match act.unwrap_or_else(|| Do::Say(usual.to_owned())) {
+            Do::Say(text) => (text, true),
+            Do::SayAndClose(text) => (text, false),
+            Do::Close => (String::new(), false),
+            Do::Hang => {
+                let mut rest = Vec::new();
+                let _ = stream.read_to_end(&mut rest).await;
+                (String::new(), false)
+            }
+        };
+        stream.write_all(text.as_bytes()).await.is_ok() && go_on
+    }
+
+    async fn serve(&self, mut stream: BufReader<TcpStream>, script: &Script) -> Option<()> {
+        let go = |go_on: bool| go_on.then_some(());
+        go(Self::act(&mut stream, script, Stage::Banner, "220 g ready\r\n").await)?;
+        loop {
+            let mut line = String::new();
+            go(stream.read_line(&mut line).await.is_ok_and(|octets| octets > 0))?;
+            let line = line.strip_suffix("\r\n").expect("the relay ends its lines in CRLF").to_owned();
+            self.seen.lock().unwrap().commands.push(line.clone());
+            match line.split(' ').next().unwrap() {
+                "EHLO" => go(Self::act(&mut stream, script, Stage::Ehlo, OFFERS).await)?,
+                "HELO" => go(stream.write_all(b"250 g\r\n").await.is_ok())?,
+                "MAIL" => go(Self::act(&mut stream, script, Stage::Mail, "250 2.1.0 ok\r\n").await)?,
+                "RCPT" => go(Self::act(&mut stream, script, Stage::Rcpt, "250 2.1.5 ok\r\n").await)?,
+                "RSET" => go(Self::act(&mut stream, script, Stage::Rset, "250 2.0.0 ok\r\n").await)?,
+                "DATA" => {
+                    go(Self::act(&mut stream, script, Stage::Data, "354 go\r\n").await)?;
+                    let refuses = script.iter().any(
+                        |(stage, act)| matches!((stage, act), (Stage::Data, Do::Say(text)) if !text.starts_with("354")),
+                    );
+                    if !refuses {
+                        self.body(&mut stream, script).await?;
+                        go(Self::act(&mut stream, script, Stage::Dot, "250 2.0.0 queued\r\n").await)?;
+                    }
+                }
+                "QUIT" => {
+                    let _ = stream.write_all(b"221 bye\r\n").await;
+                    return None;
+                }
+                _ => go(stream.write_all(b"500 what\r\n").await.is_ok())?,
+            }
+        }
+    }
+
+    /// Reads a body as leniently as a careless server: any of the smuggling forms would end it too early.
+    async fn body(&self, stream: &mut BufReader<TcpStream>, script: &Script) -> Option<()> {
+        let mut message = Vec::new();
+        loop {
+            let mut line = Vec::new();
+            if !stream.read_until(b'\n', &mut line).await.is_ok_and(|octets| octets > 0) || !line.ends_with(b"\n") {
+                self.seen.lock().unwrap().cut += 1;
+                return None;
+            }
+            if script.iter().any(|(stage, _)| *stage == Stage::Body) {
+                Self::act(stream, script, Stage::Body, "").await.then_some(())?;
+            }
+            let bare: Vec<u8> = line.iter().copied().filter(|b| !matches!(b, b'\r' | b'\n')).collect();
+            if bare == b"." {
+                break;
+            }
+            message.extend_from_slice(line.strip_prefix(b".").unwrap_or(&line));
+        }
+        let text = String::from_utf8_lossy(&message);
+        let end = text.find(" +0000\r\n").expect("a trace field with a date") + 8;
+        let mut seen = self.seen.lock().unwrap();
+        seen.traces.push(text[..end].to_owned());
+        let message = message.split_off(end);
+        seen.messages.push(message);
+        Some(())
+    }
+}
