@@ -1,1 +1,24 @@
+//! The lab of the end-to-end tests, the benchmarks and the demo: hosts as network namespaces, and the mail clients and
+//! servers, captures and hand-written frames to fill their links with.
+//!
+//! Everything it makes is inside namespaces of unique names and in one temporary folder, and is removed however the process
+//! ends (see [`Lab`]). It needs root, and says so.
 
+pub mod capture;
+mod janitor;
+pub mod kernel;
+mod lab;
+mod netns;
+pub mod postfix;
+mod process;
+mod product;
+pub mod raw;
+mod scene;
+pub mod smtp;
+
+pub use janitor::remove_kept;
+pub use lab::{CLIENT_MAC, Family, Lab, ROUTER_MAC};
+pub use netns::Namespace;
+pub use process::{Daemon, Finished, wait_until};
+pub use product::{Product, binary, configuration};
+pub use scene::{Mode, SILENCE, Scene};

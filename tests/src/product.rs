@@ -1,0 +1,126 @@
+//! The product under test: `redirectd` in the lab's router, and `redirect-ctl`.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::signal::Signal;
+
+use crate::{
+    lab::Lab,
+    process::{Daemon, Finished},
+};
+
+/// Time for the daemon to load its programs; the verifier takes a fraction of a second.
+const READY: Duration = Duration::from_secs(30);
+
+const COMMAND: Duration = Duration::from_secs(30);
+
+/// A running `redirectd`.
+pub struct Product {
+    daemon: Daemon,
+    socket: PathBuf,
+}
+
+/// The smallest configuration for the lab: where to listen, and the subscribers' interface. Everything else is a default.
+#[must_use]
+pub fn configuration(folder: &Path, hook: &str) -> String {
+    format!(
+        r#"[api]
+sockets = ["{socket}"]
+
+[store]
+path = "{store}"
+
+[relay]
+hostname = "relay.example.net"
+listen = ["10.20.0.1:2525", "[fd00:20::1]:2525"]
+connect_timeout_s = 3
+
+[[interface]]
+name = "lan0"
+role = "subscriber"
+hook = "{hook}"
+"#,
+        socket = folder.join("api.sock").display(),
+        store = folder.join("redirect.db").display(),
+    )
+}
+
+impl Product {
+    /// Starts the daemon with this configuration, which must name `api.sock` in the lab's folder, and waits until it is ready.
+    pub fn start(lab: &Lab, configuration: &str) -> Result<Self> {
+        let file = lab.folder().join("redirectd.toml");
+        fs::write(&file, configuration).with_context(|| format!("write {}", file.display()))?;
+        // The limit of a plain shell, whatever this process has: the daemon has to see to its own.
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", r#"ulimit -S -n 1024; exec "$0" "$@""#])
+            .arg(binary("redirectd")?)
+            .arg("--config")
+            .arg(&file);
+        let daemon = lab.start(&lab.router, "redirectd", &mut command)?;
+        let mut product = Self { daemon, socket: lab.folder().join("api.sock") };
+        let socket = product.socket.clone();
+        product.daemon.wait_until_ready(READY, |_| Ok(redirect_ctl(lab, &socket, &["status"])?.status.success()))?;
+        Ok(product)
+    }
+
+    /// Runs `redirect-ctl`, whatever comes of it.
+    pub fn try_ctl(&self, lab: &Lab, words: &[&str]) -> Result<Finished> {
+        redirect_ctl(lab, &self.socket, words)
+    }
+
+    /// Runs `redirect-ctl` and returns what it printed; a failure is an error.
+    pub fn ctl(&self, lab: &Lab, words: &[&str]) -> Result<String> {
+        let finished = self.try_ctl(lab, words)?;
+        ensure!(finished.status.success(), "redirect-ctl {}: {}{}", words.join(" "), finished.stderr, finished.stdout);
+        Ok(finished.stdout)
+    }
+
+    /// As [`Product::ctl`] with `-o json`, parsed.
+    pub fn json(&self, lab: &Lab, words: &[&str]) -> Result<serde_json::Value> {
+        let text = self.ctl(lab, &[&["-o", "json"], words].concat())?;
+        serde_json::from_str(&text).with_context(|| format!("redirect-ctl -o json {} printed {text}", words.join(" ")))
+    }
+
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.daemon.log()
+    }
+
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    pub fn stop(&mut self) -> Result<ExitStatus> {
+        self.daemon.stop(Signal::SIGTERM)
+    }
+}
+
+fn redirect_ctl(lab: &Lab, socket: &Path, words: &[&str]) -> Result<Finished> {
+    let mut command = Command::new(binary("redirect-ctl")?);
+    command.arg("--host").arg(format!("unix://{}", socket.display())).args(words);
+    lab.router.run(&mut command, COMMAND)
+}
+
+/// A program of this workspace, beside the one that runs.
+pub fn binary(name: &str) -> Result<PathBuf> {
+    let file = profile_folder()?.join(name);
+    if !file.is_file() {
+        bail!("{} is not built: run `cargo build`, or `cargo xtask test` for everything", file.display());
+    }
+    Ok(file)
+}
+
+/// `target/<profile>`: a test program is in its folder `deps`, the demo in itself.
+pub(crate) fn profile_folder() -> Result<PathBuf> {
+    let executable = env::current_exe().context("find this program's file")?;
+    let folder = executable.ancestors().skip(1).find(|folder| !folder.ends_with("deps"));
+    folder.map(Path::to_path_buf).context("this program lies in no folder")
+}

@@ -1,0 +1,127 @@
+//! The stage of an end-to-end test: the lab with the product in its router, servers on the Internet and at the gateway, and a
+//! subscriber of each kind.
+
+use std::{fmt, time::Duration};
+
+use anyhow::Result;
+
+use crate::{
+    lab::{Family, Lab},
+    product::{Product, configuration},
+    smtp::{Manner, Server, port_25},
+};
+
+/// How the product is hooked into the subscribers' interface, and what its link does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// In the driver. The client sends finished checksums and no segments above the MTU, as a wire would carry them: bytes
+    /// rewritten in the driver cannot repair a checksum that is still to be computed.
+    Xdp,
+    /// Behind the driver, with all offloads of veth: unfinished checksums and segments of up to 64 KiB.
+    Tc,
+    /// Behind the driver, without offloads on either end.
+    TcWithoutOffloads,
+}
+
+impl Mode {
+    #[must_use]
+    pub fn hook(self) -> &'static str {
+        match self {
+            Self::Xdp => "xdp",
+            Self::Tc | Self::TcWithoutOffloads => "tc",
+        }
+    }
+
+    #[must_use]
+    pub fn offloads(self) -> bool {
+        self == Self::Tc
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Xdp => "xdp",
+            Self::Tc => "tc",
+            Self::TcWithoutOffloads => "tc without offloads",
+        })
+    }
+}
+
+pub struct Scene {
+    pub mode: Mode,
+    pub product: Product,
+    pub internet: Server,
+    pub gateway: Server,
+    pub lab: Lab,
+}
+
+/// How long a mail or a connection that must not arrive is waited for. A lab's round trip is far below a millisecond.
+pub const SILENCE: Duration = Duration::from_secs(2);
+
+impl Scene {
+    /// The subscribers are those of [`Family`]: redirected, let through, blocked. Mail for the relay goes to the gateway over
+    /// IPv4.
+    pub fn new(mode: Mode) -> Result<Self> {
+        Self::with_gateway(mode, Manner::Accepts)
+    }
+
+    pub fn with_gateway(mode: Mode, manner: Manner) -> Result<Self> {
+        let lab = Lab::new()?;
+        if !mode.offloads() {
+            lab.offloads(&lab.client, "eth0", false)?;
+            lab.offloads(&lab.router, "lan0", false)?;
+        }
+        let servers = Family::BOTH.map(|family| [family.server(), family.other_server()].map(port_25)).concat();
+        let internet = Server::start(&lab.internet, "internet", &servers, Manner::Accepts)?;
+        let gateway =
+            Server::start(&lab.gateway, "gateway", &Family::BOTH.map(|family| port_25(family.gateway())), manner)?;
+
+        let product = Product::start(&lab, &configuration(lab.folder(), mode.hook()))?;
+        for (subscriber, class) in [
+            ("10.20.0.0/16", "configured"),
+            ("10.20.0.20", "bypass"),
+            ("10.20.0.30", "blocked"),
+            ("fd00:20::/64", "configured"),
+            ("fd00:20::20", "bypass"),
+            ("fd00:20::30", "blocked"),
+        ] {
+            product.ctl(&lab, &["subscriber", "set", subscriber, "--class", class])?;
+        }
+        product.ctl(
+            &lab,
+            &["gateway", "set", "default", "--address", &Family::V4.gateway().to_string(), "--port", "25"],
+        )?;
+        Ok(Self { mode, product, internet, gateway, lab })
+    }
+
+    /// As [`Product::ctl`].
+    pub fn ctl(&self, words: &[&str]) -> Result<String> {
+        self.product.ctl(&self.lab, words)
+    }
+}
+
+/// Makes of each function, which takes a [`Scene`], one test for every [`Mode`].
+#[macro_export]
+macro_rules! in_every_mode {
+    ($($name:ident),+ $(,)?) => {$(
+        mod $name {
+            use redirect_tests::{Mode, Scene};
+
+            #[test]
+            fn xdp() {
+                super::$name(Scene::new(Mode::Xdp).unwrap());
+            }
+
+            #[test]
+            fn tc() {
+                super::$name(Scene::new(Mode::Tc).unwrap());
+            }
+
+            #[test]
+            fn tc_without_offloads() {
+                super::$name(Scene::new(Mode::TcWithoutOffloads).unwrap());
+            }
+        }
+    )+};
+}
