@@ -1,4 +1,7 @@
 //! The two address families, as far as the data plane tells them apart.
+//!
+//! Addresses are kept in network byte order, but in words as wide as they come: copying sixteen single bytes is what a compiler makes of an
+//! array of bytes.
 
 use core::{
     fmt::Debug,
@@ -7,87 +10,156 @@ use core::{
 
 use crate::{checksum::Delta, policy::Relay, wire::Wire};
 
-/// An IPv4 address in network byte order.
-pub type V4 = [u8; 4];
-/// An IPv6 address in network byte order.
-pub type V6 = [u8; 16];
+/// An IPv4 address; the word's bytes in memory are those on the wire.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct V4(u32);
+
+/// An IPv6 address; the words' bytes in memory are those on the wire.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct V6([u64; 2]);
 
 /// What parsing, tables and editing need to know of an address family.
-pub trait Address: Wire + Debug + Default + Eq + Ord {
+pub trait Address: Copy + Debug + Default + Eq + Ord + 'static {
+    /// The address as it lies on the wire.
+    type Octets: Wire;
     /// Offset of the source address in the IP header, in bytes; the destination follows it.
     const OFFSET: usize;
     /// Offset of the header's own checksum, in bytes, where the family has one.
     const HEADER_CHECKSUM: Option<usize>;
 
+    fn from_octets(octets: Self::Octets) -> Self;
+
+    fn octets(self) -> Self::Octets;
+
     /// The relay's endpoint in this family.
     fn endpoint(relay: &Relay) -> Option<(Self, [u8; 2])>;
 
     /// What replacing `self` by `new` does to a checksum that covers it.
-    fn delta(&self, new: &Self) -> Delta;
+    fn delta(self, new: Self) -> Delta;
 
     /// A few bits that differ between addresses, for spreading; not a hash to rely on.
-    fn spread(&self) -> u32;
+    fn spread(self) -> u32;
 
     fn to_ip(self) -> IpAddr;
 }
 
 impl Address for V4 {
+    type Octets = [u8; 4];
     const OFFSET: usize = 12;
     const HEADER_CHECKSUM: Option<usize> = Some(10);
 
     #[inline(always)]
+    fn from_octets(octets: [u8; 4]) -> Self {
+        Self(u32::from_ne_bytes(octets))
+    }
+
+    #[inline(always)]
+    fn octets(self) -> [u8; 4] {
+        self.0.to_ne_bytes()
+    }
+
+    #[inline(always)]
     fn endpoint(relay: &Relay) -> Option<(Self, [u8; 2])> {
-        relay.ipv4()
+        relay.ipv4().map(|(octets, port)| (Self::from_octets(octets), port))
     }
 
     #[inline(always)]
-    fn delta(&self, new: &Self) -> Delta {
-        Delta::of(*self, *new)
+    fn delta(self, new: Self) -> Delta {
+        Delta::of(self.0, new.0)
     }
 
     #[inline(always)]
-    fn spread(&self) -> u32 {
-        u32::from_be_bytes(*self)
+    fn spread(self) -> u32 {
+        self.0
     }
 
     fn to_ip(self) -> IpAddr {
-        IpAddr::V4(Ipv4Addr::from(self))
+        IpAddr::V4(Ipv4Addr::from(self.octets()))
     }
 }
 
-/// Four of the sixteen bytes.
-#[inline(always)]
-const fn quarter(address: &V6, index: usize) -> [u8; 4] {
-    let at = index * 4;
-    [address[at], address[at + 1], address[at + 2], address[at + 3]]
+impl V6 {
+    #[inline(always)]
+    const fn quarters(self) -> [u32; 4] {
+        let [high, low] = self.0;
+        [(high >> 32) as u32, high as u32, (low >> 32) as u32, low as u32]
+    }
 }
 
 impl Address for V6 {
+    type Octets = [u8; 16];
     const OFFSET: usize = 8;
     const HEADER_CHECKSUM: Option<usize> = None;
 
     #[inline(always)]
+    fn from_octets(octets: [u8; 16]) -> Self {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = octets;
+        Self([u64::from_ne_bytes([a, b, c, d, e, f, g, h]), u64::from_ne_bytes([i, j, k, l, m, n, o, p])])
+    }
+
+    #[inline(always)]
+    fn octets(self) -> [u8; 16] {
+        let [a, b, c, d, e, f, g, h] = self.0[0].to_ne_bytes();
+        let [i, j, k, l, m, n, o, p] = self.0[1].to_ne_bytes();
+        [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
+    }
+
+    #[inline(always)]
     fn endpoint(relay: &Relay) -> Option<(Self, [u8; 2])> {
-        relay.ipv6()
+        relay.ipv6().map(|(octets, port)| (Self::from_octets(octets), port))
     }
 
     #[inline(always)]
-    fn delta(&self, new: &Self) -> Delta {
-        Delta::of(quarter(self, 0), quarter(new, 0))
-            .and(Delta::of(quarter(self, 1), quarter(new, 1)))
-            .and(Delta::of(quarter(self, 2), quarter(new, 2)))
-            .and(Delta::of(quarter(self, 3), quarter(new, 3)))
+    fn delta(self, new: Self) -> Delta {
+        let (old, new) = (self.quarters(), new.quarters());
+        Delta::of(old[0], new[0])
+            .and(Delta::of(old[1], new[1]))
+            .and(Delta::of(old[2], new[2]))
+            .and(Delta::of(old[3], new[3]))
     }
 
     #[inline(always)]
-    fn spread(&self) -> u32 {
-        u32::from_be_bytes(quarter(self, 0))
-            ^ u32::from_be_bytes(quarter(self, 1))
-            ^ u32::from_be_bytes(quarter(self, 2))
-            ^ u32::from_be_bytes(quarter(self, 3))
+    fn spread(self) -> u32 {
+        let [a, b, c, d] = self.quarters();
+        a ^ b ^ c ^ d
     }
 
     fn to_ip(self) -> IpAddr {
-        IpAddr::V6(Ipv6Addr::from(self))
+        IpAddr::V6(Ipv6Addr::from(self.octets()))
+    }
+}
+
+impl From<Ipv4Addr> for V4 {
+    fn from(address: Ipv4Addr) -> Self {
+        Self::from_octets(address.octets())
+    }
+}
+
+impl From<Ipv6Addr> for V6 {
+    fn from(address: Ipv6Addr) -> Self {
+        Self::from_octets(address.octets())
+    }
+}
+
+#[cfg(feature = "user")]
+mod pod {
+    // SAFETY: a transparent integer.
+    unsafe impl aya::Pod for super::V4 {}
+    // SAFETY: transparent integers.
+    unsafe impl aya::Pod for super::V6 {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn octets_survive() {
+        let v4 = Ipv4Addr::new(192, 0, 2, 7);
+        assert_eq!((V4::from(v4).octets(), V4::from(v4).to_ip()), (v4.octets(), v4.into()));
+        let v6: Ipv6Addr = "2001:db8:1:2:3:4:5:6".parse().unwrap();
+        assert_eq!((V6::from(v6).octets(), V6::from(v6).to_ip()), (v6.octets(), v6.into()));
     }
 }

@@ -4,7 +4,7 @@
 //! [`incremental`] arithmetic is right. A socket buffer may be `CHECKSUM_PARTIAL` (its TCP field holds only the sum over the pseudo
 //! header) or `CHECKSUM_COMPLETE` (the device summed it); only the kernel's helpers know, and `redirect-ebpf` calls them.
 
-use crate::{address::Address, checksum::Delta, flow::Tuple, packet::BytesMut, wire::TCP_CHECKSUM};
+use crate::{address::Address, checksum::Delta, flow::Tuple, packet::BytesMut, wire::Tcp};
 
 /// Replace the tuple of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,31 +25,31 @@ impl<A: Address> Edit<'_, A> {
     /// What the addresses do to the IPv4 header's checksum and to the TCP checksum, whose pseudo header has them.
     #[inline(always)]
     pub fn addresses_delta(&self) -> Delta {
-        let ([old_source, old_destination], [new_source, new_destination]) = (&self.from.addresses, &self.to.addresses);
-        old_source.delta(new_source).and(old_destination.delta(new_destination))
+        let (from, to) = (self.from.addresses, self.to.addresses);
+        from[0].delta(to[0]).and(from[1].delta(to[1]))
     }
 
     /// What the ports do to the TCP checksum.
     #[inline(always)]
     pub fn ports_delta(&self) -> Delta {
-        let ([[a, b], [c, d]], [[e, f], [g, h]]) = (self.from.ports, self.to.ports);
-        Delta::of([a, b, c, d], [e, f, g, h])
+        Delta::of(self.from.ports_word(), self.to.ports_word())
     }
 }
 
-/// Edits in place with RFC 1624 arithmetic. All offsets are checked before the first byte is written.
+/// Edits in place with RFC 1624 arithmetic.
+///
+/// The checks go from the front of the frame to its back: a compiler that has seen a later offset checked drops the check of an earlier
+/// one, and the verifier, which cannot follow that reasoning, refuses the program.
 #[inline(always)]
 pub fn incremental<P: BytesMut + ?Sized, A: Address>(frame: &mut P, edit: &Edit<'_, A>) -> Result<(), EditError> {
     let addresses_delta = edit.addresses_delta();
-    let tcp_delta = addresses_delta.and(edit.ports_delta());
-
-    let tcp_checksum = tcp_delta.apply(*frame.at::<[u8; 2]>(edit.l4 + TCP_CHECKSUM).ok_or(EditError)?);
-    *frame.at_mut::<[A; 2]>(edit.l3 + A::OFFSET).ok_or(EditError)? = edit.to.addresses;
     if let Some(offset) = A::HEADER_CHECKSUM {
         let checksum = frame.at_mut::<[u8; 2]>(edit.l3 + offset).ok_or(EditError)?;
         *checksum = addresses_delta.apply(*checksum);
     }
-    *frame.at_mut::<[[u8; 2]; 2]>(edit.l4).ok_or(EditError)? = edit.to.ports;
-    *frame.at_mut::<[u8; 2]>(edit.l4 + TCP_CHECKSUM).ok_or(EditError)? = tcp_checksum;
+    *frame.at_mut::<[A::Octets; 2]>(edit.l3 + A::OFFSET).ok_or(EditError)? = edit.to.addresses.map(A::octets);
+    let tcp = frame.at_mut::<Tcp>(edit.l4).ok_or(EditError)?;
+    [tcp.source_port, tcp.destination_port] = edit.to.ports;
+    tcp.checksum = addresses_delta.and(edit.ports_delta()).apply(tcp.checksum);
     Ok(())
 }

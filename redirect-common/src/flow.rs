@@ -21,7 +21,7 @@
 //! Half-open flows live in a table of their own that recycles its oldest entries. Only a client that has seen the relay's initial sequence
 //! number gets into the established table, so a flood of forged SYNs can neither evict nor refuse an established flow.
 
-use crate::address::Address;
+use crate::address::{Address, V4, V6};
 
 /// Idle time after which an established flow is collected, in seconds: 2 h 4 min (RFC 5382 REQ-5).
 pub const ESTABLISHED_IDLE_S: u32 = 7440;
@@ -50,6 +50,13 @@ impl<A: Address> Tuple<A> {
     #[must_use]
     pub fn reversed(&self) -> Self {
         Self::new([self.addresses[1], self.addresses[0]], [self.ports[1], self.ports[0]])
+    }
+
+    /// Both ports as they lie in memory.
+    #[inline(always)]
+    pub fn ports_word(&self) -> u32 {
+        let [[a, b], [c, d]] = self.ports;
+        u32::from_ne_bytes([a, b, c, d])
     }
 }
 
@@ -110,8 +117,8 @@ pub struct Flow<A> {
     sent: u8,
 }
 
-const _: () = assert!(size_of::<Tuple<[u8; 4]>>() == 16 && size_of::<Tuple<[u8; 16]>>() == 40);
-const _: () = assert!(size_of::<Flow<[u8; 4]>>() == 32 && size_of::<Flow<[u8; 16]>>() == 56);
+const _: () = assert!(size_of::<Tuple<V4>>() == 16 && size_of::<Tuple<V6>>() == 40);
+const _: () = assert!(size_of::<Flow<V4>>() == 32 && size_of::<Flow<V6>>() == 56);
 
 impl<A: Address> Flow<A> {
     #[inline(always)]
@@ -232,7 +239,7 @@ mod tests {
 
     fn after(forward: u8, reply: u8) -> State {
         let entry = |direction, flags| {
-            let mut flow = Flow::<[u8; 4]>::new(direction, Tuple::default(), 1, 0);
+            let mut flow = Flow::<V4>::new(direction, Tuple::default(), 1, 0);
             flow.note(Flags(flags), 1);
             flow
         };
@@ -258,7 +265,7 @@ mod tests {
 
     #[test]
     fn only_the_acknowledgment_of_the_relays_number_proves_the_handshake() {
-        let mut reply = Flow::<[u8; 4]>::new(Direction::Reply, Tuple::default(), 1, 0);
+        let mut reply = Flow::<V4>::new(Direction::Reply, Tuple::default(), 1, 0);
         assert!(!reply.answer_seen_by(1), "no SYN-ACK yet");
         reply.note_answer(u32::MAX);
         assert!(reply.answer_seen_by(0), "sequence numbers wrap");

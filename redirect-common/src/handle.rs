@@ -73,7 +73,7 @@ where
     }
     let Some(segment) = Segment::<A>::read(frame, headers) else { return Outcome::unclassed(Reason::Truncated) };
     // Where the decision is to redirect, it also says with which tuple.
-    let mut to = Tuple::default();
+    let mut to = segment.tuple;
     let outcome = match direction {
         Direction::Forward => forward(tables, &segment, &mut to),
         Direction::Reply => reply(tables, &segment, &mut to),

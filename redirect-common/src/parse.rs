@@ -47,7 +47,7 @@ impl<A: Address> Segment<A> {
     /// Reads the segment that [`parse`] found; `A` is its family.
     #[inline(always)]
     pub fn read<P: Packet + ?Sized>(frame: &P, headers: &Headers) -> Option<Self> {
-        let addresses = *frame.at::<[A; 2]>(headers.l3 + A::OFFSET)?;
+        let addresses = frame.at::<[A::Octets; 2]>(headers.l3 + A::OFFSET)?.map(A::from_octets);
         let tcp = frame.at::<Tcp>(headers.l4)?;
         Some(Self {
             tuple: Tuple::new(addresses, [tcp.source_port, tcp.destination_port]),

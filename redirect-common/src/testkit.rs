@@ -1,6 +1,6 @@
 //! What tests need on the host: tables in memory, a builder of frames, and checksums computed from scratch.
 
-use std::{cell::RefCell, collections::BTreeMap, vec::Vec};
+use std::{cell::RefCell, collections::BTreeMap, net::IpAddr, vec::Vec};
 
 use crate::{
     address::{Address, V4, V6},
@@ -29,7 +29,7 @@ pub fn internet_checksum(parts: &[&[u8]]) -> u16 {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FamilyState<A: Address> {
     /// By prefix length and network address.
-    pub prefixes: BTreeMap<(u8, A), Subscriber>,
+    pub prefixes: BTreeMap<(u8, IpAddr), Subscriber>,
     pub half_open: BTreeMap<Tuple<A>, Flow<A>>,
     pub established: BTreeMap<Tuple<A>, Flow<A>>,
 }
@@ -69,8 +69,13 @@ impl MemoryTables {
 }
 
 /// Whether the first `len` bits are equal.
-fn covers(len: u8, network: &[u8], address: &[u8]) -> bool {
-    (0..usize::from(len)).all(|bit| (network[bit / 8] ^ address[bit / 8]) & (0x80 >> (bit % 8)) == 0)
+fn covers(len: u8, network: IpAddr, address: IpAddr) -> bool {
+    let (network, address, width) = match (network, address) {
+        (IpAddr::V4(network), IpAddr::V4(address)) => (u32::from(network).into(), u32::from(address).into(), 32),
+        (IpAddr::V6(network), IpAddr::V6(address)) => (u128::from(network), u128::from(address), 128),
+        _ => return false,
+    };
+    (network ^ address).checked_shr(width - u32::from(len)).unwrap_or(0) == 0
 }
 
 macro_rules! family {
@@ -78,7 +83,8 @@ macro_rules! family {
         impl FamilyTables<$address> for MemoryTables {
             fn subscriber(&self, source: &$address) -> Option<Subscriber> {
                 let state = self.$field.borrow();
-                let matching = state.prefixes.iter().filter(|((len, network), _)| covers(*len, network, source));
+                let matching =
+                    state.prefixes.iter().filter(|((len, network), _)| covers(*len, *network, source.to_ip()));
                 matching.max_by_key(|((len, _), _)| *len).map(|(_, subscriber)| *subscriber)
             }
 
@@ -176,9 +182,9 @@ pub struct FrameBuilder {
     pub protocol: u8,
     /// The IPv4 flags and fragment offset.
     pub fragment: u16,
-    /// Last two bytes of 10.20.x.x or fd00:20::x:x.
+    /// Last two bytes of `10.20.x.x` or `fd00:20::x:x`.
     pub client: [u8; 2],
-    /// Last byte of 203.0.113.x or 2001:db8::x.
+    /// Last byte of `203.0.113.x` or `2001:db8::x`.
     pub server: u8,
     pub client_port: u16,
     pub server_port: u16,
@@ -217,19 +223,19 @@ impl FrameBuilder {
         }
     }
 
-    pub fn client_v4(&self) -> V4 {
+    pub fn client_v4(&self) -> [u8; 4] {
         [10, 20, self.client[0], self.client[1]]
     }
 
-    pub fn client_v6(&self) -> V6 {
+    pub fn client_v6(&self) -> [u8; 16] {
         [0xfd, 0, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, self.client[0], 0, self.client[1]]
     }
 
-    pub fn server_v4(&self) -> V4 {
+    pub fn server_v4(&self) -> [u8; 4] {
         [203, 0, 113, self.server]
     }
 
-    pub fn server_v6(&self) -> V6 {
+    pub fn server_v6(&self) -> [u8; 16] {
         [0x20, 0x01, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, self.server]
     }
 
@@ -284,7 +290,7 @@ impl FrameBuilder {
     fn ipv4(&self, tcp: &[u8], source: &[u8], destination: &[u8]) -> Vec<u8> {
         let header_len = 20 + self.ip_options;
         let total_len = u16::from(header_len) + tcp.len() as u16;
-        let mut ip = vec![0x40 | header_len / 4, 0];
+        let mut ip = vec![0x40 | (header_len / 4), 0];
         ip.extend(total_len.to_be_bytes());
         ip.extend([0, 7]);
         ip.extend(self.fragment.to_be_bytes());

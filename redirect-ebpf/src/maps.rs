@@ -6,7 +6,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
 };
 use redirect_common::{
-    address::{V4, V6},
+    address::{Address as _, V4, V6},
     flow::{Flow, Tuple},
     maps::{
         CLASSES_MAX, COUNTERS_MAX, Count, ENTRIES_PER_FLOW, FLOWS_MAX, HALF_OPEN_MAX, RELAY_PORT_WORDS, RELAYS_MAX,
@@ -22,9 +22,9 @@ static HOSTS_V4: HashMap<V4, Subscriber> = HashMap::with_max_entries(SUBSCRIBERS
 #[map]
 static HOSTS_V6: HashMap<V6, Subscriber> = HashMap::with_max_entries(SUBSCRIBERS_MAX, 0);
 #[map]
-static PREFIXES_V4: LpmTrie<V4, Subscriber> = LpmTrie::with_max_entries(SUBSCRIBERS_MAX, 0);
+static PREFIXES_V4: LpmTrie<[u8; 4], Subscriber> = LpmTrie::with_max_entries(SUBSCRIBERS_MAX, 0);
 #[map]
-static PREFIXES_V6: LpmTrie<V6, Subscriber> = LpmTrie::with_max_entries(SUBSCRIBERS_MAX, 0);
+static PREFIXES_V6: LpmTrie<[u8; 16], Subscriber> = LpmTrie::with_max_entries(SUBSCRIBERS_MAX, 0);
 #[map]
 static CLASSES: Array<Class> = Array::with_max_entries(CLASSES_MAX, 0);
 #[map]
@@ -49,6 +49,20 @@ static COUNTERS: PerCpuArray<Count> = PerCpuArray::with_max_entries(COUNTERS_MAX
 /// `EEXIST` of the kernel (include/uapi/asm-generic/errno-base.h), as a helper returns it.
 const EXISTS: i32 = -17;
 
+/// A trie's key, placed so that the address in it is aligned: the verifier wants that of the stack.
+#[repr(C, align(8))]
+struct AlignedKey<T> {
+    _lead: u32,
+    key: Key<T>,
+}
+
+impl<T> AlignedKey<T> {
+    #[inline(always)]
+    const fn new(octets: T) -> Self {
+        Self { _lead: 0, key: Key::new(size_of::<T>() as u32 * 8, octets) }
+    }
+}
+
 /// The maps of this object.
 pub(crate) struct Maps;
 
@@ -61,7 +75,8 @@ macro_rules! family {
                 if let Some(subscriber) = unsafe { $hosts.get(source) } {
                     return Some(*subscriber);
                 }
-                $prefixes.get(Key::new(<$address>::default().len() as u32 * 8, *source)).copied()
+                let key = AlignedKey::new(source.octets());
+                $prefixes.get(&key.key).copied()
             }
 
             #[inline(always)]
