@@ -914,3 +914,6 @@ impl Incoming {
         (forwarded.saturating_sub(self.scanner.stuffed()) > size_max).then_some((TOO_BIG, Cause::Size))
     }
 }
+
+#[cfg(test)]
+mod tests;
