@@ -50,7 +50,8 @@ fn main() {
         fail(&format!("neither rust-src nor a prebuilt core for {target} is installed; {REMEDY}"));
     }
     // Version 3 of the instruction set: 32-bit jumps and arithmetic, kernel 5.1 and later.
-    let flags = ["-Clinker=bpf-linker", "-Clink-arg=--btf", "-Ctarget-cpu=v3", MISALIGNED, "-Cpanic=abort"].join("\x1f");
+    let flags =
+        ["-Clinker=bpf-linker", "-Clink-arg=--btf", "-Ctarget-cpu=v3", MISALIGNED, "-Cpanic=abort"].join("\x1f");
     cargo.env("CARGO_ENCODED_RUSTFLAGS", flags).env("RUSTC_BOOTSTRAP", "1");
 
     match cargo.status() {
@@ -69,7 +70,10 @@ fn standard_library_sources(rustc: &Path) -> Option<PathBuf> {
 }
 
 fn debian_core(target: &str) -> bool {
-    let output = Command::new(DEBIAN_RUSTC).args(["--print", "target-libdir", "--target", target]).env("RUSTC_BOOTSTRAP", "1").output();
+    let output = Command::new(DEBIAN_RUSTC)
+        .args(["--print", "target-libdir", "--target", target])
+        .env("RUSTC_BOOTSTRAP", "1")
+        .output();
     output.is_ok_and(|output| {
         let directory = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         output.status.success() && Path::new(&directory).is_dir()

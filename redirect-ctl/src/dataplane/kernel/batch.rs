@@ -1,0 +1,86 @@
+//! Reading many entries of a hash map in one system call (`BPF_MAP_LOOKUP_BATCH`, Linux 5.6).
+
+use std::{
+    io,
+    mem::MaybeUninit,
+    os::fd::{AsRawFd, BorrowedFd},
+};
+
+use aya::Pod;
+
+/// `BPF_MAP_LOOKUP_BATCH` of `enum bpf_cmd` (include/uapi/linux/bpf.h).
+const LOOKUP_BATCH: libc::c_long = 24;
+
+/// The member `batch` of `union bpf_attr`.
+#[repr(C)]
+struct Attributes {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    element_flags: u64,
+    flags: u64,
+}
+
+/// Where the next batch begins; opaque to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Position(u32);
+
+/// The next entries from `position` on (from the start where it is `None`), `count` at most, and where to go on; `None` at the end.
+///
+/// The kernel hands out whole hash buckets; should one hold more than `count` entries, the batch grows until it fits.
+pub(super) fn look_up<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    position: Option<Position>,
+    count: usize,
+) -> io::Result<(Vec<(K, V)>, Option<Position>)> {
+    let mut capacity = count.max(1);
+    loop {
+        match look_up_once(map, position, capacity) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => capacity *= 2,
+            result => return result,
+        }
+    }
+}
+
+fn look_up_once<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    position: Option<Position>,
+    capacity: usize,
+) -> io::Result<(Vec<(K, V)>, Option<Position>)> {
+    let mut keys = vec![MaybeUninit::<K>::zeroed(); capacity];
+    let mut values = vec![MaybeUninit::<V>::zeroed(); capacity];
+    let start = position.map_or(0, |Position(start)| start);
+    let mut next = 0u32;
+    let mut attributes = Attributes {
+        in_batch: position.map_or(0, |_| std::ptr::from_ref(&start) as u64),
+        out_batch: std::ptr::from_mut(&mut next) as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count: u32::try_from(capacity).unwrap_or(u32::MAX),
+        map_fd: map.as_raw_fd().cast_unsigned(),
+        element_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: every address points to a live local that is as large as the kernel may write: `capacity` keys and values of the map's own
+    // sizes (the caller's types are those that the map was opened with), and 32 bits of position, as hash maps use.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, LOOKUP_BATCH, std::ptr::from_mut(&mut attributes), size_of::<Attributes>())
+    };
+    let last = if result == 0 {
+        false
+    } else {
+        let error = io::Error::last_os_error();
+        if error.raw_os_error() != Some(libc::ENOENT) {
+            return Err(error);
+        }
+        true
+    };
+    let filled = usize::try_from(attributes.count).unwrap_or(0).min(capacity);
+    let entries = keys.into_iter().zip(values).take(filled);
+    // SAFETY: the kernel has written the first `count` keys and values, and `Pod` types take any bytes.
+    let entries = entries.map(|(key, value)| unsafe { (key.assume_init(), value.assume_init()) }).collect();
+    Ok((entries, (!last).then_some(Position(next))))
+}

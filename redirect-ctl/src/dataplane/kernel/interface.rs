@@ -1,0 +1,199 @@
+//! Attaching the programs to an interface, and choosing the hook.
+
+use std::{
+    ffi::{CStr, CString},
+    io,
+    mem::MaybeUninit,
+    os::fd::AsRawFd,
+};
+
+use aya::{
+    Ebpf,
+    programs::{
+        ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode,
+        tc::{SchedClassifierLink, TcError, qdisc_add_clsact},
+        xdp::XdpLink,
+    },
+    util::KernelVersion,
+};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use redirect_common::maps::names;
+use tracing::{info, warn};
+
+use super::{
+    super::{Attachment, Error, Hook, Mode, Role},
+    program,
+};
+
+/// Drivers whose packets may reach XDP with a partial checksum, because a local or a virtual sender left it to a device that does not
+/// exist. Editing them in XDP corrupts them; tc knows.
+const SOFTWARE_DRIVERS: &[&str] = &[
+    "802.1Q VLAN Support",
+    "bonding",
+    "bridge",
+    "dummy",
+    "hv_netvsc",
+    "ifb",
+    "macvlan",
+    "openvswitch",
+    "ppp",
+    "team",
+    "tun",
+    "veth",
+    "vif",
+    "virtio_net",
+    "vmxnet3",
+    "vxlan",
+];
+
+/// The programs on one interface. Dropping it detaches them: ingress first, so that nothing is redirected whose replies would not come back.
+pub(super) struct Attached {
+    pub(super) attachment: Attachment,
+    index: u32,
+    _ingress: Ingress,
+    _egress: SchedClassifierLink,
+}
+
+/// Held for its drop.
+enum Ingress {
+    Xdp { _link: XdpLink },
+    Tc { _link: SchedClassifierLink },
+}
+
+impl Attached {
+    /// Whether the interface is still the one that the programs were attached to.
+    pub(super) fn is_alive(&self, name: &str) -> bool {
+        index(name).is_ok_and(|index| index == self.index)
+    }
+}
+
+/// Attaches egress before ingress, for the same reason as [`Attached`] drops them the other way round.
+pub(super) fn attach(object: &mut Ebpf, name: &str, role: Role, hook: Hook) -> Result<Attached, Error> {
+    let index = index(name)?;
+    let driver = driver(name);
+    let software = driver.as_deref().is_none_or(|driver| SOFTWARE_DRIVERS.contains(&driver));
+
+    let egress = attach_tc(object, names::TC_EGRESS, name, TcAttachType::Egress)?;
+    let (ingress, mode) = match hook {
+        Hook::Tc => (attach_tc_ingress(object, name)?, tc_mode()),
+        Hook::Auto if software => (attach_tc_ingress(object, name)?, tc_mode()),
+        Hook::Auto => match attach_xdp(object, name) {
+            Ok(link) => (Ingress::Xdp { _link: link }, Mode::Xdp),
+            Err(error) => {
+                info!(interface = name, driver, %error, "no native XDP; using tc");
+                (attach_tc_ingress(object, name)?, tc_mode())
+            }
+        },
+        Hook::Xdp => {
+            if software {
+                warn!(
+                    interface = name,
+                    driver,
+                    "XDP on a software interface corrupts packets whose checksum was left to it; \
+                             switch tx checksum offload off at the sender, or set hook = \"auto\""
+                );
+            }
+            (Ingress::Xdp { _link: attach_xdp(object, name)? }, Mode::Xdp)
+        }
+    };
+    info!(interface = name, driver, %mode, "attached");
+    Ok(Attached { attachment: Attachment { role, hook, mode }, index, _ingress: ingress, _egress: egress })
+}
+
+/// tcx links exist from Linux 6.6 on; before, a filter of the clsact qdisc does the same.
+fn tc_mode() -> Mode {
+    match KernelVersion::current() {
+        Ok(version) if version < KernelVersion::new(6, 6, 0) => Mode::Clsact,
+        Ok(_) | Err(_) => Mode::Tcx,
+    }
+}
+
+/// In the driver only: generic XDP runs on socket buffers with partial checksums.
+fn attach_xdp(object: &mut Ebpf, name: &str) -> Result<XdpLink, Error> {
+    let xdp: &mut Xdp = program(object, names::XDP_INGRESS)?;
+    let link = xdp.attach(name, XdpMode::Driver).and_then(|id| xdp.take_link(id));
+    link.map_err(|error| refused(name, "XDP", &error))
+}
+
+fn attach_tc_ingress(object: &mut Ebpf, name: &str) -> Result<Ingress, Error> {
+    attach_tc(object, names::TC_INGRESS, name, TcAttachType::Ingress).map(|link| Ingress::Tc { _link: link })
+}
+
+fn attach_tc(
+    object: &mut Ebpf,
+    program_name: &str,
+    name: &str,
+    hook: TcAttachType,
+) -> Result<SchedClassifierLink, Error> {
+    if tc_mode() == Mode::Clsact {
+        match qdisc_add_clsact(name) {
+            Ok(()) | Err(TcError::AlreadyAttached) => {}
+            Err(error) => {
+                return Err(Error::Interface { name: name.to_owned(), reason: format!("no clsact qdisc: {error}") });
+            }
+        }
+    }
+    let classifier: &mut SchedClassifier = program(object, program_name)?;
+    let link = classifier.attach(name, hook).and_then(|id| classifier.take_link(id));
+    link.map_err(|error| refused(name, "tc", &error))
+}
+
+fn refused(name: &str, hook: &str, error: &ProgramError) -> Error {
+    let mut reason = format!("{hook} refused: {error}");
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        reason = format!("{reason}: {cause}");
+        source = cause.source();
+    }
+    if reason.contains("EBUSY") || reason.contains("(os error 16)") {
+        reason = format!("{reason}; another program holds the hook: see `ip link show {name}`");
+    }
+    Error::Interface { name: name.to_owned(), reason }
+}
+
+fn index(name: &str) -> Result<u32, Error> {
+    nix::net::if_::if_nametoindex(name).map_err(|_| Error::NoSuchInterface { name: name.to_owned() })
+}
+
+/// The name of the interface's driver, in the network namespace of this process; `None` where it tells none.
+fn driver(name: &str) -> Option<String> {
+    ethtool_driver(name).ok()
+}
+
+/// `struct ethtool_drvinfo` (include/uapi/linux/ethtool.h).
+#[repr(C)]
+struct DriverInfo {
+    command: u32,
+    driver: [u8; 32],
+    version: [u8; 32],
+    firmware_version: [u8; 32],
+    bus_info: [u8; 32],
+    expansion_rom_version: [u8; 32],
+    reserved: [u8; 12],
+    counts: [u32; 5],
+}
+
+fn ethtool_driver(name: &str) -> io::Result<String> {
+    const GET_DRIVER_INFO: u32 = 3;
+    const SIOCETHTOOL: libc::c_ulong = 0x8946;
+
+    let name = CString::new(name)?;
+    // SAFETY: plain integers and arrays, for which zeros are valid.
+    let mut info: DriverInfo = unsafe { MaybeUninit::zeroed().assume_init() };
+    info.command = GET_DRIVER_INFO;
+    // SAFETY: as above; `data` is the member of the union that this request uses.
+    let mut request: libc::ifreq = unsafe { MaybeUninit::zeroed().assume_init() };
+    let room = request.ifr_name.len() - 1;
+    for (to, from) in request.ifr_name[..room].iter_mut().zip(name.as_bytes()) {
+        *to = libc::c_char::from_ne_bytes([*from]);
+    }
+    request.ifr_ifru.ifru_data = std::ptr::from_mut(&mut info).cast();
+    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    // SAFETY: `request` and the `info` that it points to live until the call returns and are as large as the kernel expects.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, std::ptr::from_mut(&mut request)) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let driver = CStr::from_bytes_until_nul(&info.driver).map_err(io::Error::other)?;
+    Ok(driver.to_string_lossy().into_owned())
+}

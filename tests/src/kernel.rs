@@ -1,0 +1,210 @@
+//! The loaded programs and their maps, run frame by frame with `BPF_PROG_TEST_RUN`.
+//!
+//! Needs root. Touches no interface: the programs are loaded and attached to nothing.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use aya::{
+    Ebpf, Pod, TestRunOptions,
+    maps::{Array, HashMap as BpfHashMap, LpmTrie, MapData, PerCpuArray, lpm_trie::Key},
+    programs::{ProgramError, SchedClassifier, TestRun as _, Xdp},
+};
+use redirect_common::{
+    address::{V4, V6},
+    flow::{Direction, Flow, Tuple},
+    maps::{Count, counter_index, names},
+    policy::{Class, Relay, Settings, Subscriber},
+    reason::{Reason, Verdict},
+    testkit::MemoryTables,
+};
+use redirect_ctl::dataplane::kernel::{Capacities, load};
+
+/// A program of the data plane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Hook {
+    Xdp,
+    TcIngress,
+    TcEgress,
+}
+
+impl Hook {
+    pub const ALL: [Self; 3] = [Self::Xdp, Self::TcIngress, Self::TcEgress];
+
+    pub const fn direction(self) -> Direction {
+        match self {
+            Self::Xdp | Self::TcIngress => Direction::Forward,
+            Self::TcEgress => Direction::Reply,
+        }
+    }
+
+    /// What the program answers for a verdict: `XDP_PASS` and `XDP_DROP`, `TC_ACT_UNSPEC` and `TC_ACT_SHOT`.
+    pub const fn code(self, verdict: Verdict) -> u32 {
+        match (self, verdict) {
+            (Self::Xdp, Verdict::Pass | Verdict::Redirect) => 2,
+            (Self::Xdp, Verdict::Drop) => 1,
+            (Self::TcIngress | Self::TcEgress, Verdict::Pass | Verdict::Redirect) => u32::MAX,
+            (Self::TcIngress | Self::TcEgress, Verdict::Drop) => 2,
+        }
+    }
+}
+
+/// A policy and a clock, to be set both in the kernel and on the host.
+#[derive(Clone, Debug, Default)]
+pub struct Policy {
+    pub subscribers: Vec<(IpAddr, u8, u16)>,
+    pub classes: BTreeMap<u16, Class>,
+    pub relays: BTreeMap<u16, Relay>,
+}
+
+/// The entries of a flow table.
+pub type Entries<A> = BTreeMap<Tuple<A>, Flow<A>>;
+
+/// The loaded programs.
+pub struct Kernel {
+    object: Ebpf,
+    settings: Array<MapData, Settings>,
+    counters: PerCpuArray<MapData, Count>,
+}
+
+impl Kernel {
+    /// Loads the programs with small maps.
+    ///
+    /// # Panics
+    /// Without the privilege to load programs: these tests need root.
+    pub fn load(policy: &Policy, flows_max: u32) -> Self {
+        let subscribers_max = u32::try_from(policy.subscribers.len()).expect("a test has few subscribers").max(1024);
+        let mut object = load(Capacities { flows_max, subscribers_max }).expect("loading the programs needs root");
+        let mut relay_ports: Array<_, u64> = map(&mut object, names::RELAY_PORTS);
+        let mut relays: Array<_, Relay> = map(&mut object, names::RELAYS);
+        for (id, relay) in &policy.relays {
+            relays.set((*id).into(), relay, 0).expect("a relay is set");
+            for port in [relay.ipv4().map(|(_, port)| port), relay.ipv6().map(|(_, port)| port)].into_iter().flatten() {
+                let port = u16::from_be_bytes(port);
+                let word = u32::from(port / 64);
+                let ports = relay_ports.get(&word, 0).expect("a word of ports is read") | 1 << (port % 64);
+                relay_ports.set(word, ports, 0).expect("a word of ports is set");
+            }
+        }
+        let mut classes: Array<_, Class> = map(&mut object, names::CLASSES);
+        for (id, class) in &policy.classes {
+            classes.set((*id).into(), class, 0).expect("a class is set");
+        }
+        let mut hosts_v4: BpfHashMap<_, V4, Subscriber> = map(&mut object, names::HOSTS_V4);
+        let mut hosts_v6: BpfHashMap<_, V6, Subscriber> = map(&mut object, names::HOSTS_V6);
+        let mut prefixes_v4: LpmTrie<_, [u8; 4], Subscriber> = map(&mut object, names::PREFIXES_V4);
+        let mut prefixes_v6: LpmTrie<_, [u8; 16], Subscriber> = map(&mut object, names::PREFIXES_V6);
+        for &(address, len, class) in &policy.subscribers {
+            let subscriber = Subscriber::new(class, len);
+            match (address, len) {
+                (IpAddr::V4(address), 32) => hosts_v4.insert(V4::from(address), subscriber, 0),
+                (IpAddr::V4(address), _) => prefixes_v4.insert(&Key::new(len.into(), address.octets()), subscriber, 0),
+                (IpAddr::V6(address), 128) => hosts_v6.insert(V6::from(address), subscriber, 0),
+                (IpAddr::V6(address), _) => prefixes_v6.insert(&Key::new(len.into(), address.octets()), subscriber, 0),
+            }
+            .expect("a subscriber is set");
+        }
+        let settings = map(&mut object, names::SETTINGS);
+        let counters = map(&mut object, names::COUNTERS);
+        Self { object, settings, counters }
+    }
+
+    pub fn set_clock(&mut self, now_s: u32) {
+        self.settings.set(0, Settings::new(1, now_s), 0).expect("the clock is set");
+    }
+
+    /// Runs a program on a frame: what it answers and what the frame has become. `None` where the kernel's harness itself refuses the
+    /// frame, as it does with socket buffers shorter than an Ethernet header.
+    pub fn run(&self, hook: Hook, frame: &[u8]) -> Option<(u32, Vec<u8>)> {
+        let mut out = vec![0; frame.len() + 64];
+        let options = TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::default() };
+        match self.test_run(hook, options) {
+            Ok(result) => {
+                out.truncate(result.data_size_out as usize);
+                Some((result.return_value, out))
+            }
+            Err(ProgramError::SyscallError(error)) if error.io_error.raw_os_error() == Some(22) => None,
+            Err(error) => panic!("{hook:?} cannot run: {error:?}"),
+        }
+    }
+
+    /// Nanoseconds for a run, averaged over `repeat` runs. The frame is not restored in between.
+    pub fn time(&self, hook: Hook, frame: &[u8], repeat: u32) -> u64 {
+        let mut out = vec![0; frame.len() + 64];
+        let options =
+            TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), repeat, ..TestRunOptions::default() };
+        let result = self.test_run(hook, options).expect("a whole frame can be run");
+        u64::try_from(result.duration.as_nanos()).expect("a run is short")
+    }
+
+    fn test_run(&self, hook: Hook, options: TestRunOptions<'_>) -> Result<aya::TestRunResult, ProgramError> {
+        let program = |name| self.object.program(name).expect("the object has the program");
+        match hook {
+            Hook::Xdp => <&Xdp>::try_from(program(names::XDP_INGRESS))?.test_run(options),
+            Hook::TcIngress => <&SchedClassifier>::try_from(program(names::TC_INGRESS))?.test_run(options),
+            Hook::TcEgress => <&SchedClassifier>::try_from(program(names::TC_EGRESS))?.test_run(options),
+        }
+    }
+
+    /// The sum over all CPUs of one counter.
+    pub fn count(&self, class: u16, reason: Reason) -> Count {
+        let counts = self.counters.get(&counter_index(class, reason), 0).expect("a counter is read");
+        counts.iter().fold(Count::default(), |sum, count| Count {
+            packets: sum.packets + count.packets,
+            bytes: sum.bytes + count.bytes,
+        })
+    }
+
+    /// Every counter that is not zero.
+    pub fn counts(&self) -> BTreeMap<(u16, Reason), Count> {
+        let all = (0..64).flat_map(|class| Reason::ALL.iter().map(move |reason| (class, *reason)));
+        all.map(|(class, reason)| ((class, reason), self.count(class, reason)))
+            .filter(|(_, count)| count.packets > 0)
+            .collect()
+    }
+
+    pub fn flows<A>(&self, name: &str) -> Entries<A>
+    where
+        A: redirect_common::address::Address,
+        Tuple<A>: Pod,
+        Flow<A>: Pod,
+    {
+        let map = self.object.map(name).expect("the object has the map");
+        let map: BpfHashMap<_, Tuple<A>, Flow<A>> = map.try_into().expect("a flow table is a hash");
+        map.iter().map(|entry| entry.expect("an entry is read")).collect()
+    }
+
+    pub fn verified_instructions(&self) -> Vec<(&'static str, u32)> {
+        [names::XDP_INGRESS, names::TC_INGRESS, names::TC_EGRESS]
+            .into_iter()
+            .map(|name| {
+                let info = self.object.program(name).expect("the object has the program").info();
+                (name, info.expect("a loaded program has info").verified_instruction_count().unwrap_or(0))
+            })
+            .collect()
+    }
+}
+
+fn map<M: TryFrom<aya::maps::Map>>(object: &mut Ebpf, name: &str) -> M
+where
+    M::Error: std::fmt::Debug,
+{
+    M::try_from(object.take_map(name).expect("the object has the map")).expect("the map has its kind")
+}
+
+/// The same policy in memory.
+pub fn model(policy: &Policy, flows_max: u32) -> MemoryTables {
+    let tables = MemoryTables {
+        classes: policy.classes.clone(),
+        relays: policy.relays.clone(),
+        established_max: flows_max as usize * 2,
+        ..MemoryTables::default()
+    };
+    for &(address, len, class) in &policy.subscribers {
+        let subscriber = Subscriber::new(class, len);
+        match address {
+            IpAddr::V4(_) => tables.v4.borrow_mut().prefixes.insert((len, address), subscriber),
+            IpAddr::V6(_) => tables.v6.borrow_mut().prefixes.insert((len, address), subscriber),
+        };
+    }
+    tables
+}
