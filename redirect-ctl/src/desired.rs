@@ -113,6 +113,47 @@ impl From<Fallback> for policy::Fallback {
     }
 }
 
+/// A type that is text on the wire: written by `Display`, read by `FromStr`, with an example for the API's description.
+macro_rules! text_on_the_wire {
+    ($($name:ident = $example:literal),+ $(,)?) => {$(
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+                text.parse().map_err(serde::de::Error::custom)
+            }
+        }
+
+        impl utoipa::PartialSchema for $name {
+            fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+                utoipa::openapi::ObjectBuilder::new()
+                    .schema_type(utoipa::openapi::schema::Type::String)
+                    .examples([serde_json::json!($example)])
+                    .into()
+            }
+        }
+
+        impl utoipa::ToSchema for $name {
+            fn name() -> std::borrow::Cow<'static, str> {
+                stringify!($name).into()
+            }
+        }
+    )+};
+}
+
+text_on_the_wire! {
+    Name = "configured",
+    InterfaceName = "lan0",
+    Host = "mx.example.net",
+    Prefix = "10.20.0.0/16",
+    Time = "2026-12-01T00:00:00Z",
+}
+
 /// Name of a class, relay or gateway: safe in a path, a metric label and a shell.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Name(Arc<str>);
@@ -226,6 +267,56 @@ pub fn host_name(text: &str) -> Result<String, Invalid> {
         return invalid(format!("{text:?} is neither an IP address nor a host name"));
     }
     Ok(name.to_ascii_lowercase())
+}
+
+/// A prefix without bits beyond its length, as [`prefix`] reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Prefix(pub IpNet);
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for Prefix {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        prefix(text).map(Self)
+    }
+}
+
+/// A point in time with whole seconds: RFC 3339 on the wire, seconds since the epoch inside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Time {
+    pub seconds: i64,
+}
+
+impl Time {
+    pub fn now() -> Self {
+        Self { seconds: Timestamp::now().as_second() }
+    }
+}
+
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match Timestamp::from_second(self.seconds) {
+            Ok(time) => time.fmt(f),
+            Err(_) => self.seconds.fmt(f),
+        }
+    }
+}
+
+impl FromStr for Time {
+    type Err = Invalid;
+
+    /// Fractions of a second are cut off.
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        text.parse::<Timestamp>()
+            .map(|time| Self { seconds: time.as_second() })
+            .map_err(|_| Invalid(format!("{text:?} is not a time: give RFC 3339 such as 2026-12-01T00:00:00Z")))
+    }
 }
 
 /// Parses a prefix as people write it: `10.0.0.0/8`, `10.0.0.0_8` (safe in a path), or a bare address for one host.
@@ -410,23 +501,6 @@ pub fn prefix_from_key(key: &[u8]) -> Option<IpNet> {
 pub fn keys_within(prefix: &IpNet) -> (Vec<u8>, Vec<u8>) {
     let last = IpNet::from(prefix.broadcast());
     (prefix_key(prefix), prefix_key(&last))
-}
-
-/// RFC 3339 in UTC with whole seconds.
-pub fn time_text(seconds: i64) -> String {
-    Timestamp::from_second(seconds).map_or_else(|_| seconds.to_string(), |time| time.to_string())
-}
-
-/// Reads RFC 3339; fractions of a second are cut off.
-pub fn time_from_text(text: &str) -> Result<i64, Invalid> {
-    text.parse::<Timestamp>()
-        .map(Timestamp::as_second)
-        .map_err(|_| Invalid(format!("{text:?} is not a time: give RFC 3339 such as 2026-12-01T00:00:00Z")))
-}
-
-/// Seconds since the epoch.
-pub fn now_s() -> i64 {
-    Timestamp::now().as_second()
 }
 
 #[cfg(test)]

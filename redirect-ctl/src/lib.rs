@@ -13,7 +13,15 @@
 //! - [`relay`]: tells the embedded relay who a connection comes from and which gateway is its
 //! - [`daemon`]: start order, tasks, stop; [`limits`]: every bound
 
+pub mod api;
+pub mod cli;
+pub mod commands;
+pub mod config;
+pub mod daemon;
 pub mod dataplane;
 pub mod desired;
 pub mod limits;
+pub mod metrics;
 pub mod reconcile;
+pub mod relay;
+pub mod store;

@@ -49,7 +49,7 @@ pub const TOUCHED_KEYS_MAX: usize = 10_000;
 /// Questions (flows, counters) that wait for the reconciler.
 pub const RECONCILE_QUEUE_MAX: usize = 64;
 /// A full comparison of store and kernel happens at least this often.
-pub const FULL_SYNC_INTERVAL: Duration = Duration::from_secs(300);
+pub const FULL_SYNC_INTERVAL: Duration = Duration::from_mins(5);
 /// First wait after an error; doubles up to the next constant.
 pub const RETRY_MIN: Duration = Duration::from_millis(200);
 /// Longest wait between two attempts after errors, for the tables and for each interface.
@@ -63,6 +63,8 @@ pub const COLLECT_SWEEP: Duration = Duration::from_secs(30);
 /// Entries that one step of the collection looks at, at least and at most: about 1 microsecond each, so 3 % of a CPU at most.
 pub const COLLECT_ENTRIES: (usize, usize) = (512, 8_192);
 
+/// Attachments are removed within this time at a stop; what is left goes with the process.
+pub const DETACH_WAIT: Duration = Duration::from_secs(5);
 /// Sessions of the relay have this long to finish their message at a stop.
 pub const RELAY_DRAIN: Duration = Duration::from_secs(5);
 /// Resolving a gateway's name.
@@ -74,6 +76,8 @@ pub const GATEWAY_ADDRESSES_MAX: usize = 8;
 pub const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// The CLI's deadline for one answer where `--timeout` does not say.
 pub const CLI_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest duration that the CLI takes, a century: a point in time that far ahead is still one.
+pub const DURATION_MAX: Duration = Duration::from_hours(100 * 365 * 24);
 
 const _: () = assert!(PAGE_ROWS_DEFAULT <= PAGE_ROWS_MAX);
 const _: () = assert!(API_APPLY_WAIT.as_secs() < API_REQUEST_TIMEOUT.as_secs());

@@ -1,1 +1,13 @@
-fn main() {}
+//! `redirect-ctl`: see `redirect-ctl --help`.
+
+use std::{env, io, process::ExitCode};
+
+use redirect_ctl::commands::{self, Env};
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let args: Vec<String> = env::args().collect();
+    let mut env =
+        Env { stdout: &mut io::stdout().lock(), stderr: &mut io::stderr().lock(), getenv: &|name| env::var(name).ok() };
+    ExitCode::from(commands::run(&mut env, &args).await)
+}

@@ -1,1 +1,77 @@
-fn main() {}
+//! `redirectd`: see `redirectd --help`.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    process::ExitCode,
+};
+
+use clap::Parser;
+use redirect_ctl::{
+    cli::DaemonCli,
+    config::{self, LogFormat, Settings},
+    daemon,
+    dataplane::kernel::{Capacities, KernelDataplane},
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+const BAD_CONFIGURATION: u8 = 2;
+
+fn main() -> ExitCode {
+    let args = DaemonCli::parse();
+    let host_name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
+    let settings = match config::load(&args.config, &host_name) {
+        Ok(settings) => settings,
+        Err(error) => return fail(&error, BAD_CONFIGURATION),
+    };
+    if args.check {
+        return ExitCode::SUCCESS;
+    }
+    log(settings.log);
+    match run(settings) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&*error, 1),
+    }
+}
+
+#[tokio::main]
+async fn run(settings: Settings) -> anyhow::Result<()> {
+    let shutdown = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let first = shutdown.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if first.is_cancelled() {
+                // The second signal: whoever sent it does not want to wait. The kernel releases what the process holds.
+                std::process::exit(1);
+            }
+            first.cancel();
+        }
+    });
+    let capacities =
+        Capacities { flows_max: settings.dataplane.flows_max, subscribers_max: settings.dataplane.subscribers_max };
+    let dataplane = KernelDataplane::load(capacities)?;
+    Ok(daemon::run(settings, dataplane, shutdown).await?)
+}
+
+fn log(format: LogFormat) {
+    let filter = EnvFilter::builder().with_default_directive(tracing::Level::INFO.into()).from_env_lossy();
+    let colours = io::stderr().is_terminal();
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colours);
+    match format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().init(),
+    }
+}
+
+fn fail(error: &(impl std::fmt::Display + ?Sized), code: u8) -> ExitCode {
+    // If even that cannot be said, the exit code says it.
+    let _ = writeln!(io::stderr(), "redirectd: {error:#}");
+    ExitCode::from(code)
+}

@@ -9,3 +9,4 @@
 //! after an error and when idle, so that nothing missed stays missed.
 
 pub mod plan;
+pub mod task;

@@ -1,0 +1,204 @@
+//! The typed client that the CLI uses: HTTP over the daemon's Unix socket.
+
+use std::{
+    fmt::{Display, Write},
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{Method, Request, body::Bytes, client::conn::http1, header};
+use hyper_util::rt::TokioIo;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{net::UnixStream, time::timeout};
+
+use super::{
+    error::Problem,
+    types::{APPLIED_HEADER, FlowList, FlowListQuery, Page, Stats, Status, paths},
+};
+use crate::{desired, limits};
+
+/// Why a request failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot reach redirectd at {}: {source}; is it running?", .socket.display())]
+    Unreachable { socket: PathBuf, source: io::Error },
+    #[error("no answer from redirectd at {} within {} s", .socket.display(), .after.as_secs_f64())]
+    Timeout { socket: PathBuf, after: Duration },
+    #[error("{}", .0.detail)]
+    Problem(Box<Problem>),
+    #[error("redirectd's answer makes no sense: {0}")]
+    Answer(String),
+}
+
+/// What a change came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Changed {
+    pub revision: u64,
+    /// Whether the kernel holds it already.
+    pub applied: bool,
+}
+
+/// A daemon's API.
+#[derive(Clone, Debug)]
+pub struct Client {
+    socket: PathBuf,
+    timeout: Duration,
+}
+
+impl Client {
+    pub fn new(socket: &Path, timeout: Duration) -> Self {
+        Self { socket: socket.to_owned(), timeout }
+    }
+
+    pub async fn status(&self) -> Result<Status, Error> {
+        self.get(paths::STATUS).await
+    }
+
+    pub async fn stats(&self) -> Result<Stats, Error> {
+        self.get(paths::STATS).await
+    }
+
+    pub async fn flows(&self, query: &FlowListQuery) -> Result<FlowList, Error> {
+        self.get(&format!("{}?{}", paths::FLOWS, query_text(query)?)).await
+    }
+
+    /// A page of a collection.
+    pub async fn page<T: DeserializeOwned>(&self, collection: &str, query: &impl Serialize) -> Result<Page<T>, Error> {
+        self.get(&format!("{collection}?{}", query_text(query)?)).await
+    }
+
+    /// One resource; `path` is the pattern of [`paths`].
+    pub async fn resource<T: DeserializeOwned>(&self, path: &str, key: &impl Display) -> Result<T, Error> {
+        self.get(&with_key(path, key)).await
+    }
+
+    pub async fn put<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        key: &impl Display,
+        body: &impl Serialize,
+    ) -> Result<(T, Changed), Error> {
+        let body = serde_json::to_vec(body).map_err(|error| Error::Answer(error.to_string()))?;
+        let answer = self.request(Method::PUT, &with_key(path, key), body).await?;
+        Ok((decode(&answer.body)?, answer.changed()?))
+    }
+
+    pub async fn delete(&self, path: &str, key: &impl Display) -> Result<Changed, Error> {
+        self.request(Method::DELETE, &with_key(path, key), Vec::new()).await?.changed()
+    }
+
+    pub async fn get<T: DeserializeOwned>(&self, target: &str) -> Result<T, Error> {
+        decode(&self.request(Method::GET, target, Vec::new()).await?.body)
+    }
+
+    /// The raw text of an answer, for what is not JSON.
+    pub async fn text(&self, target: &str) -> Result<String, Error> {
+        let answer = self.request(Method::GET, target, Vec::new()).await?;
+        String::from_utf8(answer.body.into()).map_err(|error| Error::Answer(error.to_string()))
+    }
+
+    async fn request(&self, method: Method, target: &str, body: Vec<u8>) -> Result<Answer, Error> {
+        timeout(self.timeout, self.exchange(method, target, body))
+            .await
+            .map_err(|_| Error::Timeout { socket: self.socket.clone(), after: self.timeout })?
+    }
+
+    async fn exchange(&self, method: Method, target: &str, body: Vec<u8>) -> Result<Answer, Error> {
+        let unreachable = |source| Error::Unreachable { socket: self.socket.clone(), source };
+        let stream = UnixStream::connect(&self.socket).await.map_err(unreachable)?;
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(|error| unreachable(io::Error::other(error)))?;
+        let request = Request::builder()
+            .method(method)
+            .uri(target)
+            .header(header::HOST, "redirectd")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(body)))
+            .map_err(|error| Error::Answer(error.to_string()))?;
+        let talk = async {
+            let response = sender.send_request(request).await.map_err(|error| unreachable(io::Error::other(error)))?;
+            let (head, body) = response.into_parts();
+            let body = Limited::new(body, limits::ANSWER_BYTES_MAX).collect().await;
+            let body = body.map_err(|error| Error::Answer(error.to_string()))?.to_bytes();
+            Ok(Answer { head, body })
+        };
+        // The connection does the work of both; it ends when the answer is there and `sender` is dropped.
+        let mut talk = std::pin::pin!(talk);
+        let mut connection = std::pin::pin!(connection);
+        let answer = tokio::select! {
+            answer = &mut talk => answer,
+            result = &mut connection => match result {
+                Ok(()) => talk.await,
+                Err(error) => Err(unreachable(io::Error::other(error))),
+            },
+        }?;
+        if answer.head.status.is_success() {
+            return Ok(answer);
+        }
+        Err(serde_json::from_slice(&answer.body).map_or_else(
+            |_| Error::Answer(format!("{} {}", answer.head.status, String::from_utf8_lossy(&answer.body).trim())),
+            |problem| Error::Problem(Box::new(problem)),
+        ))
+    }
+}
+
+struct Answer {
+    head: hyper::http::response::Parts,
+    body: Bytes,
+}
+
+impl Answer {
+    fn changed(&self) -> Result<Changed, Error> {
+        let header = |name: &str| self.head.headers.get(name).and_then(|value| value.to_str().ok());
+        let revision = header("etag").and_then(|etag| etag.trim_matches('"').parse().ok());
+        let revision = revision.ok_or_else(|| Error::Answer("it names no revision".to_owned()))?;
+        Ok(Changed { revision, applied: header(APPLIED_HEADER) != Some("false") })
+    }
+}
+
+fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
+    serde_json::from_slice(body).map_err(|error| Error::Answer(error.to_string()))
+}
+
+/// Puts a key into a path's pattern.
+fn with_key(path: &str, key: &impl Display) -> String {
+    let key = escape(&key.to_string());
+    match (path.find('{'), path.find('}')) {
+        (Some(start), Some(end)) => format!("{}{key}{}", &path[..start], &path[end + 1..]),
+        _ => path.to_owned(),
+    }
+}
+
+fn query_text(query: &impl Serialize) -> Result<String, Error> {
+    let value = serde_json::to_value(query).map_err(|error| Error::Answer(error.to_string()))?;
+    let members = value.as_object().into_iter().flatten();
+    let pairs = members.map(|(name, value)| match value {
+        serde_json::Value::String(text) => format!("{name}={}", escape(text)),
+        other => format!("{name}={other}"),
+    });
+    Ok(pairs.collect::<Vec<_>>().join("&"))
+}
+
+/// Percent-encodes everything but RFC 3986's unreserved characters.
+fn escape(text: &str) -> String {
+    let mut escaped = String::new();
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+            escaped.push(char::from(byte));
+        } else {
+            // Writing into a string cannot fail.
+            let _ = write!(escaped, "%{byte:02X}");
+        }
+    }
+    escaped
+}
+
+/// The socket that `unix:///path` names.
+pub fn socket_of(host: &str) -> Result<PathBuf, desired::Invalid> {
+    match host.strip_prefix("unix://") {
+        Some(path) if Path::new(path).is_absolute() => Ok(PathBuf::from(path)),
+        _ => Err(desired::Invalid(format!("{host:?} is not a host: give unix:///PATH/TO/SOCKET"))),
+    }
+}

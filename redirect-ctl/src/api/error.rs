@@ -1,0 +1,179 @@
+//! Errors of the API as RFC 9457 problems: a stable code, a sentence for people, pointers into the request.
+
+use axum::{
+    Json,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::{desired::Invalid, reconcile::task::AskError, store};
+
+pub const MEDIA_TYPE: &str = "application/problem+json";
+
+/// Body of every answer that is an error (RFC 9457).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Problem {
+    /// Names the kind of problem; does not change between versions.
+    #[schema(example = "urn:redirect:problem:in_use")]
+    pub r#type: String,
+    #[schema(example = "Conflict")]
+    pub title: String,
+    #[schema(example = 409)]
+    pub status: u16,
+    /// The last part of `type`.
+    #[schema(example = "in_use")]
+    pub code: String,
+    /// What happened this time, with the remedy.
+    #[schema(example = "class configured is in use by subscriber 10.20.0.0/16")]
+    pub detail: String,
+    /// Where in the request the problem lies.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<FieldError>,
+}
+
+/// A place in the request and what is wrong there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FieldError {
+    /// JSON pointer (RFC 6901) into the body, or `?name` for a query parameter.
+    #[schema(example = "/class")]
+    pub pointer: String,
+    pub detail: String,
+}
+
+/// What kind of problem: status and code belong together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Code {
+    InvalidJson,
+    InvalidQuery,
+    Forbidden,
+    NotFound,
+    NoSuchPath,
+    MethodNotAllowed,
+    InUse,
+    OwnedByFile,
+    TooMany,
+    TooLarge,
+    UnsupportedMediaType,
+    Invalid,
+    Internal,
+    Unavailable,
+    DiskFull,
+}
+
+impl Code {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::InvalidJson => "invalid_json",
+            Self::InvalidQuery => "invalid_query",
+            Self::Forbidden => "forbidden",
+            Self::NotFound => "not_found",
+            Self::NoSuchPath => "no_such_path",
+            Self::MethodNotAllowed => "method_not_allowed",
+            Self::InUse => "in_use",
+            Self::OwnedByFile => "owned_by_file",
+            Self::TooMany => "too_many",
+            Self::TooLarge => "too_large",
+            Self::UnsupportedMediaType => "unsupported_media_type",
+            Self::Invalid => "invalid",
+            Self::Internal => "internal",
+            Self::Unavailable => "unavailable",
+            Self::DiskFull => "disk_full",
+        }
+    }
+
+    pub const fn status(self) -> StatusCode {
+        match self {
+            Self::InvalidJson | Self::InvalidQuery => StatusCode::BAD_REQUEST,
+            Self::Forbidden => StatusCode::FORBIDDEN,
+            Self::NotFound | Self::NoSuchPath => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::InUse | Self::OwnedByFile | Self::TooMany => StatusCode::CONFLICT,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::Invalid => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::DiskFull => StatusCode::INSUFFICIENT_STORAGE,
+        }
+    }
+}
+
+/// What a handler fails with.
+#[derive(Clone, Debug)]
+pub struct ApiError {
+    code: Code,
+    detail: String,
+    errors: Vec<FieldError>,
+}
+
+impl ApiError {
+    pub fn new(code: Code, detail: impl Into<String>) -> Self {
+        Self { code, detail: detail.into(), errors: Vec::new() }
+    }
+
+    /// A value at `pointer` that cannot be.
+    pub fn invalid(pointer: &str, invalid: &Invalid) -> Self {
+        Self::at(Code::Invalid, pointer, &invalid.0)
+    }
+
+    pub fn at(code: Code, pointer: &str, detail: &str) -> Self {
+        let errors = vec![FieldError { pointer: pointer.to_owned(), detail: detail.to_owned() }];
+        Self { code, detail: format!("{pointer}: {detail}"), errors }
+    }
+
+    pub fn problem(&self) -> Problem {
+        let status = self.code.status();
+        Problem {
+            r#type: format!("urn:redirect:problem:{}", self.code.name()),
+            title: status.canonical_reason().unwrap_or("Error").to_owned(),
+            status: status.as_u16(),
+            code: self.code.name().to_owned(),
+            detail: self.detail.clone(),
+            errors: self.errors.clone(),
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.code.status(), Json(self.problem())).into_response();
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
+        response
+    }
+}
+
+impl From<store::Error> for ApiError {
+    fn from(error: store::Error) -> Self {
+        let text = error.to_string();
+        match error {
+            store::Error::NotFound { .. } => Self::new(Code::NotFound, text),
+            store::Error::NoSuchReference { field, .. } => Self::at(Code::Invalid, &format!("/{field}"), &text),
+            store::Error::OwnListener { .. } => Self::at(Code::Invalid, "/address", &text),
+            store::Error::InUse { .. } => Self::new(Code::InUse, text),
+            store::Error::OwnedByFile { .. } => Self::new(Code::OwnedByFile, text),
+            store::Error::TooMany { .. } => Self::new(Code::TooMany, text),
+            store::Error::NumbersBusy { .. } | store::Error::Stopped => Self::new(Code::Unavailable, text),
+            error if error.is_disk_full() => {
+                Self::new(Code::DiskFull, "the store's disk is full; nothing was changed, make room and try again")
+            }
+            // What the store says about itself is for the log, not for a client.
+            store::Error::Locked { .. }
+            | store::Error::Schema { .. }
+            | store::Error::Open { .. }
+            | store::Error::Corrupt { .. }
+            | store::Error::Sqlite(_) => {
+                tracing::error!(error = text, "the store failed");
+                Self::new(Code::Internal, "the store failed; nothing was changed, the cause is in redirectd's log")
+            }
+        }
+    }
+}
+
+impl From<AskError> for ApiError {
+    fn from(error: AskError) -> Self {
+        tracing::warn!(%error, "the data plane did not answer");
+        Self::new(Code::Unavailable, format!("the data plane did not answer: {error}"))
+    }
+}

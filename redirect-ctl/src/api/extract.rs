@@ -1,0 +1,137 @@
+//! Extractors that refuse in the API's own words: a problem with a pointer instead of a framework's sentence.
+
+use std::str::FromStr;
+
+use axum::{
+    body::to_bytes,
+    extract::{FromRequest, FromRequestParts, Path, Query, Request},
+    http::{header, request::Parts},
+};
+use serde::de::DeserializeOwned;
+use serde_path_to_error::Segment;
+
+use super::error::{ApiError, Code};
+use crate::{desired::Invalid, limits};
+
+/// The key in the path, in its own type.
+pub(super) struct Key<K>(pub(super) K);
+
+impl<S: Send + Sync, K: FromStr<Err = Invalid>> FromRequestParts<S> for Key<K> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let Path(params) = Path::<Vec<(String, String)>>::from_request_parts(parts, state)
+            .await
+            .map_err(|rejection| ApiError::new(Code::Invalid, rejection.body_text()))?;
+        let [(name, text)] = params.as_slice() else {
+            return Err(ApiError::new(Code::Internal, "the path has no key"));
+        };
+        text.parse().map(Self).map_err(|invalid| ApiError::invalid(&format!("/{name}"), &invalid))
+    }
+}
+
+/// The query's parameters; unknown ones are refused.
+pub(super) struct Params<T>(pub(super) T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Params<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
+        match Query::<T>::try_from_uri(&parts.uri) {
+            Ok(Query(params)) => Ok(Self(params)),
+            Err(rejection) => {
+                let text = rejection.body_text();
+                let text = text.strip_prefix("Failed to deserialize query string: ").unwrap_or(&text);
+                let name = backquoted(text).or_else(|| text.split_once(':').map(|(name, _)| name)).unwrap_or_default();
+                Err(ApiError::at(Code::InvalidQuery, &format!("?{name}"), text))
+            }
+        }
+    }
+}
+
+/// The JSON body: bounded, strict, its faults with their pointer.
+pub(super) struct Body<T>(pub(super) T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _state: &S) -> Result<Self, ApiError> {
+        let json = |value: &str| {
+            value.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
+        };
+        match request.headers().get(header::CONTENT_TYPE).map(|value| value.to_str().unwrap_or_default()) {
+            None => {}
+            Some(value) if json(value) => {}
+            Some(value) => {
+                return Err(ApiError::new(
+                    Code::UnsupportedMediaType,
+                    format!("{value:?} is not understood; send application/json"),
+                ));
+            }
+        }
+        let too_large = || {
+            ApiError::new(
+                Code::TooLarge,
+                format!("the body has more than {} bytes; send one resource at a time", limits::BODY_BYTES_MAX),
+            )
+        };
+        let announced =
+            request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+        if announced.is_some_and(|length| length > limits::BODY_BYTES_MAX) {
+            return Err(too_large());
+        }
+        // A body that ends early fails here as well, and its sender is not there to read the answer.
+        let bytes = to_bytes(request.into_body(), limits::BODY_BYTES_MAX).await.map_err(|_| too_large())?;
+        from_json(&bytes).map(Self)
+    }
+}
+
+fn from_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    let mut reader = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+        let path = pointer(error.path());
+        let error = error.into_inner();
+        let text = error.to_string();
+        if !error.is_data() {
+            return ApiError::new(Code::InvalidJson, format!("the body is not JSON: {text}"));
+        }
+        // The place in the text says less than the pointer.
+        let text = text.rfind(" at line ").map_or(text.as_str(), |end| &text[..end]);
+        let member =
+            ["unknown field", "missing field", "duplicate field"].iter().find(|start| text.starts_with(**start));
+        let pointer = match member.and_then(|_| backquoted(text)) {
+            Some(member) if !path.ends_with(&format!("/{member}")) => format!("{path}/{}", escape(member)),
+            _ => path,
+        };
+        ApiError::at(Code::Invalid, &pointer, text)
+    })?;
+    reader
+        .end()
+        .map_err(|error| ApiError::new(Code::InvalidJson, format!("the body is not one JSON value: {error}")))?;
+    Ok(value)
+}
+
+/// RFC 6901.
+fn pointer(path: &serde_path_to_error::Path) -> String {
+    let mut pointer = String::new();
+    for segment in path {
+        pointer.push('/');
+        match segment {
+            Segment::Seq { index } => pointer.push_str(&index.to_string()),
+            Segment::Map { key } => pointer.push_str(&escape(key)),
+            Segment::Enum { variant } => pointer.push_str(&escape(variant)),
+            Segment::Unknown => pointer.push('?'),
+        }
+    }
+    // The place of a value that is no object at all.
+    if pointer == "/?" { String::new() } else { pointer }
+}
+
+fn escape(member: &str) -> String {
+    member.replace('~', "~0").replace('/', "~1")
+}
+
+fn backquoted(text: &str) -> Option<&str> {
+    let (_, rest) = text.split_once('`')?;
+    Some(rest.split_once('`')?.0)
+}

@@ -1,0 +1,599 @@
+//! REST over the Unix socket. Handlers are thin: read the request, ask the store or the reconciler, answer.
+//!
+//! No handler touches a map: a change goes into the store, and the answer waits until the reconciler has brought it into the kernel, so
+//! that after a 2xx the next SYN follows it. If the kernel is late the answer says so in `Redirect-Applied: false` and stays a success:
+//! the change is on disk and will be applied.
+
+pub mod client;
+pub mod error;
+mod extract;
+pub mod server;
+pub mod types;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    sync::Arc,
+    time::Instant,
+};
+
+use axum::{
+    Json, Router,
+    extract::{Request, State},
+    http::{HeaderName, HeaderValue, StatusCode, header},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+};
+use redirect_common::maps;
+use utoipa::OpenApi;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use self::{
+    error::{ApiError, Code, Problem},
+    extract::{Body, Key, Params},
+    types::{
+        APPLIED_HEADER, Check, Class, ClassPut, Count, DataplaneStatus, Flow, FlowList, FlowListQuery, FlowsStatus,
+        Gateway, GatewayPut, Interface, InterfacePut, Page, Readiness, ReasonCount, Relay, RelayPut, Stats, Status,
+        Subscriber, SubscriberListQuery, SubscriberPut, paths,
+    },
+};
+use crate::{
+    config::DataplaneSettings,
+    dataplane::Counter,
+    desired::{self, Action, ClassSpec, InterfaceName, Invalid, Name, Prefix, RelaySpec, Source, Tables, Time},
+    limits, metrics,
+    reconcile::task::Handle,
+    store::{Change, Kind, Outcome, Store, SubscriberQuery},
+};
+
+/// What the handlers work with.
+pub struct AppState {
+    pub store: Store,
+    pub reconciler: Handle,
+    pub relay_counters: Box<dyn Fn() -> redirect_relay::Counters + Send + Sync>,
+    pub dataplane: DataplaneSettings,
+    pub started: Instant,
+}
+
+type App = State<Arc<AppState>>;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "redirectd",
+        description = "Decides what happens to subscribers' port-25 flows. Errors are RFC 9457 problems. A change is answered when the kernel \
+                       holds it, or with `Redirect-Applied: false` if that takes longer than 2 s."
+    ),
+    components(schemas(Problem))
+)]
+struct Description;
+
+/// The whole API.
+pub fn app(state: Arc<AppState>) -> Router {
+    let (router, description) = routes().split_for_parts();
+    // The description is the same for every request.
+    let description = description.to_json().map_err(|error| error.to_string());
+    router
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(axum::Extension(Arc::new(description)))
+        .layer(middleware::from_fn(deadline))
+        .with_state(state)
+}
+
+/// The OpenAPI 3.1 description of [`app`].
+pub fn description() -> utoipa::openapi::OpenApi {
+    routes().split_for_parts().1
+}
+
+/// Every handler, registered with its description: there is no other way in.
+fn routes() -> OpenApiRouter<Arc<AppState>> {
+    OpenApiRouter::with_openapi(Description::openapi())
+        .routes(routes!(list_subscribers))
+        .routes(routes!(get_subscriber, put_subscriber, delete_subscriber))
+        .routes(routes!(list_classes))
+        .routes(routes!(get_class, put_class, delete_class))
+        .routes(routes!(list_relays))
+        .routes(routes!(get_relay, put_relay, delete_relay))
+        .routes(routes!(list_interfaces))
+        .routes(routes!(get_interface, put_interface, delete_interface))
+        .routes(routes!(list_gateways))
+        .routes(routes!(get_gateway, put_gateway, delete_gateway))
+        .routes(routes!(list_flows))
+        .routes(routes!(get_status))
+        .routes(routes!(get_stats))
+        .routes(routes!(livez))
+        .routes(routes!(readyz))
+        .routes(routes!(get_metrics))
+        .routes(routes!(get_description))
+}
+
+async fn no_such_path(request: Request) -> ApiError {
+    ApiError::new(Code::NoSuchPath, format!("there is no {}; see {}", request.uri().path(), paths::OPENAPI))
+}
+
+async fn method_not_allowed(request: Request) -> ApiError {
+    ApiError::new(
+        Code::MethodNotAllowed,
+        format!("{} does not take {}; see {}", request.uri().path(), request.method(), paths::OPENAPI),
+    )
+}
+
+async fn deadline(request: Request, next: Next) -> Response {
+    match tokio::time::timeout(limits::API_REQUEST_TIMEOUT, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => ApiError::new(
+            Code::Unavailable,
+            format!("not done within {} s; a change may still happen", limits::API_REQUEST_TIMEOUT.as_secs()),
+        )
+        .into_response(),
+    }
+}
+
+// Subscribers
+
+#[utoipa::path(get, path = paths::SUBSCRIBERS, tag = "subscribers", params(SubscriberListQuery),
+    responses((status = 200, body = Page<Subscriber>), (status = 422, body = Problem)))]
+async fn list_subscribers(
+    State(app): App,
+    Params(query): Params<SubscriberListQuery>,
+) -> Result<Json<Page<Subscriber>>, ApiError> {
+    let rows_max = page_rows(query.limit)?;
+    let after = query.cursor.as_deref().map(|cursor| in_query("cursor", desired::prefix(cursor))).transpose()?;
+    let within = query.within.as_deref().map(|within| in_query("within", desired::prefix(within))).transpose()?;
+    let class = match query.class.as_deref() {
+        None => None,
+        Some(name) => Some(class_in_query(&app.store.snapshot().tables, name)?),
+    };
+    // One row more than asked for tells whether there is another page.
+    let mut rows = app.store.subscribers(SubscriberQuery { after, within, class, rows_max: rows_max + 1 }).await?;
+    let more = rows.len() > rows_max as usize;
+    rows.truncate(rows_max as usize);
+    let next_cursor = rows.last().filter(|_| more).map(|last| last.prefix.to_string().replace('/', "_"));
+    Ok(Json(Page { items: rows.into_iter().map(Subscriber::from).collect(), next_cursor }))
+}
+
+#[utoipa::path(get, path = paths::SUBSCRIBER, tag = "subscribers", params(("prefix" = String, Path, description = PREFIX_IN_PATH)),
+    responses((status = 200, body = Subscriber), (status = 404, body = Problem), (status = 422, body = Problem)))]
+async fn get_subscriber(State(app): App, Key(Prefix(prefix)): Key<Prefix>) -> Result<Json<Subscriber>, ApiError> {
+    let subscriber = app.store.subscriber(prefix).await?.ok_or_else(|| not_found(Kind::Subscriber, &prefix))?;
+    Ok(Json(subscriber.into()))
+}
+
+#[utoipa::path(put, path = paths::SUBSCRIBER, tag = "subscribers", params(("prefix" = String, Path, description = PREFIX_IN_PATH)),
+    request_body = SubscriberPut, responses((status = 200, body = Subscriber), (status = 201, body = Subscriber),
+    (status = 400, body = Problem), (status = 422, body = Problem), (status = 507, body = Problem)))]
+async fn put_subscriber(
+    State(app): App,
+    Key(prefix): Key<Prefix>,
+    Body(body): Body<SubscriberPut>,
+) -> Result<Response, ApiError> {
+    same_key("/prefix", &prefix, body.prefix.as_ref())?;
+    if let Some(expires) = body.expires.filter(|expires| *expires <= Time::now()) {
+        return Err(ApiError::invalid(
+            "/expires",
+            &Invalid(format!("{expires} is in the past; give a time to come, or null")),
+        ));
+    }
+    let subscriber = desired::Subscriber {
+        prefix: prefix.0,
+        class: body.class,
+        origin: body.source,
+        expires_s: body.expires.map(|expires| expires.seconds),
+    };
+    change(&app, Change::PutSubscriber(subscriber.clone()), Subscriber::from(subscriber)).await
+}
+
+#[utoipa::path(delete, path = paths::SUBSCRIBER, tag = "subscribers", params(("prefix" = String, Path, description = PREFIX_IN_PATH)),
+    responses((status = 204), (status = 404, body = Problem), (status = 422, body = Problem)))]
+async fn delete_subscriber(State(app): App, Key(Prefix(prefix)): Key<Prefix>) -> Result<Response, ApiError> {
+    change(&app, Change::DeleteSubscriber(prefix), ()).await
+}
+
+// Classes
+
+#[utoipa::path(get, path = paths::CLASSES, tag = "classes", responses((status = 200, body = Page<Class>)))]
+async fn list_classes(State(app): App) -> Json<Page<Class>> {
+    all(app.store.snapshot().tables.classes.values().map(|class| Class::from(&class.spec)))
+}
+
+#[utoipa::path(get, path = paths::CLASS, tag = "classes", params(("name" = String, Path)),
+    responses((status = 200, body = Class), (status = 404, body = Problem), (status = 422, body = Problem)))]
+async fn get_class(State(app): App, Key(name): Key<Name>) -> Result<Json<Class>, ApiError> {
+    let tables = app.store.snapshot().tables;
+    let class = tables.class(name.as_str()).ok_or_else(|| not_found(Kind::Class, &name))?;
+    Ok(Json((&class.spec).into()))
+}
+
+#[utoipa::path(put, path = paths::CLASS, tag = "classes", params(("name" = String, Path)), request_body = ClassPut,
+    responses((status = 200, body = Class), (status = 201, body = Class), (status = 400, body = Problem), (status = 409, body = Problem),
+    (status = 422, body = Problem)))]
+async fn put_class(State(app): App, Key(name): Key<Name>, Body(body): Body<ClassPut>) -> Result<Response, ApiError> {
+    same_key("/name", &name, body.name.as_ref())?;
+    if body.action == Action::Redirect && body.relay.is_none() {
+        let text = format!("action redirect needs a relay, such as {:?}", desired::EMBEDDED_RELAY);
+        return Err(ApiError::invalid("/relay", &Invalid(text)));
+    }
+    let spec = ClassSpec {
+        name,
+        action: body.action,
+        relay: body.relay,
+        on_relay_down: body.on_relay_down,
+        gateway: body.gateway,
+    };
+    let answer = Class::from(&spec);
+    change(&app, Change::PutClass(spec), answer).await
+}
+
+#[utoipa::path(delete, path = paths::CLASS, tag = "classes", params(("name" = String, Path)),
+    responses((status = 204), (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
+async fn delete_class(State(app): App, Key(name): Key<Name>) -> Result<Response, ApiError> {
+    change(&app, Change::DeleteClass(name), ()).await
+}
+
+// Relays
+
+#[utoipa::path(get, path = paths::RELAYS, tag = "relays", responses((status = 200, body = Page<Relay>)))]
+async fn list_relays(State(app): App) -> Json<Page<Relay>> {
+    all(app.store.snapshot().tables.relays.values().map(Relay::from))
+}
+
+#[utoipa::path(get, path = paths::RELAY, tag = "relays", params(("name" = String, Path)),
+    responses((status = 200, body = Relay), (status = 404, body = Problem), (status = 422, body = Problem)))]
+async fn get_relay(State(app): App, Key(name): Key<Name>) -> Result<Json<Relay>, ApiError> {
+    let tables = app.store.snapshot().tables;
+    Ok(Json(tables.relay(name.as_str()).ok_or_else(|| not_found(Kind::Relay, &name))?.into()))
+}
+
+#[utoipa::path(put, path = paths::RELAY, tag = "relays", params(("name" = String, Path)), request_body = RelayPut,
+    responses((status = 200, body = Relay), (status = 201, body = Relay), (status = 400, body = Problem), (status = 409, body = Problem),
+    (status = 422, body = Problem)))]
+async fn put_relay(State(app): App, Key(name): Key<Name>, Body(body): Body<RelayPut>) -> Result<Response, ApiError> {
+    same_key("/name", &name, body.name.as_ref())?;
+    for (pointer, address) in [("/ipv4", body.ipv4.map(Into::into)), ("/ipv6", body.ipv6.map(Into::into))] {
+        if let Some(address) = address {
+            desired::endpoint(address).map_err(|invalid| ApiError::invalid(pointer, &invalid))?;
+        }
+    }
+    let spec = RelaySpec { name, ipv4: body.ipv4, ipv6: body.ipv6, delivery: body.delivery };
+    if spec.endpoints().next().is_none() && spec.name.as_str() != desired::EMBEDDED_RELAY {
+        return Err(ApiError::invalid(
+            "/ipv4",
+            &Invalid("a relay needs an endpoint: give ipv4, ipv6 or both".to_owned()),
+        ));
+    }
+    let answer = Relay {
+        name: spec.name.clone(),
+        ipv4: spec.ipv4,
+        ipv6: spec.ipv6,
+        delivery: spec.delivery,
+        source: Source::Api,
+    };
+    change(&app, Change::PutRelay(spec), answer).await
+}
+
+#[utoipa::path(delete, path = paths::RELAY, tag = "relays", params(("name" = String, Path)),
+    responses((status = 204), (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
+async fn delete_relay(State(app): App, Key(name): Key<Name>) -> Result<Response, ApiError> {
+    change(&app, Change::DeleteRelay(name), ()).await
+}
+
+// Interfaces
+
+#[utoipa::path(get, path = paths::INTERFACES, tag = "interfaces", responses((status = 200, body = Page<Interface>)))]
+async fn list_interfaces(State(app): App) -> Json<Page<Interface>> {
+    all(interfaces(&app).into_iter())
+}
+
+#[utoipa::path(get, path = paths::INTERFACE, tag = "interfaces", params(("name" = String, Path)),
+    responses((status = 200, body = Interface), (status = 404, body = Problem), (status = 422, body = Problem)))]
+async fn get_interface(State(app): App, Key(name): Key<InterfaceName>) -> Result<Json<Interface>, ApiError> {
+    let tables = app.store.snapshot().tables;
+    let interface = tables.interfaces.get(&name).ok_or_else(|| not_found(Kind::Interface, &name))?;
+    Ok(Json(Interface::new(interface, app.reconciler.observed().interfaces.get(name.as_str()))))
+}
+
+#[utoipa::path(put, path = paths::INTERFACE, tag = "interfaces", params(("name" = String, Path)), request_body = InterfacePut,
+    responses((status = 200, body = Interface), (status = 201, body = Interface), (status = 400, body = Problem),
+    (status = 409, body = Problem), (status = 422, body = Problem)))]
+async fn put_interface(
+    State(app): App,
+    Key(name): Key<InterfaceName>,
+    Body(body): Body<InterfacePut>,
+) -> Result<Response, ApiError> {
+    same_key("/name", &name, body.name.as_ref())?;
+    let interface = desired::Interface { name, role: body.role, hook: body.hook, source: Source::Api };
+    let committed = commit(&app, Change::PutInterface(interface.clone())).await?;
+    // Read after the change was applied, so that the answer tells whether the attachment worked.
+    let observed = app.reconciler.observed();
+    Ok(committed.answer(Interface::new(&interface, observed.interfaces.get(interface.name.as_str()))))
+}
+
+#[utoipa::path(delete, path = paths::INTERFACE, tag = "interfaces", params(("name" = String, Path)),
+    responses((status = 204), (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
+async fn delete_interface(State(app): App, Key(name): Key<InterfaceName>) -> Result<Response, ApiError> {
+    change(&app, Change::DeleteInterface(name), ()).await
+}
+
+// Gateways
+
+#[utoipa::path(get, path = paths::GATEWAYS, tag = "gateways", responses((status = 200, body = Page<Gateway>)))]
+async fn list_gateways(State(app): App) -> Json<Page<Gateway>> {
+    all(app.store.snapshot().tables.gateways.values().map(Gateway::from))
+}
+
+#[utoipa::path(get, path = paths::GATEWAY, tag = "gateways", params(("name" = String, Path)),
+    responses((status = 200, body = Gateway), (status = 404, body = Problem), (status = 422, body = Problem)))]
+async fn get_gateway(State(app): App, Key(name): Key<Name>) -> Result<Json<Gateway>, ApiError> {
+    let tables = app.store.snapshot().tables;
+    Ok(Json(tables.gateways.get(&name).ok_or_else(|| not_found(Kind::Gateway, &name))?.into()))
+}
+
+#[utoipa::path(put, path = paths::GATEWAY, tag = "gateways", params(("name" = String, Path)), request_body = GatewayPut,
+    responses((status = 200, body = Gateway), (status = 201, body = Gateway), (status = 400, body = Problem),
+    (status = 409, body = Problem), (status = 422, body = Problem)))]
+async fn put_gateway(
+    State(app): App,
+    Key(name): Key<Name>,
+    Body(body): Body<GatewayPut>,
+) -> Result<Response, ApiError> {
+    same_key("/name", &name, body.name.as_ref())?;
+    if body.port == 0 {
+        return Err(ApiError::invalid("/port", &Invalid("0 is not a port; give one from 1 to 65535".to_owned())));
+    }
+    if body.description.len() > limits::DESCRIPTION_BYTES_MAX || body.description.chars().any(char::is_control) {
+        let text = format!("give one line of at most {} bytes", limits::DESCRIPTION_BYTES_MAX);
+        return Err(ApiError::invalid("/description", &Invalid(text)));
+    }
+    let gateway = desired::Gateway {
+        name,
+        host: body.address,
+        port: body.port,
+        description: body.description,
+        status: body.status,
+    };
+    let answer = Gateway::from(&gateway);
+    change(&app, Change::PutGateway(gateway), answer).await
+}
+
+#[utoipa::path(delete, path = paths::GATEWAY, tag = "gateways", params(("name" = String, Path)),
+    responses((status = 204), (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
+async fn delete_gateway(State(app): App, Key(name): Key<Name>) -> Result<Response, ApiError> {
+    change(&app, Change::DeleteGateway(name), ()).await
+}
+
+// What the kernel does
+
+#[utoipa::path(get, path = paths::FLOWS, tag = "flows", params(FlowListQuery),
+    responses((status = 200, body = FlowList), (status = 422, body = Problem), (status = 503, body = Problem)))]
+async fn list_flows(State(app): App, Params(query): Params<FlowListQuery>) -> Result<Json<FlowList>, ApiError> {
+    let rows_max = page_rows(query.limit)? as usize;
+    let client = query.client.as_deref().map(|client| in_query("client", address(client))).transpose()?;
+    let tables = app.store.snapshot().tables;
+    let class = query.class.as_deref().map(|name| class_in_query(&tables, name)).transpose()?;
+    let mut flows = app.reconciler.flows().await?;
+    flows.retain(|flow| {
+        client.is_none_or(|client| flow.client.ip() == client) && class.is_none_or(|class| flow.class == class)
+    });
+    flows.sort_by_key(|flow| (flow.client, flow.server));
+    let total = flows.len() as u64;
+    let now_s = crate::reconcile::task::monotonic_s();
+    let items = flows.into_iter().take(rows_max).map(|flow| Flow {
+        client: flow.client,
+        server: flow.server,
+        relay: flow.relay,
+        mapped_port: flow.mapped_port,
+        class: class_name(&tables, flow.class),
+        state: flow.state,
+        age_s: now_s.saturating_sub(flow.created_s),
+        idle_s: now_s.saturating_sub(flow.seen_s),
+    });
+    Ok(Json(FlowList { items: items.collect(), total }))
+}
+
+#[utoipa::path(get, path = paths::STATUS, tag = "status", responses((status = 200, body = Status), (status = 503, body = Problem)))]
+async fn get_status(State(app): App) -> Result<Json<Status>, ApiError> {
+    let snapshot = app.store.snapshot();
+    let observed = app.reconciler.observed();
+    let subscribers = app.store.subscriber_counts().await?.values().sum();
+    let mut reasons: BTreeMap<String, Count> = BTreeMap::new();
+    for counter in app.reconciler.counters().await? {
+        let count = reasons.entry(counter.reason.name().to_owned()).or_default();
+        count.packets += counter.packets;
+        count.bytes += counter.bytes;
+    }
+    let relay = metrics::relay_rows(&(app.relay_counters)()).map(|row| (row.name.to_owned(), row.value)).collect();
+    Ok(Json(Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        uptime_s: app.started.elapsed().as_secs(),
+        revision: snapshot.revision,
+        applied: observed.applied,
+        error: observed.error.clone(),
+        dataplane: DataplaneStatus {
+            layout: maps::LAYOUT,
+            flows_max: app.dataplane.flows_max,
+            subscribers_max: app.dataplane.subscribers_max,
+            full_syncs: observed.full_syncs,
+        },
+        interfaces: interfaces(&app),
+        flows: FlowsStatus {
+            half_open: observed.flows.half_open,
+            established: observed.flows.established,
+            capacity: u64::from(app.dataplane.flows_max) * 2,
+            collected: observed.flows_collected,
+        },
+        subscribers,
+        relay,
+        reasons,
+    }))
+}
+
+#[utoipa::path(get, path = paths::STATS, tag = "status", responses((status = 200, body = Stats), (status = 503, body = Problem)))]
+async fn get_stats(State(app): App) -> Result<Json<Stats>, ApiError> {
+    let tables = app.store.snapshot().tables;
+    let counters = app.reconciler.counters().await?;
+    Ok(Json(Stats { reasons: reason_counts(&tables, &counters) }))
+}
+
+/// Counters with the names of their classes. Numbers of classes that are gone add up under null.
+pub(crate) fn reason_counts(tables: &Tables, counters: &[Counter]) -> Vec<ReasonCount> {
+    let mut sums: BTreeMap<(Option<String>, _), Count> = BTreeMap::new();
+    for counter in counters {
+        let count = sums.entry((class_name(tables, counter.class), counter.reason)).or_default();
+        count.packets += counter.packets;
+        count.bytes += counter.bytes;
+    }
+    sums.into_iter()
+        .map(|((class, reason), count)| ReasonCount {
+            class,
+            reason: reason.name().to_owned(),
+            verdict: reason.verdict().name().to_owned(),
+            packets: count.packets,
+            bytes: count.bytes,
+        })
+        .collect()
+}
+
+// Health and description
+
+#[utoipa::path(get, path = paths::LIVEZ, tag = "health", responses((status = 200, body = String, content_type = "text/plain")))]
+async fn livez() -> &'static str {
+    "ok\n"
+}
+
+#[utoipa::path(get, path = paths::READYZ, tag = "health",
+    responses((status = 200, body = Readiness), (status = 503, body = Readiness)))]
+async fn readyz(State(app): App) -> Response {
+    let checks = checks(&app);
+    let ready = checks.iter().all(|check| check.ok);
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(Readiness { ready, checks })).into_response()
+}
+
+fn checks(app: &AppState) -> Vec<Check> {
+    let observed = app.reconciler.observed();
+    let check = |name: &str, fault: Option<String>| Check {
+        name: name.to_owned(),
+        ok: fault.is_none(),
+        detail: fault.unwrap_or_else(|| "ok".to_owned()),
+    };
+    let late = (observed.applied == 0).then(|| "the first comparison is not done".to_owned());
+    let mut checks = vec![check("dataplane", observed.error.clone().or(late))];
+    for interface in interfaces(app) {
+        let fault =
+            (!interface.status.attached).then(|| interface.status.error.unwrap_or_else(|| "not attached".to_owned()));
+        checks.push(check(&format!("interface {}", interface.name), fault));
+    }
+    checks
+}
+
+#[utoipa::path(get, path = paths::METRICS, tag = "health",
+    responses((status = 200, body = String, content_type = "application/openmetrics-text"), (status = 503, body = Problem)))]
+async fn get_metrics(State(app): App) -> Result<Response, ApiError> {
+    let text = metrics::scrape(&app).await?;
+    Ok(([(header::CONTENT_TYPE, metrics::MEDIA_TYPE)], text).into_response())
+}
+
+#[utoipa::path(get, path = paths::OPENAPI, tag = "health", responses((status = 200, body = Object)))]
+async fn get_description(
+    axum::Extension(description): axum::Extension<Arc<Result<String, String>>>,
+) -> Result<Response, ApiError> {
+    match &*description {
+        Ok(text) => Ok(([(header::CONTENT_TYPE, "application/json")], text.clone()).into_response()),
+        Err(error) => Err(ApiError::new(Code::Internal, error.clone())),
+    }
+}
+
+// Shared by the handlers
+
+const PREFIX_IN_PATH: &str = "ADDRESS/LENGTH with the slash as %2F or _, or a bare address";
+
+/// A change that was carried out.
+struct Done {
+    revision: u64,
+    outcome: Outcome,
+    applied: bool,
+}
+
+impl Done {
+    fn answer(&self, body: impl serde::Serialize) -> Response {
+        let mut response = match self.outcome {
+            Outcome::Created => (StatusCode::CREATED, Json(body)).into_response(),
+            Outcome::Replaced | Outcome::Unchanged => Json(body).into_response(),
+            Outcome::Deleted | Outcome::Expired(_) => StatusCode::NO_CONTENT.into_response(),
+        };
+        let etag = HeaderValue::from_str(&format!("\"{}\"", self.revision)).expect("digits in quotes");
+        response.headers_mut().insert(header::ETAG, etag);
+        let applied = HeaderValue::from_static(if self.applied { "true" } else { "false" });
+        response.headers_mut().insert(HeaderName::from_static(APPLIED_HEADER), applied);
+        response
+    }
+}
+
+async fn commit(app: &AppState, change: Change) -> Result<Done, ApiError> {
+    let committed = app.store.change(change).await?;
+    let applied = app.reconciler.applied(committed.revision, limits::API_APPLY_WAIT).await;
+    Ok(Done { revision: committed.revision, outcome: committed.outcome, applied })
+}
+
+async fn change(app: &AppState, change: Change, body: impl serde::Serialize) -> Result<Response, ApiError> {
+    Ok(commit(app, change).await?.answer(body))
+}
+
+fn all<T>(items: impl Iterator<Item = T>) -> Json<Page<T>> {
+    Json(Page { items: items.collect(), next_cursor: None })
+}
+
+fn not_found(kind: Kind, key: &impl ToString) -> ApiError {
+    crate::store::Error::NotFound { kind, name: key.to_string() }.into()
+}
+
+fn same_key<K: PartialEq + ToString>(pointer: &str, path: &K, body: Option<&K>) -> Result<(), ApiError> {
+    match body {
+        Some(body) if body != path => {
+            let text = format!("{} is not the {} of the path; leave it out", body.to_string(), path.to_string());
+            Err(ApiError::invalid(pointer, &Invalid(text)))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn page_rows(limit: Option<u32>) -> Result<u32, ApiError> {
+    match limit {
+        None => Ok(limits::PAGE_ROWS_DEFAULT),
+        Some(rows) if (1..=limits::PAGE_ROWS_MAX).contains(&rows) => Ok(rows),
+        Some(rows) => {
+            in_query("limit", Err(Invalid(format!("{rows} is out of range; give 1 to {}", limits::PAGE_ROWS_MAX))))
+        }
+    }
+}
+
+fn in_query<T>(name: &str, value: Result<T, Invalid>) -> Result<T, ApiError> {
+    value.map_err(|invalid| ApiError::invalid(&format!("?{name}"), &invalid))
+}
+
+fn class_in_query(tables: &Tables, name: &str) -> Result<u16, ApiError> {
+    in_query(
+        "class",
+        tables.class(name).map(|class| class.id).ok_or_else(|| Invalid(format!("there is no class {name}"))),
+    )
+}
+
+fn address(text: &str) -> Result<IpAddr, Invalid> {
+    text.parse().map_err(|_| Invalid(format!("{text:?} is not an IP address")))
+}
+
+fn class_name(tables: &Tables, id: u16) -> Option<String> {
+    tables.classes.get(&id).map(|class| class.spec.name.to_string())
+}
+
+/// The wanted interfaces, each with its status.
+fn interfaces(app: &AppState) -> Vec<Interface> {
+    let observed: HashMap<_, _> = app.reconciler.observed().interfaces.into_iter().collect();
+    let tables = app.store.snapshot().tables;
+    tables
+        .interfaces
+        .values()
+        .map(|interface| Interface::new(interface, observed.get(interface.name.as_str())))
+        .collect()
+}

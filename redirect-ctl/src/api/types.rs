@@ -1,0 +1,444 @@
+//! What goes over the wire: paths, bodies of requests and answers. Server, CLI and the OpenAPI description share them.
+//!
+//! Bodies of requests refuse members that they do not know; a member that only answers have (`status`, or the `source` of what a file may
+//! own) is let through and ignored, so that an answer can be edited and sent back.
+
+use std::{
+    collections::BTreeMap,
+    net::{SocketAddr, SocketAddrV4, SocketAddrV6},
+};
+
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use crate::{
+    dataplane::{FlowState, Hook, Mode, Role},
+    desired::{
+        self, Action, Delivery, Fallback, GatewayStatus, Host, InterfaceName, Name, Origin, Prefix, Source, Time,
+    },
+    reconcile::task::InterfaceStatus as ObservedInterface,
+};
+
+/// Every path of the API. `{…}` stands for a key.
+pub mod paths {
+    pub const SUBSCRIBERS: &str = "/v1/subscribers";
+    pub const SUBSCRIBER: &str = "/v1/subscribers/{prefix}";
+    pub const CLASSES: &str = "/v1/classes";
+    pub const CLASS: &str = "/v1/classes/{name}";
+    pub const RELAYS: &str = "/v1/relays";
+    pub const RELAY: &str = "/v1/relays/{name}";
+    pub const INTERFACES: &str = "/v1/interfaces";
+    pub const INTERFACE: &str = "/v1/interfaces/{name}";
+    pub const GATEWAYS: &str = "/v1/gateways";
+    pub const GATEWAY: &str = "/v1/gateways/{name}";
+    pub const FLOWS: &str = "/v1/flows";
+    pub const STATUS: &str = "/v1/status";
+    pub const STATS: &str = "/v1/stats";
+    pub const LIVEZ: &str = "/livez";
+    pub const READYZ: &str = "/readyz";
+    pub const METRICS: &str = "/metrics";
+    pub const OPENAPI: &str = "/openapi.json";
+
+    /// All of them, so that a test notices one that no handler serves.
+    pub const ALL: &[&str] = &[
+        SUBSCRIBERS,
+        SUBSCRIBER,
+        CLASSES,
+        CLASS,
+        RELAYS,
+        RELAY,
+        INTERFACES,
+        INTERFACE,
+        GATEWAYS,
+        GATEWAY,
+        FLOWS,
+        STATUS,
+        STATS,
+        LIVEZ,
+        READYZ,
+        METRICS,
+        OPENAPI,
+    ];
+}
+
+/// `false` in an answer to a change that the kernel does not hold yet.
+pub const APPLIED_HEADER: &str = "redirect-applied";
+
+/// Rows of a list, and where the next page begins.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Page<T> {
+    pub items: Vec<T>,
+    /// Give it as `cursor` to get the next page; null on the last one.
+    pub next_cursor: Option<String>,
+}
+
+/// A prefix and its class. The longest prefix that covers an address decides.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Subscriber {
+    pub prefix: Prefix,
+    pub class: Name,
+    pub source: Origin,
+    /// The subscriber is removed at this time.
+    pub expires: Option<Time>,
+}
+
+impl From<desired::Subscriber> for Subscriber {
+    fn from(subscriber: desired::Subscriber) -> Self {
+        Self {
+            prefix: Prefix(subscriber.prefix),
+            class: subscriber.class,
+            source: subscriber.origin,
+            expires: subscriber.expires_s.map(|seconds| Time { seconds }),
+        }
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SubscriberPut {
+    /// If given, the same as in the path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<Prefix>,
+    pub class: Name,
+    #[serde(default = "operator")]
+    pub source: Origin,
+    #[serde(default)]
+    pub expires: Option<Time>,
+}
+
+fn operator() -> Origin {
+    Origin::Operator
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub struct SubscriberListQuery {
+    /// Rows of the page; 100 where not given, 1000 at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+    /// `next_cursor` of the page before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+    /// Only subscribers of this class.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<String>,
+    /// Only prefixes inside this one, itself included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub within: Option<String>,
+}
+
+/// A named policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Class {
+    pub name: Name,
+    pub action: Action,
+    /// Where redirected flows go.
+    pub relay: Option<Name>,
+    pub on_relay_down: Fallback,
+    /// Where the embedded relay hands the mail to; null: the gateway named `default`.
+    pub gateway: Option<Name>,
+}
+
+impl From<&desired::ClassSpec> for Class {
+    fn from(spec: &desired::ClassSpec) -> Self {
+        Self {
+            name: spec.name.clone(),
+            action: spec.action,
+            relay: spec.relay.clone(),
+            on_relay_down: spec.on_relay_down,
+            gateway: spec.gateway.clone(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClassPut {
+    /// If given, the same as in the path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<Name>,
+    pub action: Action,
+    /// Needed where the action is `redirect`.
+    #[serde(default)]
+    pub relay: Option<Name>,
+    #[serde(default = "pass")]
+    pub on_relay_down: Fallback,
+    #[serde(default)]
+    pub gateway: Option<Name>,
+}
+
+fn pass() -> Fallback {
+    Fallback::Pass
+}
+
+/// A TCP endpoint that takes redirected flows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Relay {
+    pub name: Name,
+    #[schema(value_type = Option<String>, example = "10.20.0.1:2525")]
+    pub ipv4: Option<SocketAddrV4>,
+    #[schema(value_type = Option<String>, example = "[fd00:20::1]:2525")]
+    pub ipv6: Option<SocketAddrV6>,
+    pub delivery: Delivery,
+    pub source: Source,
+}
+
+impl From<&desired::Relay> for Relay {
+    fn from(relay: &desired::Relay) -> Self {
+        let spec = &relay.spec;
+        Self {
+            name: spec.name.clone(),
+            ipv4: spec.ipv4,
+            ipv6: spec.ipv6,
+            delivery: spec.delivery,
+            source: relay.source,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RelayPut {
+    /// If given, the same as in the path.
+    #[serde(default)]
+    pub name: Option<Name>,
+    #[serde(default)]
+    #[schema(value_type = Option<String>, example = "10.20.0.1:2525")]
+    pub ipv4: Option<SocketAddrV4>,
+    #[serde(default)]
+    #[schema(value_type = Option<String>, example = "[fd00:20::1]:2525")]
+    pub ipv6: Option<SocketAddrV6>,
+    #[serde(default = "auto_delivery")]
+    pub delivery: Delivery,
+    /// Ignored.
+    #[serde(default, skip_serializing)]
+    #[schema(value_type = Option<Source>, read_only)]
+    pub source: Option<serde_json::Value>,
+}
+
+fn auto_delivery() -> Delivery {
+    Delivery::Auto
+}
+
+/// A network device that we attach to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Interface {
+    pub name: InterfaceName,
+    pub role: Role,
+    pub hook: Hook,
+    pub source: Source,
+    pub status: InterfaceStatus,
+}
+
+impl Interface {
+    pub fn new(interface: &desired::Interface, observed: Option<&ObservedInterface>) -> Self {
+        let observed = observed.cloned().unwrap_or_default();
+        Self {
+            name: interface.name.clone(),
+            role: interface.role,
+            hook: interface.hook,
+            source: interface.source,
+            status: InterfaceStatus { attached: observed.mode.is_some(), mode: observed.mode, error: observed.error },
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct InterfaceStatus {
+    pub attached: bool,
+    /// The hook in use.
+    pub mode: Option<Mode>,
+    /// Why it is not attached; tried again until it is.
+    pub error: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct InterfacePut {
+    /// If given, the same as in the path.
+    #[serde(default)]
+    pub name: Option<InterfaceName>,
+    #[serde(default = "subscriber_role")]
+    pub role: Role,
+    #[serde(default = "auto_hook")]
+    pub hook: Hook,
+    /// Ignored.
+    #[serde(default, skip_serializing)]
+    #[schema(value_type = Option<Source>, read_only)]
+    pub source: Option<serde_json::Value>,
+    /// Ignored.
+    #[serde(default, skip_serializing)]
+    #[schema(value_type = Option<InterfaceStatus>, read_only)]
+    pub status: Option<serde_json::Value>,
+}
+
+fn subscriber_role() -> Role {
+    Role::Subscriber
+}
+
+fn auto_hook() -> Hook {
+    Hook::Auto
+}
+
+/// An upstream SMTP server that the embedded relay hands mail to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Gateway {
+    pub name: Name,
+    pub address: Host,
+    pub port: u16,
+    pub description: String,
+    pub status: GatewayStatus,
+}
+
+impl From<&desired::Gateway> for Gateway {
+    fn from(gateway: &desired::Gateway) -> Self {
+        Self {
+            name: gateway.name.clone(),
+            address: gateway.host.clone(),
+            port: gateway.port,
+            description: gateway.description.clone(),
+            status: gateway.status,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GatewayPut {
+    /// If given, the same as in the path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<Name>,
+    pub address: Host,
+    #[serde(default = "smtp_port")]
+    pub port: u16,
+    #[serde(default)]
+    pub description: String,
+    #[serde(default = "enabled")]
+    pub status: GatewayStatus,
+}
+
+fn smtp_port() -> u16 {
+    redirect_common::SMTP_PORT
+}
+
+fn enabled() -> GatewayStatus {
+    GatewayStatus::Enabled
+}
+
+/// A redirected TCP connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Flow {
+    #[schema(value_type = String, example = "10.20.0.5:40000")]
+    pub client: SocketAddr,
+    /// The server that the subscriber dialled.
+    #[schema(value_type = String, example = "203.0.113.9:25")]
+    pub server: SocketAddr,
+    #[schema(value_type = String, example = "10.20.0.1:2525")]
+    pub relay: SocketAddr,
+    /// The client's port as the relay sees it.
+    pub mapped_port: u16,
+    /// Null where the class is gone.
+    pub class: Option<String>,
+    pub state: FlowState,
+    pub age_s: u32,
+    pub idle_s: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FlowList {
+    pub items: Vec<Flow>,
+    /// Flows that the query matches, listed or not.
+    pub total: u64,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub struct FlowListQuery {
+    /// Rows at most; 100 where not given, 1000 at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+    /// Only flows of this client address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<String>,
+    /// Only flows of this class.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Status {
+    pub version: String,
+    pub uptime_s: u64,
+    /// Number of the configuration's newest state.
+    pub revision: u64,
+    /// Number of the state that the kernel holds.
+    pub applied: u64,
+    /// Why the kernel does not hold the newest state.
+    pub error: Option<String>,
+    pub dataplane: DataplaneStatus,
+    pub interfaces: Vec<Interface>,
+    pub flows: FlowsStatus,
+    pub subscribers: u64,
+    /// Counters of the embedded relay.
+    pub relay: BTreeMap<String, u64>,
+    /// Packets by reason, over all classes.
+    pub reasons: BTreeMap<String, Count>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DataplaneStatus {
+    /// Number of the maps' layout.
+    pub layout: u32,
+    pub flows_max: u32,
+    pub subscribers_max: u32,
+    pub full_syncs: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FlowsStatus {
+    pub half_open: u64,
+    pub established: u64,
+    /// Established flows of both families together.
+    pub capacity: u64,
+    /// Idle flows removed since the start.
+    pub collected: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Count {
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Stats {
+    pub reasons: Vec<ReasonCount>,
+}
+
+/// Packets of a class that left the data plane by a reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ReasonCount {
+    /// Null where the packet had no class.
+    pub class: Option<String>,
+    #[schema(example = "class_block")]
+    pub reason: String,
+    #[schema(example = "drop")]
+    pub verdict: String,
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Readiness {
+    pub ready: bool,
+    pub checks: Vec<Check>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Check {
+    pub name: String,
+    pub ok: bool,
+    pub detail: String,
+}

@@ -1,0 +1,286 @@
+//! The command line of `redirect-ctl` and `redirectd`: clap types only. Nouns read, verbs change.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum, builder::PossibleValuesParser, builder::TypedValueParser};
+
+use crate::{
+    api::client::socket_of,
+    config, dataplane,
+    desired::{self, Host, InterfaceName, Name, Prefix, Time},
+    limits,
+};
+
+/// Inspect and drive redirectd.
+#[derive(Debug, Parser)]
+#[command(name = "redirect-ctl", version, after_help = EXAMPLES)]
+pub struct Cli {
+    #[arg(long, global = true, help = "Where redirectd listens [env: REDIRECT_HOST] [default: unix:///run/redirect/api.sock]", value_name = "unix:///PATH", value_parser = host)]
+    pub host: Option<PathBuf>,
+    /// How to print what was asked for
+    #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+    /// Tables without their first line
+    #[arg(long, global = true)]
+    pub no_headers: bool,
+    /// How long to wait for an answer
+    #[arg(long, global = true, value_name = "DURATION", default_value = "10s", value_parser = duration)]
+    pub timeout: Duration,
+    #[command(subcommand)]
+    pub noun: Noun,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  redirect-ctl status
+  redirect-ctl gateway set default --address mx.example.net
+  redirect-ctl subscriber set 10.20.0.0/16 --class configured
+  redirect-ctl subscriber set 10.20.3.7 --class authenticated --source portal --ttl 8h
+  redirect-ctl -o json flow list --client 10.20.3.7
+
+Exit codes: 0 ok, 1 error, 2 usage, 3 not found, 4 conflict, 5 redirectd cannot be reached";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    Table,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Noun {
+    /// Whether everything works: revision, interfaces, flows, relay
+    Status,
+    /// Packets and bytes by class and reason
+    Stats,
+    /// Redirected connections
+    #[command(subcommand)]
+    Flow(FlowVerb),
+    /// Prefixes and their classes
+    #[command(subcommand)]
+    Subscriber(SubscriberVerb),
+    /// Named policies
+    #[command(subcommand)]
+    Class(ClassVerb),
+    /// Endpoints that take redirected flows
+    #[command(subcommand)]
+    Relay(RelayVerb),
+    /// Network devices that carry the programs
+    #[command(subcommand)]
+    Interface(InterfaceVerb),
+    /// Upstream SMTP servers of the embedded relay
+    #[command(subcommand)]
+    Gateway(GatewayVerb),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum FlowVerb {
+    /// List redirected connections
+    #[command(after_help = "Example:\n  redirect-ctl flow list --client 10.20.3.7")]
+    List(FlowList),
+}
+
+#[derive(Debug, Args)]
+pub struct FlowList {
+    /// Only flows of this client address
+    #[arg(long, value_name = "ADDRESS")]
+    pub client: Option<std::net::IpAddr>,
+    /// Only flows of this class
+    #[arg(long)]
+    pub class: Option<Name>,
+    /// Rows at most
+    #[arg(long, default_value_t = limits::PAGE_ROWS_DEFAULT, value_parser = clap::value_parser!(u32).range(1..=i64::from(limits::PAGE_ROWS_MAX)))]
+    pub limit: u32,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SubscriberVerb {
+    /// List subscribers
+    #[command(after_help = "Example:\n  redirect-ctl subscriber list --within 10.20.0.0/16 --class authenticated")]
+    List(SubscriberList),
+    /// Show one subscriber
+    Get { prefix: Prefix },
+    /// Create a subscriber, or replace all of it
+    #[command(
+        after_help = "Example:\n  redirect-ctl subscriber set 10.20.3.7 --class authenticated --source portal --ttl 8h"
+    )]
+    Set(SubscriberSet),
+    /// Delete a subscriber
+    Delete { prefix: Prefix },
+}
+
+#[derive(Debug, Args)]
+pub struct SubscriberList {
+    /// Only subscribers of this class
+    #[arg(long)]
+    pub class: Option<Name>,
+    /// Only prefixes inside this one
+    #[arg(long, value_name = "PREFIX")]
+    pub within: Option<Prefix>,
+    /// Rows at most
+    #[arg(long, default_value_t = limits::PAGE_ROWS_DEFAULT, value_parser = clap::value_parser!(u32).range(1..))]
+    pub limit: u32,
+    /// Every row
+    #[arg(long, conflicts_with = "limit")]
+    pub all: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct SubscriberSet {
+    /// ADDRESS/LENGTH, or one address
+    pub prefix: Prefix,
+    #[arg(long)]
+    pub class: Name,
+    /// Who says so
+    #[arg(long, default_value = "operator", value_parser = word::<desired::Origin>(desired::Origin::WORDS))]
+    pub source: desired::Origin,
+    /// Remove it at this time (RFC 3339)
+    #[arg(long, value_name = "TIME")]
+    pub expires: Option<Time>,
+    /// Remove it after this time
+    #[arg(long, value_name = "DURATION", value_parser = duration, conflicts_with = "expires")]
+    pub ttl: Option<Duration>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ClassVerb {
+    /// List classes
+    List,
+    /// Show one class
+    Get { name: Name },
+    /// Create a class, or replace all of it
+    #[command(
+        after_help = "Example:\n  redirect-ctl class set guests --action redirect --relay embedded --on-relay-down block"
+    )]
+    Set(ClassSet),
+    /// Delete a class that nobody uses
+    Delete { name: Name },
+}
+
+#[derive(Debug, Args)]
+pub struct ClassSet {
+    pub name: Name,
+    /// What is done with port-25 flows
+    #[arg(long, value_parser = word::<desired::Action>(desired::Action::WORDS))]
+    pub action: desired::Action,
+    /// Where redirected flows go
+    #[arg(long)]
+    pub relay: Option<Name>,
+    /// What is done with a flow that should be redirected and cannot be
+    #[arg(long, default_value = "pass", value_parser = word::<desired::Fallback>(desired::Fallback::WORDS))]
+    pub on_relay_down: desired::Fallback,
+    /// Where the embedded relay hands the mail to [default: the gateway named default]
+    #[arg(long)]
+    pub gateway: Option<Name>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum RelayVerb {
+    /// List relays
+    List,
+    /// Show one relay
+    Get { name: Name },
+    /// Create a relay, or replace all of it
+    #[command(after_help = "Example:\n  redirect-ctl relay set postfix --ipv4 10.9.0.25:25 --ipv6 [fd00:9::25]:25")]
+    Set(RelaySet),
+    /// Delete a relay that no class uses
+    Delete { name: Name },
+}
+
+#[derive(Debug, Args)]
+pub struct RelaySet {
+    pub name: Name,
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub ipv4: Option<std::net::SocketAddrV4>,
+    #[arg(long, value_name = "[ADDRESS]:PORT", required_unless_present = "ipv4")]
+    pub ipv6: Option<std::net::SocketAddrV6>,
+    /// How flows reach it
+    #[arg(long, default_value = "auto", value_parser = word::<desired::Delivery>(desired::Delivery::WORDS))]
+    pub delivery: desired::Delivery,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum InterfaceVerb {
+    /// List interfaces
+    List,
+    /// Show one interface
+    Get { name: InterfaceName },
+    /// Attach to an interface, or change how
+    #[command(after_help = "Example:\n  redirect-ctl interface set lan0 --hook tc")]
+    Set(InterfaceSet),
+    /// Detach from an interface
+    Delete { name: InterfaceName },
+}
+
+#[derive(Debug, Args)]
+pub struct InterfaceSet {
+    pub name: InterfaceName,
+    #[arg(long, default_value = "subscriber", value_parser = word::<dataplane::Role>(dataplane::Role::WORDS))]
+    pub role: dataplane::Role,
+    /// Where the programs go
+    #[arg(long, default_value = "auto", value_parser = word::<dataplane::Hook>(dataplane::Hook::WORDS))]
+    pub hook: dataplane::Hook,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum GatewayVerb {
+    /// List gateways
+    List,
+    /// Show one gateway
+    Get { name: Name },
+    /// Create a gateway, or replace all of it
+    #[command(after_help = "Example:\n  redirect-ctl gateway set default --address mx.example.net --port 25")]
+    Set(GatewaySet),
+    /// Delete a gateway that no class uses
+    Delete { name: Name },
+}
+
+#[derive(Debug, Args)]
+pub struct GatewaySet {
+    pub name: Name,
+    /// IP address or host name
+    #[arg(long)]
+    pub address: Host,
+    #[arg(long, default_value_t = redirect_common::SMTP_PORT, value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: u16,
+    #[arg(long, default_value = "")]
+    pub description: String,
+    #[arg(long, default_value = "enabled", value_parser = word::<desired::GatewayStatus>(desired::GatewayStatus::WORDS))]
+    pub status: desired::GatewayStatus,
+}
+
+/// Decides what happens to subscribers' port-25 flows.
+#[derive(Debug, Parser)]
+#[command(
+    name = "redirectd",
+    version,
+    after_help = "Example:\n  redirectd --config /etc/redirect/redirectd.toml --check\n\nThe filter of the log is RUST_LOG, such as \
+                  RUST_LOG=debug.\nExit codes: 0 ok, 1 error, 2 bad configuration or usage"
+)]
+pub struct DaemonCli {
+    /// The bootstrap file
+    #[arg(long, value_name = "FILE", default_value = config::DEFAULT_FILE)]
+    pub config: PathBuf,
+    /// Check the file and leave
+    #[arg(long)]
+    pub check: bool,
+}
+
+/// A word of a fixed list, so that --help and mistakes show the list.
+fn word<T>(words: &'static [&'static str]) -> impl TypedValueParser<Value = T>
+where
+    T: std::str::FromStr<Err = dataplane::UnknownWord> + Clone + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(words).try_map(|word| word.parse::<T>())
+}
+
+fn host(text: &str) -> Result<PathBuf, desired::Invalid> {
+    socket_of(text)
+}
+
+/// `10s`, `8h`, `1h 30m`: more than nothing, a century at most.
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is not a duration: give one such as 10s, 30m or 8h");
+    let duration: jiff::SignedDuration = text.parse().map_err(|_| wrong())?;
+    let duration = Duration::try_from(duration).map_err(|_| wrong())?;
+    if duration.is_zero() || duration > limits::DURATION_MAX { Err(wrong()) } else { Ok(duration) }
+}

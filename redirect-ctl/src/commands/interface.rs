@@ -1,0 +1,40 @@
+//! `interface list|get|set|delete`.
+
+use super::{
+    Context, Error,
+    output::{Table, or_dash},
+};
+use crate::{
+    api::types::{Interface, InterfacePut, paths},
+    cli::InterfaceVerb,
+};
+
+pub(super) async fn run(context: &mut Context<'_>, verb: InterfaceVerb) -> Result<(), Error> {
+    match verb {
+        InterfaceVerb::List => context.list(paths::INTERFACES, table).await,
+        InterfaceVerb::Get { name } => context.get(paths::INTERFACE, &name, table).await,
+        InterfaceVerb::Set(args) => {
+            let body = InterfacePut { name: None, role: args.role, hook: args.hook, source: None, status: None };
+            let (answer, changed): (Interface, _) = context.client.put(paths::INTERFACE, &args.name, &body).await?;
+            context.set(&format!("interface {}", answer.name), &answer, changed)
+        }
+        InterfaceVerb::Delete { name } => {
+            let changed = context.client.delete(paths::INTERFACE, &name).await?;
+            context.deleted(&format!("interface {name}"), changed)
+        }
+    }
+}
+
+fn table(interfaces: &[Interface]) -> Table {
+    let row = |interface: &Interface| {
+        [
+            interface.name.to_string(),
+            interface.role.to_string(),
+            interface.hook.to_string(),
+            or_dash(interface.status.mode),
+            interface.source.to_string(),
+            or_dash(interface.status.error.as_ref()),
+        ]
+    };
+    Table::new(["NAME", "ROLE", "HOOK", "MODE", "SOURCE", "ERROR"], interfaces.iter().map(row))
+}

@@ -1,0 +1,202 @@
+//! The commands of `redirect-ctl`: each asks the API and prints the answer. What they need of the world comes in [`Env`], so that tests
+//! call them in process.
+
+mod class;
+mod flow;
+mod gateway;
+mod interface;
+mod output;
+mod relay;
+mod stats;
+mod status;
+mod subscriber;
+
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+};
+
+use clap::Parser;
+use serde::{Serialize, de::DeserializeOwned};
+
+use self::output::Table;
+use crate::{
+    api::{
+        client::{self, Changed, Client, socket_of},
+        types::Page,
+    },
+    cli::{Cli, Noun, Output},
+    config::DEFAULT_SOCKET,
+};
+
+/// What a command takes from the world.
+pub struct Env<'a> {
+    /// Data only.
+    pub stdout: &'a mut dyn Write,
+    /// One line for each problem.
+    pub stderr: &'a mut dyn Write,
+    pub getenv: &'a dyn Fn(&str) -> Option<String>,
+}
+
+/// Exit codes, as `--help` documents them.
+pub mod exit {
+    pub const OK: u8 = 0;
+    pub const ERROR: u8 = 1;
+    pub const USAGE: u8 = 2;
+    pub const NOT_FOUND: u8 = 3;
+    pub const CONFLICT: u8 = 4;
+    pub const UNREACHABLE: u8 = 5;
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Client(#[from] client::Error),
+    #[error("cannot print: {0}")]
+    Print(#[from] io::Error),
+    #[error("{0}")]
+    Usage(String),
+}
+
+impl Error {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => exit::USAGE,
+            Self::Client(client::Error::Unreachable { .. } | client::Error::Timeout { .. }) => exit::UNREACHABLE,
+            Self::Client(client::Error::Problem(problem)) => match problem.status {
+                404 => exit::NOT_FOUND,
+                409 | 412 => exit::CONFLICT,
+                _ => exit::ERROR,
+            },
+            Self::Client(client::Error::Answer(_)) | Self::Print(_) => exit::ERROR,
+        }
+    }
+}
+
+/// Runs `redirect-ctl` with `args` (the first is the program's name) and returns its exit code.
+pub async fn run(env: &mut Env<'_>, args: &[String]) -> u8 {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => return usage(env, &error),
+    };
+    match dispatch(env, cli).await {
+        Ok(()) => exit::OK,
+        // Whoever reads us has seen enough (`| head`); not our error.
+        Err(Error::Print(error)) if error.kind() == io::ErrorKind::BrokenPipe => exit::OK,
+        Err(error) => {
+            let line = error.to_string().replace(['\n', '\r'], " ");
+            // If even that cannot be said, the exit code says it.
+            let _ = writeln!(env.stderr, "redirect-ctl: {line}");
+            error.exit_code()
+        }
+    }
+}
+
+/// Help and version are answers, on stdout; a wrong command line is an error.
+fn usage(env: &mut Env<'_>, error: &clap::Error) -> u8 {
+    if error.use_stderr() {
+        let _ = write!(env.stderr, "{}", error.render());
+        exit::USAGE
+    } else {
+        let _ = write!(env.stdout, "{}", error.render());
+        exit::OK
+    }
+}
+
+async fn dispatch(env: &mut Env<'_>, cli: Cli) -> Result<(), Error> {
+    let socket = match (cli.host, (env.getenv)("REDIRECT_HOST").filter(|host| !host.is_empty())) {
+        (Some(socket), _) => socket,
+        (None, Some(host)) => socket_of(&host).map_err(|invalid| Error::Usage(format!("REDIRECT_HOST: {invalid}")))?,
+        (None, None) => PathBuf::from(DEFAULT_SOCKET),
+    };
+    let mut context = Context {
+        client: Client::new(&socket, cli.timeout),
+        stdout: env.stdout,
+        stderr: env.stderr,
+        output: cli.output,
+        headers: !cli.no_headers,
+    };
+    match cli.noun {
+        Noun::Status => status::run(&mut context).await,
+        Noun::Stats => stats::run(&mut context).await,
+        Noun::Flow(verb) => flow::run(&mut context, verb).await,
+        Noun::Subscriber(verb) => subscriber::run(&mut context, verb).await,
+        Noun::Class(verb) => class::run(&mut context, verb).await,
+        Noun::Relay(verb) => relay::run(&mut context, verb).await,
+        Noun::Interface(verb) => interface::run(&mut context, verb).await,
+        Noun::Gateway(verb) => gateway::run(&mut context, verb).await,
+    }
+}
+
+/// What every command works with.
+struct Context<'a> {
+    client: Client,
+    stdout: &'a mut dyn Write,
+    stderr: &'a mut dyn Write,
+    output: Output,
+    headers: bool,
+}
+
+impl Context<'_> {
+    /// Prints an answer as JSON, or as the table that `table` makes of it.
+    fn print<T: Serialize>(&mut self, answer: &T, table: impl FnOnce(&T) -> Table) -> Result<(), Error> {
+        match self.output {
+            Output::Json => self.json(answer),
+            Output::Table => Ok(self.stdout.write_all(table(answer).render(self.headers).as_bytes())?),
+        }
+    }
+
+    fn json(&mut self, answer: &impl Serialize) -> Result<(), Error> {
+        let text = serde_json::to_string_pretty(answer).map_err(|error| client::Error::Answer(error.to_string()))?;
+        Ok(writeln!(self.stdout, "{text}")?)
+    }
+
+    /// Prints what a `set` made.
+    fn set(&mut self, what: &str, answer: &impl Serialize, changed: Changed) -> Result<(), Error> {
+        match self.output {
+            Output::Json => self.json(answer)?,
+            Output::Table => writeln!(self.stdout, "{what} set (revision {})", changed.revision)?,
+        }
+        self.late(changed)
+    }
+
+    fn deleted(&mut self, what: &str, changed: Changed) -> Result<(), Error> {
+        match self.output {
+            Output::Json => self.json(&changed)?,
+            Output::Table => writeln!(self.stdout, "{what} deleted (revision {})", changed.revision)?,
+        }
+        self.late(changed)
+    }
+
+    fn late(&mut self, changed: Changed) -> Result<(), Error> {
+        if !changed.applied {
+            let text = format!(
+                "revision {} is stored, but the kernel does not hold it yet; see redirect-ctl status",
+                changed.revision
+            );
+            writeln!(self.stderr, "redirect-ctl: {text}")?;
+        }
+        Ok(())
+    }
+
+    /// Lists a collection that comes in one piece.
+    async fn list<T: Serialize + DeserializeOwned>(
+        &mut self,
+        path: &str,
+        table: fn(&[T]) -> Table,
+    ) -> Result<(), Error> {
+        let page: Page<T> = self.client.get(path).await?;
+        self.print(&page.items, |items| table(items))
+    }
+
+    async fn get<T: Serialize + DeserializeOwned>(
+        &mut self,
+        path: &str,
+        key: &impl std::fmt::Display,
+        table: fn(&[T]) -> Table,
+    ) -> Result<(), Error> {
+        let item: T = self.client.resource(path, key).await?;
+        self.print(&item, |item| table(std::slice::from_ref(item)))
+    }
+}

@@ -1,0 +1,50 @@
+//! `status`: the few facts that tell whether everything works.
+
+use super::{
+    Context, Error,
+    output::{Table, duration, or_dash},
+};
+use crate::api::types::Status;
+
+pub(super) async fn run(context: &mut Context<'_>) -> Result<(), Error> {
+    let status = context.client.status().await?;
+    context.print(&status, table)
+}
+
+fn table(status: &Status) -> Table {
+    let mut rows = vec![
+        ["version".to_owned(), status.version.clone()],
+        ["uptime".to_owned(), duration(status.uptime_s)],
+        ["revision".to_owned(), format!("{} (kernel: {})", status.revision, status.applied)],
+        ["error".to_owned(), or_dash(status.error.as_ref())],
+    ];
+    for interface in &status.interfaces {
+        let state = match (&interface.status.mode, &interface.status.error) {
+            (Some(mode), _) => format!("attached, {mode}"),
+            (None, Some(error)) => format!("not attached: {error}"),
+            (None, None) => "not attached".to_owned(),
+        };
+        rows.push([format!("interface {}", interface.name), state]);
+    }
+    let flows = &status.flows;
+    rows.push([
+        "flows".to_owned(),
+        format!("{} established of {}, {} half-open", flows.established, flows.capacity, flows.half_open),
+    ]);
+    rows.push(["subscribers".to_owned(), status.subscribers.to_string()]);
+    let relay = |name: &str| status.relay.get(name).copied().unwrap_or(0);
+    rows.push([
+        "relay".to_owned(),
+        format!(
+            "{} sessions open, {} messages accepted, {} rejected, {} deferred",
+            relay("sessions_active"),
+            relay("messages_accepted"),
+            relay("messages_rejected"),
+            relay("messages_deferred")
+        ),
+    ]);
+    for (reason, count) in &status.reasons {
+        rows.push([format!("packets {reason}"), count.packets.to_string()]);
+    }
+    Table::new(["FACT", "VALUE"], rows)
+}

@@ -1,0 +1,544 @@
+//! The bootstrap file: TOML in, validated [`Settings`] out, or one line that names the file, the key and the remedy.
+//!
+//! The file holds what must be known before the API can be: interfaces, sockets, the store's path, table sizes, the relay's listeners.
+//! Everything else is set over REST. Keys are taken from the table one by one, so that every message knows its key and what is left over
+//! is unknown.
+
+use std::{
+    fmt, fs,
+    net::{SocketAddr, SocketAddrV4, SocketAddrV6},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use redirect_common::maps;
+use toml::{Table, Value};
+
+use crate::{
+    dataplane::{Hook, Role},
+    desired::{self, Interface, InterfaceName, Invalid, Source},
+    store::FileResources,
+};
+
+pub const DEFAULT_FILE: &str = "/etc/redirect/redirectd.toml";
+pub const DEFAULT_SOCKET: &str = "/run/redirect/api.sock";
+pub const DEFAULT_STORE: &str = "/var/lib/redirect/redirect.db";
+
+/// Everything that the daemon knows before it has a store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Named in refusals to change what it owns.
+    pub file: PathBuf,
+    pub sockets: Vec<PathBuf>,
+    pub store: PathBuf,
+    pub dataplane: DataplaneSettings,
+    pub relay: RelaySettings,
+    pub interfaces: Vec<Interface>,
+    pub log: LogFormat,
+}
+
+/// Sizes of the kernel's tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DataplaneSettings {
+    /// Established flows of each family.
+    pub flows_max: u32,
+    /// Hosts of each family, and as many prefixes of each family again.
+    pub subscribers_max: u32,
+}
+
+/// The embedded relay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RelaySettings {
+    pub hostname: String,
+    pub ipv4: Option<SocketAddrV4>,
+    pub ipv6: Option<SocketAddrV6>,
+    pub message_size_max_bytes: u64,
+    pub sessions_max: u32,
+    pub connect_timeout: Duration,
+}
+
+impl RelaySettings {
+    pub fn listeners(&self) -> impl Iterator<Item = SocketAddr> {
+        self.ipv4.map(SocketAddr::V4).into_iter().chain(self.ipv6.map(SocketAddr::V6))
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+impl Settings {
+    /// What the file contributes to the desired state.
+    pub fn resources(&self) -> FileResources {
+        FileResources {
+            file: self.file.clone(),
+            relay_ipv4: self.relay.ipv4,
+            relay_ipv6: self.relay.ipv6,
+            interfaces: self.interfaces.clone(),
+        }
+    }
+}
+
+/// One line: file, key, what is wrong and what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error {
+    file: PathBuf,
+    key: String,
+    problem: String,
+}
+
+impl std::error::Error for Error {}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // One line is the contract: whatever a value or a library brought along must not break it.
+        let text = format!("{}: {}: {}", self.file.display(), self.key, self.problem);
+        let words: Vec<_> = text.split(|c: char| c.is_control()).filter(|word| !word.is_empty()).collect();
+        f.write_str(&words.join(" "))
+    }
+}
+
+/// Reads and checks the file at `path`. `host_name` is the relay's name where the file gives none.
+pub fn load(path: &Path, host_name: &str) -> Result<Settings, Error> {
+    let text = fs::read_to_string(path).map_err(|error| Error {
+        file: path.to_owned(),
+        key: "(file)".to_owned(),
+        problem: format!("cannot be read: {error}; create it or name another one with --config"),
+    })?;
+    parse(path, &text, host_name)
+}
+
+/// The pure part of [`load`].
+pub fn parse(path: &Path, text: &str, host_name: &str) -> Result<Settings, Error> {
+    let reader = Reader { file: path };
+    let table: Table = text.parse().map_err(|error| reader.syntax_error(text, &error))?;
+    let mut root = reader.section("", table, &["api", "store", "dataplane", "relay", "interface", "log"])?;
+
+    let mut api = root.section("api", &["sockets"])?;
+    let sockets = api.paths("sockets", DEFAULT_SOCKET)?;
+    let mut store = root.section("store", &["path"])?;
+    let store = store.path("path", DEFAULT_STORE)?;
+
+    let mut dataplane = root.section("dataplane", &["flows_max", "subscribers_max"])?;
+    let dataplane = DataplaneSettings {
+        flows_max: dataplane.integer("flows_max", maps::FLOWS_MAX, 1_024, 4_194_304)?,
+        subscribers_max: dataplane.integer("subscribers_max", maps::SUBSCRIBERS_MAX, 16, 16_777_216)?,
+    };
+
+    let mut relay =
+        root.section("relay", &["hostname", "listen", "message_size_max", "sessions_max", "connect_timeout_s"])?;
+    let (ipv4, ipv6) = relay.listeners("listen")?;
+    let relay = RelaySettings {
+        hostname: relay.host_name("hostname", host_name)?,
+        ipv4,
+        ipv6,
+        // RFC 5321 section 4.5.3.1.7: at least 64 KiB must be taken.
+        message_size_max_bytes: relay.integer("message_size_max", 36_700_160, 65_536, 1 << 30)?.into(),
+        sessions_max: relay.integer("sessions_max", 10_000, 1, 1_000_000)?,
+        connect_timeout: Duration::from_secs(relay.integer("connect_timeout_s", 30, 1, 300)?.into()),
+    };
+
+    let interfaces = root.interfaces("interface")?;
+    let mut log = root.section("log", &["format"])?;
+    let log = log.word("format", "text", |word| match word {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err(Invalid(format!("{word:?} is none of text, json"))),
+    })?;
+    Ok(Settings { file: path.to_owned(), sockets, store, dataplane, relay, interfaces, log })
+}
+
+#[derive(Clone, Copy)]
+struct Reader<'a> {
+    file: &'a Path,
+}
+
+impl<'a> Reader<'a> {
+    fn error(self, key: impl Into<String>, problem: impl Into<String>) -> Error {
+        Error { file: self.file.to_owned(), key: key.into(), problem: problem.into() }
+    }
+
+    /// TOML that is none: the line stands for the key where the key cannot be told.
+    fn syntax_error(self, text: &str, error: &toml::de::Error) -> Error {
+        let at = error.span().map_or(0, |span| span.start.min(text.len()));
+        let line_number = text.get(..at).map_or(1, |before| before.matches('\n').count() + 1);
+        let line = text.lines().nth(line_number - 1).unwrap_or_default().trim();
+        let key = line.split(['=', '#']).next().unwrap_or_default().trim().trim_matches(['[', ']']);
+        let key = if key.is_empty() { format!("line {line_number}") } else { format!("line {line_number}, {key}") };
+        self.error(
+            key,
+            format!("not TOML: {}; correct the line (strings stand in double quotes)", error.message().trim()),
+        )
+    }
+
+    fn section(self, path: &str, table: Table, known: &'static [&'static str]) -> Result<Section<'a>, Error> {
+        let section = Section { reader: self, path: path.to_owned(), table };
+        if let Some(unknown) = section.table.keys().find(|key| !known.contains(&key.as_str())) {
+            let remedy = match nearest(unknown, known) {
+                Some(near) => format!("did you mean {near}?"),
+                None => format!("remove it; known here: {}", known.join(", ")),
+            };
+            return Err(self.error(section.key(unknown), format!("unknown key; {remedy}")));
+        }
+        Ok(section)
+    }
+}
+
+/// A table of the file and where it stands.
+struct Section<'a> {
+    reader: Reader<'a>,
+    path: String,
+    table: Table,
+}
+
+impl<'a> Section<'a> {
+    fn key(&self, key: &str) -> String {
+        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+    }
+
+    fn error(&self, key: &str, problem: impl Into<String>) -> Error {
+        self.reader.error(self.key(key), problem)
+    }
+
+    fn wrong_type(&self, key: &str, found: &Value, wanted: &str) -> Error {
+        let article = if found.type_str().starts_with(['a', 'i']) { "an" } else { "a" };
+        self.error(key, format!("is {article} {}; give {wanted}", found.type_str()))
+    }
+
+    fn section(&mut self, key: &str, known: &'static [&'static str]) -> Result<Section<'a>, Error> {
+        match self.table.remove(key) {
+            None => self.reader.section(&self.key(key), Table::new(), known),
+            Some(Value::Table(table)) => self.reader.section(&self.key(key), table, known),
+            Some(other) => Err(self.wrong_type(key, &other, &format!("a table: [{}]", self.key(key)))),
+        }
+    }
+
+    fn string(&mut self, key: &str, wanted: &str) -> Result<Option<String>, Error> {
+        match self.table.remove(key) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => Err(self.wrong_type(key, &other, wanted)),
+        }
+    }
+
+    fn word<T>(&mut self, key: &str, default: &str, read: impl FnOnce(&str) -> Result<T, Invalid>) -> Result<T, Error> {
+        let text = self.string(key, "a word in double quotes")?.unwrap_or_else(|| default.to_owned());
+        read(&text).map_err(|invalid| self.error(key, invalid.0))
+    }
+
+    fn integer(&mut self, key: &str, default: u32, least: u32, most: u32) -> Result<u32, Error> {
+        let range = format!("a whole number from {least} to {most}");
+        match self.table.remove(key) {
+            None => Ok(default),
+            Some(Value::Integer(number)) => u32::try_from(number)
+                .ok()
+                .filter(|number| (least..=most).contains(number))
+                .ok_or_else(|| self.error(key, format!("{number} is out of range; give {range}"))),
+            Some(other) => Err(self.wrong_type(key, &other, &range)),
+        }
+    }
+
+    fn path(&mut self, key: &str, default: &str) -> Result<PathBuf, Error> {
+        let text = self.string(key, "an absolute path in double quotes")?.unwrap_or_else(|| default.to_owned());
+        self.absolute(key, &text)
+    }
+
+    fn absolute(&self, key: &str, text: &str) -> Result<PathBuf, Error> {
+        let path = PathBuf::from(text);
+        if !path.is_absolute() || text.ends_with('/') {
+            return Err(self.error(
+                key,
+                format!("{text:?} is not the absolute path of a file; begin with / and end with its name"),
+            ));
+        }
+        Ok(path)
+    }
+
+    fn list(&mut self, key: &str, of: &str) -> Result<Option<Vec<Value>>, Error> {
+        match self.table.remove(key) {
+            None => Ok(None),
+            Some(Value::Array(values)) => Ok(Some(values)),
+            Some(other) => Err(self.wrong_type(key, &other, &format!("a list of {of} in [ ]"))),
+        }
+    }
+
+    fn paths(&mut self, key: &str, default: &str) -> Result<Vec<PathBuf>, Error> {
+        let Some(values) = self.list(key, "paths")? else { return Ok(vec![PathBuf::from(default)]) };
+        let mut paths = Vec::new();
+        for (index, value) in values.iter().enumerate() {
+            let key = format!("{key}[{index}]");
+            let Value::String(text) = value else {
+                return Err(self.wrong_type(&key, value, "a path in double quotes"));
+            };
+            let path = self.absolute(&key, text)?;
+            // sun_path has 108 bytes, the closing NUL included.
+            if text.len() > 107 {
+                return Err(self.error(
+                    &key,
+                    format!("has {} bytes; a Unix socket's path has at most 107, shorten it", text.len()),
+                ));
+            }
+            if paths.contains(&path) {
+                return Err(self.error(&key, format!("{text} is listed twice; remove one")));
+            }
+            paths.push(path);
+        }
+        if paths.is_empty() {
+            return Err(self.error(
+                key,
+                format!("is empty, so nobody could reach the daemon; give a path such as {DEFAULT_SOCKET:?}"),
+            ));
+        }
+        Ok(paths)
+    }
+
+    fn listeners(&mut self, key: &str) -> Result<(Option<SocketAddrV4>, Option<SocketAddrV6>), Error> {
+        let (mut ipv4, mut ipv6) = (None, None);
+        for (index, value) in self.list(key, "addresses")?.unwrap_or_default().iter().enumerate() {
+            let key = format!("{key}[{index}]");
+            let wanted = "ADDRESS:PORT such as \"10.20.0.1:2525\" or \"[fd00:20::1]:2525\"";
+            let Value::String(text) = value else { return Err(self.wrong_type(&key, value, wanted)) };
+            let address: SocketAddr =
+                text.parse().map_err(|_| self.error(&key, format!("{text:?} is no address; give {wanted}")))?;
+            desired::endpoint(address).map_err(|invalid| self.error(&key, invalid.0))?;
+            let (family, taken) = match address {
+                SocketAddr::V4(v4) => ("IPv4", ipv4.replace(v4).is_some()),
+                SocketAddr::V6(v6) => ("IPv6", ipv6.replace(v6).is_some()),
+            };
+            if taken {
+                return Err(self.error(&key, format!("{text} is a second {family} listener; keep one of each family")));
+            }
+        }
+        Ok((ipv4, ipv6))
+    }
+
+    fn host_name(&mut self, key: &str, default: &str) -> Result<String, Error> {
+        match self.string(key, "a host name in double quotes")? {
+            None => Ok(desired::host_name(default).unwrap_or_else(|_| "localhost".to_owned())),
+            Some(text) => desired::host_name(&text).map_err(|_| {
+                self.error(key, format!("{text:?} is not a host name; give one such as \"relay.example.net\""))
+            }),
+        }
+    }
+
+    fn interfaces(&mut self, key: &str) -> Result<Vec<Interface>, Error> {
+        let tables = match self.table.remove(key) {
+            None => return Ok(Vec::new()),
+            Some(Value::Array(tables)) => tables,
+            Some(other) => return Err(self.wrong_type(key, &other, &format!("one [[{key}]] for each"))),
+        };
+        let mut interfaces: Vec<Interface> = Vec::new();
+        for (index, table) in tables.into_iter().enumerate() {
+            let path = format!("{key}[{index}]");
+            let Value::Table(table) = table else {
+                return Err(self.wrong_type(&path, &table, &format!("one [[{key}]] for each")));
+            };
+            let mut section = self.reader.section(&path, table, &["name", "role", "hook"])?;
+            let Some(name) = section.string("name", "the interface's name in double quotes")? else {
+                return Err(section.error("name", "is missing; give the interface's name as `ip link` shows it"));
+            };
+            let name: InterfaceName = name.parse().map_err(|invalid: Invalid| section.error("name", invalid.0))?;
+            if interfaces.iter().any(|other| other.name == name) {
+                return Err(section.error("name", format!("{name} is listed twice; remove one")));
+            }
+            let role = section.word("role", Role::Subscriber.name(), |word| match word {
+                "relay" => Err(Invalid(
+                    "\"relay\" is not supported by this version; use \"subscriber\", or remove the interface"
+                        .to_owned(),
+                )),
+                word => Ok(word.parse::<Role>()?),
+            })?;
+            let hook = section.word("hook", Hook::Auto.name(), |word| Ok(word.parse::<Hook>()?))?;
+            interfaces.push(Interface { name, role, hook, source: Source::File });
+        }
+        Ok(interfaces)
+    }
+}
+
+/// The known word that a typing mistake was probably meant to be.
+fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
+    let candidate = known.iter().copied().min_by_key(|candidate| edits(word, candidate))?;
+    // More than a third of the letters wrong is another word, not a slip; a missing unit ("_s", "_max") is a slip.
+    let slip = edits(word, candidate) <= candidate.len().div_ceil(3)
+        || (word.len() > 3 && (candidate.starts_with(word) || word.starts_with(candidate)));
+    slip.then_some(candidate)
+}
+
+/// Insertions, deletions and replacements that lead from one word to the other (Levenshtein).
+fn edits(from: &str, to: &str) -> usize {
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    for (index, left) in from.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = index + 1;
+        for (column, right) in to.bytes().enumerate() {
+            let replaced = diagonal + usize::from(left != right);
+            diagonal = row[column + 1];
+            row[column + 1] = replaced.min(row[column] + 1).min(diagonal + 1);
+        }
+    }
+    row[to.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FULL: &str = r#"
+        [api]
+        sockets = ["/run/redirect/api.sock"]
+        [store]
+        path = "/var/lib/redirect/redirect.db"
+        [dataplane]
+        flows_max = 65536
+        subscribers_max = 65536
+        [relay]
+        hostname = "relay.example.net"
+        listen = ["10.20.0.1:2525", "[fd00:20::1]:2525"]
+        message_size_max = 36700160
+        sessions_max = 10000
+        connect_timeout_s = 30
+        [[interface]]
+        name = "lan0"
+        role = "subscriber"
+        hook = "auto"
+        [log]
+        format = "text"
+    "#;
+
+    fn read(text: &str) -> Result<Settings, Error> {
+        parse(Path::new("/etc/r.toml"), text, "router7")
+    }
+
+    #[test]
+    fn the_defaults_are_the_documented_values() {
+        let full = read(FULL).unwrap();
+        let empty = read("").unwrap();
+        assert_eq!(empty.relay.hostname, "router7");
+        assert_eq!(full.interfaces.len(), 1);
+        assert_eq!(full.relay.listeners().count(), 2);
+        let same = Settings {
+            interfaces: vec![],
+            relay: RelaySettings { hostname: "router7".to_owned(), ipv4: None, ipv6: None, ..full.relay.clone() },
+            ..full
+        };
+        assert_eq!(empty, same);
+    }
+
+    #[test]
+    fn a_host_name_that_is_none_does_not_keep_the_daemon_from_starting() {
+        assert_eq!(parse(Path::new("f"), "", "my_host!").unwrap().relay.hostname, "localhost");
+    }
+
+    /// File, what the line says after "/etc/r.toml: ".
+    const BAD: &[(&str, &str)] = &[
+        (
+            "flows_max = 1",
+            "flows_max: unknown key; remove it; known here: api, store, dataplane, relay, interface, log",
+        ),
+        ("[dataplan]\n", "dataplan: unknown key; did you mean dataplane?"),
+        ("[dataplane]\nflow_max = 1", "dataplane.flow_max: unknown key; did you mean flows_max?"),
+        ("[relay]\nconnect_timeout = 3", "relay.connect_timeout: unknown key; did you mean connect_timeout_s?"),
+        (
+            "[dataplane]\nflows_max = 10",
+            "dataplane.flows_max: 10 is out of range; give a whole number from 1024 to 4194304",
+        ),
+        (
+            "[dataplane]\nflows_max = -1",
+            "dataplane.flows_max: -1 is out of range; give a whole number from 1024 to 4194304",
+        ),
+        (
+            "[dataplane]\nflows_max = \"many\"",
+            "dataplane.flows_max: is a string; give a whole number from 1024 to 4194304",
+        ),
+        ("[dataplane]\nflows_max = 1.5", "dataplane.flows_max: is a float; give a whole number from 1024 to 4194304"),
+        ("api = 3", "api: is an integer; give a table: [api]"),
+        ("[api]\nsockets = \"/run/x\"", "api.sockets: is a string; give a list of paths in [ ]"),
+        (
+            "[api]\nsockets = []",
+            "api.sockets: is empty, so nobody could reach the daemon; give a path such as \"/run/redirect/api.sock\"",
+        ),
+        (
+            "[api]\nsockets = [\"api.sock\"]",
+            "api.sockets[0]: \"api.sock\" is not the absolute path of a file; begin with / and end with its name",
+        ),
+        ("[api]\nsockets = [\"/a\", \"/a\"]", "api.sockets[1]: /a is listed twice; remove one"),
+        (
+            "[store]\npath = \"db\"",
+            "store.path: \"db\" is not the absolute path of a file; begin with / and end with its name",
+        ),
+        (
+            "[relay]\nlisten = [\"10.0.0.1\"]",
+            "relay.listen[0]: \"10.0.0.1\" is no address; give ADDRESS:PORT such as \"10.20.0.1:2525\" or \"[fd00:20::1]:2525\"",
+        ),
+        (
+            "[relay]\nlisten = [\"127.0.0.1:25\"]",
+            "relay.listen[0]: 127.0.0.1 is a loopback address, which redirected packets cannot reach; give an address of an interface of this \
+             router or of the relay's host",
+        ),
+        (
+            "[relay]\nlisten = [\"0.0.0.0:25\"]",
+            "relay.listen[0]: 0.0.0.0 is the unspecified address, which redirected packets cannot reach; give an address of an interface of \
+             this router or of the relay's host",
+        ),
+        ("[relay]\nlisten = [\"10.0.0.1:0\"]", "relay.listen[0]: 10.0.0.1:0 has no port; give one from 1 to 65535"),
+        (
+            "[relay]\nlisten = [\"10.0.0.1:25\", \"10.0.0.2:25\"]",
+            "relay.listen[1]: 10.0.0.2:25 is a second IPv4 listener; keep one of each family",
+        ),
+        (
+            "[relay]\nhostname = \"not a name\"",
+            "relay.hostname: \"not a name\" is not a host name; give one such as \"relay.example.net\"",
+        ),
+        ("[[interface]]\n", "interface[0].name: is missing; give the interface's name as `ip link` shows it"),
+        ("[interface]\nname = \"lan0\"", "interface: is a table; give one [[interface]] for each"),
+        (
+            "[[interface]]\nname = \"lan0\"\nrole = \"relay\"",
+            "interface[0].role: \"relay\" is not supported by this version; use \"subscriber\", or remove the interface",
+        ),
+        ("[[interface]]\nname = \"lan0\"\nrole = \"wan\"", "interface[0].role: \"wan\" is none of subscriber"),
+        ("[[interface]]\nname = \"lan0\"\nhook = \"ebpf\"", "interface[0].hook: \"ebpf\" is none of auto, xdp, tc"),
+        (
+            "[[interface]]\nname = \"lan0\"\n[[interface]]\nname = \"lan0\"",
+            "interface[1].name: lan0 is listed twice; remove one",
+        ),
+        (
+            "[[interface]]\nname = \"a b\"",
+            "interface[0].name: \"a b\" cannot be the name of an interface: give one of `ip link`, at most 15 characters",
+        ),
+        ("[log]\nformat = \"xml\"", "log.format: \"xml\" is none of text, json"),
+    ];
+
+    #[test]
+    fn a_bad_file_is_one_line_with_key_and_remedy() {
+        for (text, expected) in BAD {
+            let line = read(text).unwrap_err().to_string();
+            assert_eq!(line, format!("/etc/r.toml: {expected}"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_no_toml_is_one_line_with_its_place() {
+        for (text, place) in [
+            ("[dataplane]\nflows_max = \n", "/etc/r.toml: line 2, flows_max: not TOML: "),
+            ("[dataplane\n", "/etc/r.toml: line 1, dataplane: not TOML: "),
+            ("[relay]\nhostname = relay\n", "/etc/r.toml: line 2, hostname: not TOML: "),
+            ("[relay]\nhostname = \"relay\n", "/etc/r.toml: line 2, hostname: not TOML: "),
+            ("[log]\nformat = \"text\"\nformat = \"json\"\n", "/etc/r.toml: line 3, format: not TOML: "),
+            ("\u{0}", "/etc/r.toml: line 1"),
+        ] {
+            let line = read(text).unwrap_err().to_string();
+            assert!(line.starts_with(place), "{line}");
+            assert!(!line.chars().any(char::is_control), "{line:?}");
+            assert!(line.contains("; correct the line"), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_one_line_with_a_remedy() {
+        let line = load(Path::new("/nowhere/redirectd.toml"), "h").unwrap_err().to_string();
+        assert!(line.starts_with("/nowhere/redirectd.toml: (file): cannot be read: "), "{line}");
+        assert!(line.ends_with("; create it or name another one with --config"), "{line}");
+    }
+}

@@ -1,0 +1,266 @@
+//! The daemon: start order, tasks, graceful stop.
+//!
+//! Start: store, expiry, first comparison with the kernel, sockets, relay listeners, and only then the interfaces, so that no redirected
+//! flow finds a relay that is not there; the API answers last. Whatever fails before the interfaces leaves nothing attached.
+//!
+//! Stop: interfaces first, so that new connections go their own way again; then the relay drains for a bounded time; then the rest. A task
+//! that ends by itself, by a panic or otherwise, stops the whole daemon with an error: it never lives on half.
+
+use std::{collections::HashMap, io, net::SocketAddr, sync::Arc, time::Instant};
+
+use redirect_relay::Relay;
+use tokio::{
+    net::TcpListener,
+    runtime,
+    sync::Semaphore,
+    task::{self, JoinError, JoinSet},
+    time::{MissedTickBehavior, interval, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    api::{self, AppState, server},
+    config::Settings,
+    dataplane::Dataplane,
+    desired::Time,
+    limits,
+    reconcile::task::{Handle, Reconciler},
+    relay::FlowDirectory,
+    store::{self, Change, Outcome, Store},
+};
+
+/// Why the daemon did not start, or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error("the kernel does not take the configuration: {0}")]
+    FirstSync(String),
+    #[error(transparent)]
+    Socket(#[from] server::Error),
+    #[error("relay.listen: cannot listen on {address}: {source}; give an address of this router and a free port")]
+    Relay { address: SocketAddr, source: io::Error },
+    #[error("{task} ended by itself: {reason}")]
+    Task { task: String, reason: String },
+}
+
+/// Runs the daemon on `dataplane` until `shutdown`.
+pub async fn run(
+    settings: Settings,
+    dataplane: impl Dataplane + 'static,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    let started = Instant::now();
+    let mut tasks = Tasks::default();
+    let stops = Stops::default();
+    let result = start_and_wait(settings, dataplane, &shutdown, &mut tasks, &stops, started).await;
+    // After a failed start too: what was started ends in order.
+    stops.everything();
+    tasks.finish().await;
+    result
+}
+
+/// One token for each step of the stop.
+#[derive(Default)]
+struct Stops {
+    api: CancellationToken,
+    relay: CancellationToken,
+    reconciler: CancellationToken,
+}
+
+impl Stops {
+    fn everything(&self) {
+        for token in [&self.api, &self.relay, &self.reconciler] {
+            token.cancel();
+        }
+    }
+}
+
+async fn start_and_wait(
+    settings: Settings,
+    dataplane: impl Dataplane + 'static,
+    shutdown: &CancellationToken,
+    tasks: &mut Tasks,
+    stops: &Stops,
+    started: Instant,
+) -> Result<(), Error> {
+    let (store, writer) = store::open(&settings.store, &settings.resources())?;
+    tasks.spawn_blocking("the store's writer", || writer.run().map_err(|error| error.to_string()));
+    // What expired while the daemon was away must not come back, not even for a second.
+    while expire(&store).await? {}
+
+    let flows = dataplane.reader();
+    let (mut reconciler, handle) = Reconciler::new(dataplane, store.clone(), settings.dataplane.flows_max);
+    let first = task::spawn_blocking(move || {
+        let outcome = reconciler.first_sync();
+        (reconciler, outcome)
+    });
+    let (reconciler, outcome) = first.await.map_err(|error| ended("the first comparison", &error))?;
+    outcome.map_err(Error::FirstSync)?;
+
+    let sockets = settings.sockets.iter().map(|path| server::Socket::bind(path)).collect::<Result<Vec<_>, _>>()?;
+    let relay = Arc::new(Relay::new(relay_settings(&settings), FlowDirectory::new(flows, store.watch())));
+    for address in settings.relay.listeners() {
+        let listener = TcpListener::bind(address).await.map_err(|source| Error::Relay { address, source })?;
+        let (relay, stop) = (Arc::clone(&relay), stops.relay.clone());
+        tasks.spawn(&format!("the relay on {address}"), async move {
+            redirect_relay::run(listener, relay, stop).await;
+            Ok(())
+        });
+    }
+
+    let stop = stops.reconciler.clone();
+    let here = runtime::Handle::current();
+    tasks.spawn_blocking("the reconciler", move || {
+        here.block_on(reconciler.run(stop));
+        Ok(())
+    });
+    handle.set_attach(true);
+    handle.attempted(store.snapshot().tables.interfaces.len(), limits::API_APPLY_WAIT).await;
+
+    let (expiring, stop) = (store.clone(), stops.api.clone());
+    tasks.spawn("the expiry", async move { run_expiry(expiring, stop).await.map_err(|error| error.to_string()) });
+    let counters = Arc::clone(&relay);
+    let app = api::app(Arc::new(AppState {
+        store,
+        reconciler: handle.clone(),
+        relay_counters: Box::new(move || counters.counters()),
+        dataplane: settings.dataplane,
+        started,
+    }));
+    let connections = Arc::new(Semaphore::new(limits::API_CONNECTIONS_MAX));
+    for (socket, path) in sockets.into_iter().zip(&settings.sockets) {
+        let serve = server::serve(socket, app.clone(), Arc::clone(&connections), stops.api.clone());
+        tasks.spawn(&format!("the API on {}", path.display()), async {
+            serve.await;
+            Ok(())
+        });
+    }
+    drop(app);
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), config = %settings.file.display(), "ready");
+
+    let result = tokio::select! {
+        () = shutdown.cancelled() => Ok(()),
+        error = tasks.first_end() => Err(error),
+    };
+    stop_in_order(&handle, stops, tasks).await;
+    result
+}
+
+async fn stop_in_order(handle: &Handle, stops: &Stops, tasks: &mut Tasks) {
+    tracing::info!("stopping");
+    stops.api.cancel();
+    handle.set_attach(false);
+    if !handle.detached(limits::DETACH_WAIT).await {
+        tracing::error!("some interfaces are still attached; they are released when the process ends");
+    }
+    stops.relay.cancel();
+    tasks.wait_for("the relay", limits::RELAY_DRAIN + limits::API_DRAIN).await;
+    tracing::info!("stopped");
+}
+
+fn relay_settings(settings: &Settings) -> redirect_relay::Settings {
+    let mut relay = redirect_relay::Settings::new(settings.relay.hostname.as_str());
+    relay.size_max = settings.relay.message_size_max_bytes;
+    relay.sessions_max = settings.relay.sessions_max.into();
+    relay.drain = limits::RELAY_DRAIN;
+    relay.timeouts.connect = settings.relay.connect_timeout;
+    relay
+}
+
+async fn run_expiry(store: Store, stop: CancellationToken) -> Result<(), store::Error> {
+    let mut ticks = interval(limits::EXPIRY_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+        // A store that cannot write (a full disk) may be able to later; what expired is removed then.
+        if let Err(error) = expire(&store).await {
+            if matches!(error, store::Error::Stopped) && !stop.is_cancelled() {
+                return Err(error);
+            }
+            tracing::error!(%error, "cannot remove subscribers that expired");
+        }
+    }
+    Ok(())
+}
+
+/// Removes a batch of expired subscribers; tells whether there may be more.
+async fn expire(store: &Store) -> Result<bool, store::Error> {
+    let now_s = Time::now().seconds;
+    if store.next_expiry_s().await?.is_none_or(|next| next > now_s) {
+        return Ok(false);
+    }
+    let committed = store.change(Change::Expire { now_s }).await?;
+    if let Outcome::Expired(count) = committed.outcome {
+        tracing::info!(count, revision = committed.revision, "subscribers expired");
+        return Ok(true);
+    }
+    Ok(false)
+}
+
+fn ended(task: &str, error: &JoinError) -> Error {
+    Error::Task { task: task.to_owned(), reason: error.to_string() }
+}
+
+/// The daemon's tasks, each with its name.
+#[derive(Default)]
+struct Tasks {
+    set: JoinSet<Result<(), String>>,
+    names: HashMap<task::Id, String>,
+}
+
+impl Tasks {
+    fn spawn(&mut self, name: &str, task: impl Future<Output = Result<(), String>> + Send + 'static) {
+        let id = self.set.spawn(task).id();
+        self.names.insert(id, name.to_owned());
+    }
+
+    fn spawn_blocking(&mut self, name: &str, task: impl FnOnce() -> Result<(), String> + Send + 'static) {
+        let id = self.set.spawn_blocking(task).id();
+        self.names.insert(id, name.to_owned());
+    }
+
+    /// Waits until a task ends, which none does before it is told to.
+    async fn first_end(&mut self) -> Error {
+        match self.set.join_next_with_id().await {
+            Some(end) => {
+                self.note(end).unwrap_or_else(|name| Error::Task { task: name, reason: "nobody told it to".to_owned() })
+            }
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Waits for the tasks whose name begins with `prefix`, at most `wait`.
+    async fn wait_for(&mut self, prefix: &str, wait: std::time::Duration) {
+        let all_ended = async {
+            while self.names.values().any(|name| name.starts_with(prefix)) {
+                let Some(end) = self.set.join_next_with_id().await else { return };
+                if let Ok(error) = self.note(end) {
+                    tracing::error!(%error, "while stopping");
+                }
+            }
+        };
+        if timeout(wait, all_ended).await.is_err() {
+            tracing::error!("{prefix} did not end in time");
+        }
+    }
+
+    /// Waits for everything that is left, at most for a while.
+    async fn finish(&mut self) {
+        self.wait_for("", limits::RELAY_DRAIN + limits::API_DRAIN).await;
+        self.set.abort_all();
+    }
+
+    /// The error of a task that ended with one, else its name.
+    fn note(&mut self, end: Result<(task::Id, Result<(), String>), JoinError>) -> Result<Error, String> {
+        let (id, reason) = match end {
+            Ok((id, Ok(()))) => (id, None),
+            Ok((id, Err(reason))) => (id, Some(reason)),
+            Err(error) => (error.id(), Some(error.to_string())),
+        };
+        let name = self.names.remove(&id).unwrap_or_default();
+        match reason {
+            Some(reason) => Ok(Error::Task { task: name, reason }),
+            None => Err(name),
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! Prometheus metrics, made when they are asked for: the kernel's counters are the source, nothing is counted twice.
+//!
+//! Labels have few values (class, reason, verdict, interface). A subscriber's address is never one.
+
+use std::{collections::BTreeMap, fmt};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric, text},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+    registry::Registry,
+};
+
+use crate::{
+    api::{AppState, error::ApiError, reason_counts, types::ReasonCount},
+    reconcile::task::Observed,
+};
+
+pub const MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// A counter of the embedded relay.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RelayRow {
+    pub(crate) name: &'static str,
+    help: &'static str,
+    pub(crate) value: u64,
+}
+
+/// The relay's counters by name; `sessions_active` goes up and down, the others only up.
+pub(crate) fn relay_rows(counters: &redirect_relay::Counters) -> impl Iterator<Item = RelayRow> + use<> {
+    let row = |name, help, value| RelayRow { name, help, value };
+    [
+        row("sessions_active", "Sessions open at the moment", counters.sessions_active),
+        row("sessions_opened", "Connections taken, including those refused at once", counters.sessions_opened),
+        row("sessions_refused", "Sessions refused because their source has no class", counters.sessions_refused),
+        row("sessions_limited", "Sessions refused because too many were open", counters.sessions_limited),
+        row("sessions_cut", "Sessions closed for what the client did", counters.sessions_cut),
+        row("messages_accepted", "Messages that the gateway took", counters.messages_accepted),
+        row("messages_rejected", "Messages refused for good (5xx)", counters.messages_rejected),
+        row("messages_deferred", "Messages refused for the moment (4xx)", counters.messages_deferred),
+        row("messages_aborted", "Messages that their client gave up", counters.messages_aborted),
+        row("octets_accepted", "Octets of accepted messages", counters.octets_accepted),
+        row("duplicate_risk", "Messages whose outcome is unknown", counters.duplicate_risk),
+        row("smuggling_refused", "Messages refused for a bare CR, a bare LF or a NUL", counters.smuggling_refused),
+        row("client_timeouts", "Waits for a client that ran out", counters.client_timeouts),
+        row("gateway_timeouts", "Waits for a gateway that ran out", counters.gateway_timeouts),
+        row("gateway_connections", "Connections made to a gateway", counters.gateway_connections),
+        row("gateway_failures", "Gateway connections that failed", counters.gateway_failures),
+    ]
+    .into_iter()
+}
+
+/// The text of one scrape.
+pub async fn scrape(app: &AppState) -> Result<String, ApiError> {
+    let snapshot = app.store.snapshot();
+    let counts = app.store.subscriber_counts().await?;
+    let tables = &snapshot.tables;
+    let values = Values {
+        reasons: reason_counts(tables, &app.reconciler.counters().await?),
+        subscribers: tables
+            .classes
+            .values()
+            .map(|class| (class.spec.name.to_string(), counts.get(&class.id).copied().unwrap_or(0)))
+            .collect(),
+        interfaces: tables.interfaces.keys().map(ToString::to_string).collect(),
+        observed: app.reconciler.observed(),
+        relay: relay_rows(&(app.relay_counters)()).collect(),
+        revision: snapshot.revision,
+        uptime_s: app.started.elapsed().as_secs(),
+        flows_capacity: u64::from(app.dataplane.flows_max) * 2,
+    };
+    let mut registry = Registry::with_prefix("redirect");
+    registry.register_collector(Box::new(values));
+    let mut text = String::new();
+    text::encode(&mut text, &registry)
+        .map_err(|error| ApiError::new(crate::api::error::Code::Internal, format!("metrics: {error}")))?;
+    Ok(text)
+}
+
+/// One scrape's values.
+#[derive(Debug)]
+struct Values {
+    reasons: Vec<ReasonCount>,
+    subscribers: BTreeMap<String, u64>,
+    interfaces: Vec<String>,
+    observed: Observed,
+    relay: Vec<RelayRow>,
+    revision: u64,
+    uptime_s: u64,
+    flows_capacity: u64,
+}
+
+impl Collector for Values {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        let encoder = &mut encoder;
+        let observed = &self.observed;
+        gauge(encoder, "build_info", "Version of redirectd", &[(&[("version", env!("CARGO_PKG_VERSION"))], 1)])?;
+        gauge(encoder, "uptime_seconds", "Time since the start", &[(&[], self.uptime_s)])?;
+        gauge(encoder, "config_revision", "Number of the configuration's newest state", &[(&[], self.revision)])?;
+        gauge(
+            encoder,
+            "config_revision_applied",
+            "Number of the state that the kernel holds",
+            &[(&[], observed.applied)],
+        )?;
+        gauge(
+            encoder,
+            "reconcile_failing",
+            "1 while the kernel does not follow the store",
+            &[(&[], u64::from(observed.error.is_some()))],
+        )?;
+        counter(
+            encoder,
+            "full_syncs",
+            "Comparisons of the whole configuration with the kernel",
+            &[(&[], observed.full_syncs)],
+        )?;
+
+        let labels: Vec<_> = self
+            .reasons
+            .iter()
+            .map(|row| {
+                [("class", row.class.as_deref().unwrap_or("")), ("reason", &*row.reason), ("verdict", &*row.verdict)]
+            })
+            .collect();
+        let packets: Vec<_> =
+            labels.iter().zip(&self.reasons).map(|(labels, row)| (&labels[..], row.packets)).collect();
+        counter(encoder, "packets", "Packets by class and reason", &packets)?;
+        let bytes: Vec<_> = labels.iter().zip(&self.reasons).map(|(labels, row)| (&labels[..], row.bytes)).collect();
+        counter(encoder, "bytes", "Bytes of whole frames by class and reason", &bytes)?;
+
+        let flows = [
+            (&[("state", "half_open")][..], observed.flows.half_open),
+            (&[("state", "established")][..], observed.flows.established),
+        ];
+        gauge(encoder, "flows", "Redirected flows at the last sweep", &flows)?;
+        gauge(
+            encoder,
+            "flows_capacity",
+            "Established flows that the tables hold, both families",
+            &[(&[], self.flows_capacity)],
+        )?;
+        counter(encoder, "flows_collected", "Idle flows removed", &[(&[], observed.flows_collected)])?;
+
+        let labels: Vec<_> = self.subscribers.keys().map(|class| [("class", class.as_str())]).collect();
+        let rows: Vec<_> =
+            labels.iter().zip(self.subscribers.values()).map(|(labels, count)| (&labels[..], *count)).collect();
+        gauge(encoder, "subscribers", "Subscribers by class", &rows)?;
+
+        let attached = |name: &String| observed.interfaces.get(name).and_then(|status| status.mode);
+        let labels: Vec<_> = self
+            .interfaces
+            .iter()
+            .map(|name| [("interface", name.as_str()), ("mode", attached(name).map_or("", |mode| mode.name()))])
+            .collect();
+        let rows: Vec<_> = labels
+            .iter()
+            .zip(&self.interfaces)
+            .map(|(labels, name)| (&labels[..], u64::from(attached(name).is_some())))
+            .collect();
+        gauge(encoder, "interface_attached", "1 where the programs are attached", &rows)?;
+
+        for row in &self.relay {
+            let name = format!("relay_{}", row.name);
+            let write = if row.name == "sessions_active" { gauge } else { counter };
+            write(encoder, &name, row.help, &[(&[], row.value)])?;
+        }
+        Ok(())
+    }
+}
+
+type Rows<'a> = [(&'a [(&'a str, &'a str)], u64)];
+
+fn gauge(encoder: &mut DescriptorEncoder, name: &str, help: &str, rows: &Rows<'_>) -> fmt::Result {
+    family(encoder, name, help, MetricType::Gauge, rows)
+}
+
+fn counter(encoder: &mut DescriptorEncoder, name: &str, help: &str, rows: &Rows<'_>) -> fmt::Result {
+    family(encoder, name, help, MetricType::Counter, rows)
+}
+
+fn family(encoder: &mut DescriptorEncoder, name: &str, help: &str, kind: MetricType, rows: &Rows<'_>) -> fmt::Result {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let mut family = encoder.encode_descriptor(name, help, None, kind)?;
+    for (labels, value) in rows {
+        let member = family.encode_family(labels)?;
+        match kind {
+            MetricType::Counter => ConstCounter::new(*value).encode(member)?,
+            _ => ConstGauge::new(i64::try_from(*value).unwrap_or(i64::MAX)).encode(member)?,
+        }
+    }
+    Ok(())
+}

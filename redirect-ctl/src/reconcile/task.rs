@@ -1,0 +1,501 @@
+//! The only owner of the data plane: carries out plans, keeps the packet path's clock, collects idle flows, answers questions.
+//!
+//! It runs on a thread of its own, since every call into the kernel blocks. Others hold a [`Handle`]: they may ask, wait for a revision,
+//! and say whether interfaces are to be attached at all; nobody else touches a map.
+//!
+//! - A change reads and writes the keys that it touched. After any error the next attempt compares everything, after a wait that doubles;
+//!   until then changes gather in the store.
+//! - An interface that refuses (it may not exist yet) is tried again by itself and holds nothing else up.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use ipnet::IpNet;
+use redirect_common::policy;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{MissedTickBehavior, interval, sleep_until, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::plan::{Actual, Desired, plan};
+use crate::{
+    dataplane::{self, Counter, Dataplane, FlowCounts, FlowRecord, Mode, Operation},
+    desired::{Class, Relay, Tables},
+    limits,
+    store::{self, Scope, Store, Subscribers},
+};
+
+/// What the reconciler knows about the kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// The revision that the kernel holds; 0 before the first full comparison.
+    pub applied: u64,
+    /// Why the kernel does not hold the newest revision.
+    pub error: Option<String>,
+    pub interfaces: BTreeMap<String, InterfaceStatus>,
+    /// As of the last sweep.
+    pub flows: FlowCounts,
+    /// Idle flows removed since the start.
+    pub flows_collected: u64,
+    /// Comparisons of everything since the start.
+    pub full_syncs: u64,
+}
+
+/// Whether an interface carries our programs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InterfaceStatus {
+    pub mode: Option<Mode>,
+    pub error: Option<String>,
+}
+
+/// The reconciler has ended, or the data plane refused to answer.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    #[error("the reconciler has stopped")]
+    Stopped,
+    #[error(transparent)]
+    Dataplane(#[from] dataplane::Error),
+}
+
+enum Question {
+    Flows(oneshot::Sender<Result<Vec<FlowRecord>, dataplane::Error>>),
+    Counters(oneshot::Sender<Result<Vec<Counter>, dataplane::Error>>),
+}
+
+/// The way to the reconciler. Clones share it.
+#[derive(Clone)]
+pub struct Handle {
+    questions: mpsc::Sender<Question>,
+    observed: watch::Receiver<Observed>,
+    attach: watch::Sender<bool>,
+}
+
+impl Handle {
+    pub async fn flows(&self) -> Result<Vec<FlowRecord>, AskError> {
+        self.ask(Question::Flows).await
+    }
+
+    pub async fn counters(&self) -> Result<Vec<Counter>, AskError> {
+        self.ask(Question::Counters).await
+    }
+
+    pub fn observed(&self) -> Observed {
+        self.observed.borrow().clone()
+    }
+
+    /// Whether the kernel holds `revision`, at the latest after `wait`.
+    pub async fn applied(&self, revision: u64, wait: Duration) -> bool {
+        let mut observed = self.observed.clone();
+        timeout(wait, observed.wait_for(|observed| observed.applied >= revision)).await.is_ok_and(|found| found.is_ok())
+    }
+
+    /// Says whether interfaces are to be attached. They are not until this is called.
+    pub fn set_attach(&self, attach: bool) {
+        self.attach.send_replace(attach);
+    }
+
+    /// Returns once `count` interfaces are attached or have said why not, at the latest after `wait`.
+    pub async fn attempted(&self, count: usize, wait: Duration) {
+        let mut observed = self.observed.clone();
+        let _ = timeout(wait, observed.wait_for(|observed| observed.interfaces.len() >= count)).await;
+    }
+
+    /// Returns once no interface is attached, at the latest after `wait`; `false` if some still are.
+    pub async fn detached(&self, wait: Duration) -> bool {
+        let mut observed = self.observed.clone();
+        let none = |observed: &Observed| observed.interfaces.values().all(|status| status.mode.is_none());
+        timeout(wait, observed.wait_for(none)).await.is_ok_and(|found| found.is_ok())
+    }
+
+    async fn ask<T>(
+        &self,
+        question: impl FnOnce(oneshot::Sender<Result<T, dataplane::Error>>) -> Question,
+    ) -> Result<T, AskError> {
+        let (reply, answer) = oneshot::channel();
+        self.questions.send(question(reply)).await.map_err(|_| AskError::Stopped)?;
+        Ok(answer.await.map_err(|_| AskError::Stopped)??)
+    }
+}
+
+/// The task. [`Reconciler::run`] needs a thread of its own.
+pub struct Reconciler<D> {
+    dataplane: D,
+    store: Store,
+    questions: mpsc::Receiver<Question>,
+    observed: watch::Sender<Observed>,
+    attach: watch::Receiver<bool>,
+    /// Entries that a step of the collection looks at.
+    collect_budget: usize,
+    full_due: Instant,
+    /// Set after an error: the next attempt compares everything, not before `at`.
+    retry: Option<Retry>,
+    interface_retries: BTreeMap<String, InterfaceRetry>,
+    ticked: Instant,
+}
+
+#[derive(Clone, Copy)]
+struct Retry {
+    at: Instant,
+    wait: Duration,
+}
+
+impl Retry {
+    fn first() -> Self {
+        Self { at: Instant::now() + limits::RETRY_MIN, wait: limits::RETRY_MIN }
+    }
+
+    fn next(self) -> Self {
+        let wait = (self.wait * 2).min(limits::RETRY_MAX);
+        Self { at: Instant::now() + wait, wait }
+    }
+
+    fn after(before: Option<Self>) -> Self {
+        before.map_or_else(Self::first, Self::next)
+    }
+}
+
+struct InterfaceRetry {
+    retry: Retry,
+    error: String,
+}
+
+/// Why an attempt ended early.
+#[derive(Debug, thiserror::Error)]
+enum SyncError {
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error("read the kernel's state: {0}")]
+    Read(#[from] dataplane::Error),
+    #[error("{operation}: {source}")]
+    Apply { operation: Operation, source: dataplane::Error },
+}
+
+impl<D: Dataplane> Reconciler<D> {
+    /// `flows_max` is the capacity of the flow table of one family; it decides the pace of the collection.
+    pub fn new(dataplane: D, store: Store, flows_max: u32) -> (Self, Handle) {
+        let (question_sender, questions) = mpsc::channel(limits::RECONCILE_QUEUE_MAX);
+        let (observed, observed_receiver) = watch::channel(Observed::default());
+        let (attach_sender, attach) = watch::channel(false);
+        let steps = limits::COLLECT_SWEEP.as_millis() / limits::COLLECT_INTERVAL.as_millis();
+        // Two families, two directions.
+        let entries = u128::from(flows_max) * 4 / steps;
+        let (least, most) = limits::COLLECT_ENTRIES;
+        let reconciler = Self {
+            dataplane,
+            store,
+            questions,
+            observed,
+            attach,
+            collect_budget: usize::try_from(entries).unwrap_or(most).clamp(least, most),
+            full_due: Instant::now(),
+            retry: None,
+            interface_retries: BTreeMap::new(),
+            ticked: Instant::now(),
+        };
+        let handle = Handle { questions: question_sender, observed: observed_receiver, attach: attach_sender };
+        (reconciler, handle)
+    }
+
+    /// Compares everything once, so that a caller can refuse to start on a data plane that does not take the configuration.
+    pub fn first_sync(&mut self) -> Result<(), String> {
+        // Without a clock every flow would look as old as the machine.
+        self.tick();
+        self.sync();
+        self.observed.borrow().error.clone().map_or(Ok(()), Err)
+    }
+
+    /// Runs until `shutdown`. Attachments that are left are removed when the data plane is dropped.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        let mut revisions = self.store.watch();
+        let mut attach = self.attach.clone();
+        let mut ticks = interval(limits::TICK);
+        let mut collections = interval(limits::COLLECT_INTERVAL);
+        for timer in [&mut ticks, &mut collections] {
+            timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        }
+        loop {
+            let due = self.next_due();
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                Some(question) = self.questions.recv() => self.answer(question),
+                changed = revisions.changed() => {
+                    // The store ended first: nothing more will be wanted.
+                    if changed.is_err() {
+                        return;
+                    }
+                    self.sync_unless_waiting();
+                }
+                Ok(()) = attach.changed() => self.sync_unless_waiting(),
+                _ = ticks.tick() => {
+                    self.tick();
+                    if self.interfaces_differ() {
+                        self.sync_unless_waiting();
+                    }
+                }
+                _ = collections.tick() => self.collect(),
+                () = sleep_until(due.into()) => self.sync(),
+            }
+        }
+    }
+
+    /// When the next attempt is due that no event brings about.
+    fn next_due(&self) -> Instant {
+        if let Some(retry) = self.retry {
+            return retry.at;
+        }
+        self.interface_retries.values().map(|interface| interface.retry.at).fold(self.full_due, Instant::min)
+    }
+
+    fn sync_unless_waiting(&mut self) {
+        if self.retry.is_none_or(|retry| retry.at <= Instant::now()) {
+            self.sync();
+        }
+    }
+
+    fn sync(&mut self) {
+        let scope = if self.retry.is_some() || self.full_due <= Instant::now() { Scope::All } else { Scope::Touched };
+        match self.attempt(scope) {
+            Ok(Synced { revision, full }) => {
+                if self.retry.take().is_some() {
+                    tracing::info!(revision, "the kernel follows the store again");
+                }
+                if full {
+                    self.full_due = Instant::now() + limits::FULL_SYNC_INTERVAL;
+                }
+                self.store.set_applied(revision);
+                self.publish(|observed| {
+                    observed.applied = revision;
+                    observed.error = None;
+                    observed.full_syncs += u64::from(full);
+                });
+            }
+            Err(error) => self.fail(&error.to_string()),
+        }
+    }
+
+    /// Notes an error, and that everything is to be compared after a while.
+    fn fail(&mut self, error: &str) {
+        self.retry = Some(Retry::after(self.retry));
+        let known = self.observed.borrow().error.as_deref() == Some(error);
+        if !known {
+            tracing::error!(error, "the kernel does not follow the store; trying again");
+        }
+        self.publish(|observed| observed.error = Some(error.to_owned()));
+    }
+
+    fn publish(&mut self, change: impl FnOnce(&mut Observed)) {
+        let interfaces = self.interface_statuses();
+        self.observed.send_if_modified(|observed| {
+            let before = observed.clone();
+            change(observed);
+            observed.interfaces = interfaces;
+            *observed != before
+        });
+    }
+
+    fn interface_statuses(&self) -> BTreeMap<String, InterfaceStatus> {
+        let attached = self.dataplane.interfaces();
+        let mut statuses: BTreeMap<String, InterfaceStatus> = attached
+            .into_iter()
+            .map(|(name, attachment)| (name, InterfaceStatus { mode: Some(attachment.mode), error: None }))
+            .collect();
+        for (name, interface) in &self.interface_retries {
+            statuses.entry(name.clone()).or_default().error = Some(interface.error.clone());
+        }
+        statuses
+    }
+
+    fn attempt(&mut self, scope: Scope) -> Result<Synced, SyncError> {
+        let started = Instant::now();
+        let view = self.store.view(scope)?;
+        let tables = &view.snapshot.tables;
+        let attached = self.dataplane.interfaces();
+        let interfaces = self.wanted_interfaces(tables, &attached);
+        let full = matches!(view.subscribers, Subscribers::All(_));
+        let (subscribers, actual_subscribers) = match view.subscribers {
+            Subscribers::All(all) => (all.into_iter().map(kernel_subscriber).collect(), self.dataplane.subscribers()?),
+            Subscribers::Touched(touched) => {
+                let mut actual = BTreeMap::new();
+                for prefix in touched.keys() {
+                    if let Some(subscriber) = self.dataplane.subscriber(prefix)? {
+                        actual.insert(*prefix, subscriber);
+                    }
+                }
+                (
+                    touched
+                        .into_iter()
+                        .filter_map(|(prefix, class)| Some(kernel_subscriber((prefix, class?))))
+                        .collect(),
+                    actual,
+                )
+            }
+        };
+        let desired = Desired {
+            revision: view.snapshot.revision,
+            relays: tables.relays.values().filter_map(|relay| Some((relay.id, kernel_relay(relay)?))).collect(),
+            classes: tables.classes.values().map(|class| (class.id, kernel_class(class, tables))).collect(),
+            subscribers,
+            interfaces,
+        };
+        let actual = Actual {
+            revision: self.dataplane.revision()?,
+            relays: self.dataplane.relays()?,
+            classes: self.dataplane.classes()?,
+            subscribers: actual_subscribers,
+            interfaces: attached,
+        };
+        let operations = plan(&desired, &actual);
+        let mut operations = operations.iter().peekable();
+        while let Some(operation) = operations.next() {
+            if self.ticked.elapsed() >= limits::TICK {
+                // A million writes take seconds; the packet path's clock must not stand still meanwhile.
+                self.tick();
+            }
+            tracing::debug!(%operation, "apply");
+            match (self.dataplane.apply(operation), interface_of(operation)) {
+                (Ok(()), None) => {}
+                (Ok(()), Some(name)) => self.interface_did(operation, name),
+                (Err(source), None) => return Err(SyncError::Apply { operation: operation.clone(), source }),
+                (Err(source), Some(name)) => {
+                    self.interface_failed(name, &source);
+                    // Without the detach, the attach that follows it would meet its own predecessor.
+                    operations.next_if(|next| interface_of(next) == Some(name));
+                }
+            }
+        }
+        // Whoever was due and not part of the plan is as it should be.
+        self.interface_retries.retain(|_, interface| interface.retry.at > started);
+        Ok(Synced { revision: desired.revision, full })
+    }
+
+    /// The interfaces that a plan is to deal with: without those that refused a moment ago.
+    fn wanted_interfaces(
+        &mut self,
+        tables: &Tables,
+        attached: &BTreeMap<String, dataplane::Attachment>,
+    ) -> BTreeMap<String, (dataplane::Role, dataplane::Hook)> {
+        let attach = *self.attach.borrow();
+        let wanted: BTreeMap<_, _> = tables
+            .interfaces
+            .values()
+            .filter(|_| attach)
+            .map(|interface| (interface.name.as_str().to_owned(), (interface.role, interface.hook)))
+            .collect();
+        self.interface_retries.retain(|name, _| wanted.contains_key(name) || attached.contains_key(name));
+        let now = Instant::now();
+        let mut due = wanted;
+        for (name, interface) in &self.interface_retries {
+            if interface.retry.at <= now {
+                continue;
+            }
+            // Left as it is: wanted as attached, or neither.
+            match attached.get(name) {
+                Some(attachment) => due.insert(name.clone(), (attachment.role, attachment.hook)),
+                None => due.remove(name),
+            };
+        }
+        due
+    }
+
+    fn interface_did(&mut self, operation: &Operation, name: &str) {
+        if matches!(operation, Operation::Attach { .. }) {
+            // The data plane said so, with the mode that it chose.
+            tracing::debug!(interface = name, "attached");
+        } else {
+            tracing::info!(interface = name, "detached");
+        }
+        self.interface_retries.remove(name);
+    }
+
+    fn interface_failed(&mut self, name: &str, error: &dataplane::Error) {
+        let error = error.to_string();
+        let before = self.interface_retries.get(name);
+        if before.is_none_or(|before| before.error != error) {
+            tracing::warn!(interface = name, error, "trying again");
+        }
+        let retry = Retry::after(before.map(|before| before.retry));
+        self.interface_retries.insert(name.to_owned(), InterfaceRetry { retry, error });
+    }
+
+    /// Whether the attachments are not those that are wanted: a device may have vanished with its programs.
+    fn interfaces_differ(&mut self) -> bool {
+        let tables = self.store.snapshot().tables;
+        let attached = self.dataplane.interfaces();
+        let wanted = self.wanted_interfaces(&tables, &attached);
+        wanted.len() != attached.len()
+            || wanted
+                .iter()
+                .any(|(name, wanted)| attached.get(name).is_none_or(|found| (found.role, found.hook) != *wanted))
+    }
+
+    fn tick(&mut self) {
+        self.ticked = Instant::now();
+        if let Err(error) = self.dataplane.tick(monotonic_s()) {
+            self.fail(&format!("advance the clock: {error}"));
+        }
+    }
+
+    fn collect(&mut self) {
+        match self.dataplane.collect(monotonic_s(), self.collect_budget) {
+            Ok(collected) => self.publish(|observed| {
+                observed.flows_collected += collected.removed as u64;
+                if let Some(counts) = collected.sweep_done {
+                    observed.flows = counts;
+                }
+            }),
+            Err(error) => self.fail(&format!("collect idle flows: {error}")),
+        }
+    }
+
+    fn answer(&self, question: Question) {
+        // Whoever gave up waiting does not need the answer.
+        match question {
+            Question::Flows(reply) => drop(reply.send(self.dataplane.flows())),
+            Question::Counters(reply) => drop(reply.send(self.dataplane.counters())),
+        }
+    }
+}
+
+struct Synced {
+    revision: u64,
+    full: bool,
+}
+
+fn interface_of(operation: &Operation) -> Option<&str> {
+    match operation {
+        Operation::Attach { name, .. } | Operation::Detach { name } => Some(name),
+        Operation::SetRelay { .. }
+        | Operation::ClearRelay { .. }
+        | Operation::SetClass { .. }
+        | Operation::ClearClass { .. }
+        | Operation::SetSubscriber { .. }
+        | Operation::RemoveSubscriber { .. }
+        | Operation::SetRevision(_) => None,
+    }
+}
+
+fn kernel_subscriber((prefix, class): (IpNet, dataplane::ClassId)) -> (IpNet, policy::Subscriber) {
+    (prefix, policy::Subscriber::new(class, prefix.prefix_len()))
+}
+
+fn kernel_class(class: &Class, tables: &Tables) -> policy::Class {
+    let relay = tables.relays.get(&class.relay_id).and_then(kernel_relay).map_or(0, |_| class.relay_id);
+    policy::Class::new(class.spec.action.into(), class.spec.on_relay_down.into(), relay)
+}
+
+/// A relay without endpoints (the embedded one of a file that lists no listener) is none to the kernel.
+fn kernel_relay(relay: &Relay) -> Option<policy::Relay> {
+    relay.spec.endpoints().next()?;
+    Some(policy::Relay::new(relay.spec.ipv4, relay.spec.ipv6))
+}
+
+/// `CLOCK_MONOTONIC` in seconds, the time base of the flow table.
+pub fn monotonic_s() -> u32 {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
+        .ok()
+        .and_then(|time| u32::try_from(time.tv_sec()).ok())
+        .expect("the monotonic clock exists and starts at the boot, so it fits for 136 years")
+}

@@ -1,0 +1,1181 @@
+//! The desired state on disk: SQLite, one writer, a revision for every change.
+//!
+//! - A change and its revision are one transaction, synced to disk before it is acknowledged (WAL, `synchronous = FULL`). Changes that wait
+//!   together share one commit; each stands in a savepoint of its own, so a refused one leaves no trace.
+//! - References are foreign keys: what is in use cannot vanish, and the refusal names the user.
+//! - Classes and relays have stable numbers, which the kernel's tables speak. A freed number is given away again only after the kernel
+//!   holds the revision that freed it, the longest freed first; see [`crate::reconcile::plan`].
+//! - The keys that a change touches are noted *before* its commit. A reader of revision `n` therefore finds every key of the changes up to
+//!   `n`; a note without a commit costs one needless look.
+//!
+//! What the configuration file owns (the embedded relay, its interfaces) is stored too, marked as the file's, and follows the file at each
+//! start.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    fs::{self, File, OpenOptions},
+    io,
+    net::{SocketAddr, SocketAddrV4, SocketAddrV6},
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use ipnet::IpNet;
+use nix::fcntl::{Flock, FlockArg};
+use redirect_common::maps::{CLASSES_MAX, RELAYS_MAX};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+
+use crate::{
+    dataplane::ClassId,
+    desired::{
+        self, Action, Class, ClassSpec, EMBEDDED_RELAY, Gateway, Interface, InterfaceName, Name, Relay, RelaySpec,
+        Snapshot, Source, Subscriber, Tables,
+    },
+    limits,
+};
+
+/// A change of the desired state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    PutSubscriber(Subscriber),
+    DeleteSubscriber(IpNet),
+    PutClass(ClassSpec),
+    DeleteClass(Name),
+    PutRelay(RelaySpec),
+    DeleteRelay(Name),
+    PutGateway(Gateway),
+    DeleteGateway(Name),
+    PutInterface(Interface),
+    DeleteInterface(InterfaceName),
+    /// Removes subscribers that expired by `now_s`, a bounded number at a time.
+    Expire {
+        now_s: i64,
+    },
+}
+
+/// What a change did, and the revision at which it can be seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Committed {
+    pub revision: u64,
+    pub outcome: Outcome,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Created,
+    Replaced,
+    /// It was so already; no revision was made.
+    Unchanged,
+    Deleted,
+    /// Subscribers that the expiry removed.
+    Expired(usize),
+}
+
+/// What a resource is, in messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Subscriber,
+    Class,
+    Relay,
+    Gateway,
+    Interface,
+}
+
+impl Kind {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Subscriber => "subscriber",
+            Self::Class => "class",
+            Self::Relay => "relay",
+            Self::Gateway => "gateway",
+            Self::Interface => "interface",
+        }
+    }
+}
+
+/// Why the store refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("there is no {} {name}", .kind.name())]
+    NotFound { kind: Kind, name: String },
+    /// `field` is the member of the request that refers to it.
+    #[error("there is no {} {name}; create it first", .kind.name())]
+    NoSuchReference { field: &'static str, kind: Kind, name: String },
+    #[error("{} {name} is in use by {by}", .kind.name())]
+    InUse { kind: Kind, name: String, by: String },
+    #[error("{} {name} is defined in {}; change it there and restart redirectd", .kind.name(), .file.display())]
+    OwnedByFile { kind: Kind, name: String, file: PathBuf },
+    #[error("{address} is this router's own relay listener: mail would go round in a circle; name another server")]
+    OwnListener { address: SocketAddr },
+    #[error("there are {max} of kind {} already, which is the most", .kind.name())]
+    TooMany { kind: Kind, max: u64 },
+    #[error("no number is free for another {}: those freed last are still in the kernel; try again in a moment", .kind.name())]
+    NumbersBusy { kind: Kind },
+    #[error("the store {} is in use by another redirectd", .path.display())]
+    Locked { path: PathBuf },
+    #[error("the store {} has schema {found}, this redirectd knows up to {known}; run the version that wrote it", .path.display())]
+    Schema { path: PathBuf, found: i64, known: i64 },
+    #[error("cannot open the store {}: {source}", .path.display())]
+    Open { path: PathBuf, source: io::Error },
+    #[error("the store holds {what} that cannot be: {value:?}")]
+    Corrupt { what: &'static str, value: String },
+    #[error("the store has stopped")]
+    Stopped,
+    #[error("store: {0}")]
+    Sqlite(#[from] rusqlite::Error),
+}
+
+impl Error {
+    /// Whether the disk is full.
+    pub fn is_disk_full(&self) -> bool {
+        matches!(self, Self::Sqlite(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull))
+    }
+}
+
+/// What the configuration file contributes to the desired state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FileResources {
+    /// Named in refusals to change what it owns.
+    pub file: PathBuf,
+    pub relay_ipv4: Option<SocketAddrV4>,
+    pub relay_ipv6: Option<SocketAddrV6>,
+    pub interfaces: Vec<Interface>,
+}
+
+/// The open store. Clones share it.
+#[derive(Clone)]
+pub struct Store {
+    writer: mpsc::Sender<Job>,
+    readers: Readers,
+    snapshot: watch::Receiver<Snapshot>,
+    touched: Arc<Touched>,
+    applied: Arc<AtomicU64>,
+    counts: Arc<Mutex<SubscriberCounts>>,
+}
+
+/// Subscribers by class number, counted at a revision.
+#[derive(Clone, Debug, Default)]
+struct SubscriberCounts {
+    revision: Option<u64>,
+    by_class: BTreeMap<ClassId, u64>,
+}
+
+struct Job {
+    change: Change,
+    reply: Reply,
+}
+
+type Reply = oneshot::Sender<Result<Committed, Error>>;
+
+/// The writing half: [`Writer::run`] needs a thread of its own.
+pub struct Writer {
+    connection: Connection,
+    jobs: mpsc::Receiver<Job>,
+    snapshot: watch::Sender<Snapshot>,
+    touched: Arc<Touched>,
+    applied: Arc<AtomicU64>,
+    file: PathBuf,
+    /// Held for as long as the store is open: one daemon, one store.
+    _lock: Flock<File>,
+}
+
+/// Opens the store at `path`, creates it where there is none, and lets what the file owns follow `file`.
+pub fn open(path: &Path, file: &FileResources) -> Result<(Store, Writer), Error> {
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        fs::create_dir_all(parent).map_err(|source| Error::Open { path: path.to_owned(), source })?;
+    }
+    let lock = lock(path)?;
+    let mut connection = connect(path)?;
+    migrate(&mut connection, path)?;
+    adopt_file(&mut connection, file)?;
+
+    let (snapshot_sender, snapshot) = watch::channel(read_snapshot(&connection)?);
+    let (writer, jobs) = mpsc::channel(limits::STORE_QUEUE_MAX);
+    let touched = Arc::new(Touched::default());
+    let applied = Arc::new(AtomicU64::new(0));
+    let store = Store {
+        writer,
+        readers: Readers {
+            path: path.to_owned(),
+            idle: Arc::default(),
+            permits: Arc::new(Semaphore::new(limits::STORE_READERS_MAX)),
+        },
+        snapshot,
+        touched: Arc::clone(&touched),
+        applied: Arc::clone(&applied),
+        counts: Arc::default(),
+    };
+    let writer =
+        Writer { connection, jobs, snapshot: snapshot_sender, touched, applied, file: file.file.clone(), _lock: lock };
+    Ok((store, writer))
+}
+
+impl Store {
+    /// Carries out a change; returns when it is on disk.
+    pub async fn change(&self, change: Change) -> Result<Committed, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.writer.send(Job { change, reply }).await.map_err(|_| Error::Stopped)?;
+        answer.await.map_err(|_| Error::Stopped)?
+    }
+
+    /// The small tables at the newest revision.
+    pub fn snapshot(&self) -> Snapshot {
+        self.snapshot.borrow().clone()
+    }
+
+    /// Follows the newest revision.
+    pub fn watch(&self) -> watch::Receiver<Snapshot> {
+        self.snapshot.clone()
+    }
+
+    /// The reconciler says here which revision the kernel holds.
+    pub fn set_applied(&self, revision: u64) {
+        self.applied.store(revision, Ordering::Release);
+    }
+
+    pub async fn subscriber(&self, prefix: IpNet) -> Result<Option<Subscriber>, Error> {
+        self.read(move |connection| {
+            let sql = format!("{SELECT_SUBSCRIBER} WHERE prefix = ?1");
+            connection
+                .prepare_cached(&sql)?
+                .query_row([desired::prefix_key(&prefix)], subscriber_row)
+                .optional()?
+                .transpose()
+        })
+        .await
+    }
+
+    /// A page of subscribers in the order of their keys.
+    pub async fn subscribers(&self, query: SubscriberQuery) -> Result<Vec<Subscriber>, Error> {
+        self.read(move |connection| select_subscribers(connection, &query)).await
+    }
+
+    /// Subscribers by class. Counting a million takes some 50 ms, so the result is kept for its revision.
+    pub async fn subscriber_counts(&self) -> Result<BTreeMap<ClassId, u64>, Error> {
+        let revision = self.snapshot.borrow().revision;
+        {
+            let known = lock_unpoisoned(&self.counts);
+            if known.revision == Some(revision) {
+                return Ok(known.by_class.clone());
+            }
+        }
+        let by_class: BTreeMap<ClassId, u64> = self
+            .read(|connection| {
+                let mut statement =
+                    connection.prepare_cached("SELECT class, count(*) FROM subscribers GROUP BY class")?;
+                let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+                Ok(rows.collect::<Result<_, _>>()?)
+            })
+            .await?;
+        *lock_unpoisoned(&self.counts) = SubscriberCounts { revision: Some(revision), by_class: by_class.clone() };
+        Ok(by_class)
+    }
+
+    /// When the next subscriber expires.
+    pub async fn next_expiry_s(&self) -> Result<Option<i64>, Error> {
+        self.read(|connection| {
+            let sql = "SELECT min(expires_s) FROM subscribers WHERE expires_s IS NOT NULL";
+            Ok(connection.prepare_cached(sql)?.query_row([], |row| row.get(0))?)
+        })
+        .await
+    }
+
+    /// A consistent view for the reconciler, which blocks. Everything in the answer belongs to one revision.
+    pub fn view(&self, scope: Scope) -> Result<View, Error> {
+        let mut connection = self.readers.take()?;
+        let view = read_view(&mut connection, &self.touched, scope);
+        self.readers.give_back(connection);
+        view
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        // The semaphore is never closed.
+        let permit = Arc::clone(&self.readers.permits).acquire_owned().await.map_err(|_| Error::Stopped)?;
+        let readers = self.readers.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let connection = readers.take()?;
+            let result = query(&connection);
+            readers.give_back(connection);
+            drop(permit);
+            result
+        });
+        read.await.map_err(|_| Error::Stopped)?
+    }
+}
+
+/// Which subscribers a [`View`] is to hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    All,
+    /// Those that were touched since the last view.
+    Touched,
+}
+
+/// The desired state at one revision.
+#[derive(Debug)]
+pub struct View {
+    pub snapshot: Snapshot,
+    pub subscribers: Subscribers,
+}
+
+/// The subscribers of a [`View`], with the numbers of their classes.
+#[derive(Debug)]
+pub enum Subscribers {
+    All(BTreeMap<IpNet, ClassId>),
+    /// `None` for a prefix that is no subscriber any more.
+    Touched(BTreeMap<IpNet, Option<ClassId>>),
+}
+
+/// A page of the subscribers.
+#[derive(Clone, Debug, Default)]
+pub struct SubscriberQuery {
+    pub after: Option<IpNet>,
+    pub within: Option<IpNet>,
+    pub class: Option<ClassId>,
+    pub rows_max: u32,
+}
+
+/// Connections for reading; with WAL they neither wait for the writer nor hold it up.
+#[derive(Clone)]
+struct Readers {
+    path: PathBuf,
+    idle: Arc<Mutex<Vec<Connection>>>,
+    permits: Arc<Semaphore>,
+}
+
+impl Readers {
+    fn take(&self) -> Result<Connection, Error> {
+        if let Some(connection) = lock_unpoisoned(&self.idle).pop() {
+            return Ok(connection);
+        }
+        let connection = connect(&self.path)?;
+        connection.pragma_update(None, "query_only", true)?;
+        Ok(connection)
+    }
+
+    fn give_back(&self, connection: Connection) {
+        let mut idle = lock_unpoisoned(&self.idle);
+        if idle.len() < limits::STORE_READERS_MAX {
+            idle.push(connection);
+        }
+    }
+}
+
+/// The data behind these locks is replaced as a whole, so a panic elsewhere cannot leave it half-written.
+fn lock_unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Prefixes that changes touched, by revision, until the reconciler takes them. Bounded: beyond the bound only "everything" is known.
+#[derive(Default)]
+struct Touched {
+    notes: Mutex<Notes>,
+}
+
+#[derive(Default)]
+struct Notes {
+    prefixes: VecDeque<(u64, IpNet)>,
+    /// Notes up to this revision were dropped.
+    dropped_through: Option<u64>,
+}
+
+impl Touched {
+    fn note(&self, revision: u64, prefix: IpNet) {
+        let mut notes = lock_unpoisoned(&self.notes);
+        if notes.prefixes.len() >= limits::TOUCHED_KEYS_MAX {
+            notes.prefixes.clear();
+            notes.dropped_through = Some(revision);
+        } else if notes.dropped_through.is_some_and(|dropped| dropped >= revision) {
+            // Everything of that revision will be read anyway.
+        } else {
+            notes.prefixes.push_back((revision, prefix));
+        }
+    }
+
+    /// Takes the notes of revisions up to `revision`; `None` where some of them were dropped.
+    fn take(&self, revision: u64) -> Option<BTreeSet<IpNet>> {
+        let mut notes = lock_unpoisoned(&self.notes);
+        let dropped = notes.dropped_through.is_some();
+        if notes.dropped_through.is_some_and(|through| through <= revision) {
+            notes.dropped_through = None;
+        }
+        let mut taken = BTreeSet::new();
+        // Savepoints that were rolled back leave notes whose revision another change got; they are in order nevertheless.
+        while let Some((_, prefix)) = notes.prefixes.pop_front_if(|(noted, _)| *noted <= revision) {
+            taken.insert(prefix);
+        }
+        (!dropped).then_some(taken)
+    }
+}
+
+fn read_view(connection: &mut Connection, touched: &Touched, scope: Scope) -> Result<View, Error> {
+    let transaction = connection.transaction()?;
+    // The first read fixes the revision of the transaction; the notes are taken after it, so that none is missed.
+    let snapshot = read_snapshot(&transaction)?;
+    let notes = touched.take(snapshot.revision);
+    let subscribers = match (scope, notes) {
+        (Scope::Touched, Some(prefixes)) => {
+            let mut statement = transaction.prepare_cached("SELECT class FROM subscribers WHERE prefix = ?1")?;
+            let mut found = BTreeMap::new();
+            for prefix in prefixes {
+                let class = statement.query_row([desired::prefix_key(&prefix)], |row| row.get(0)).optional()?;
+                found.insert(prefix, class);
+            }
+            Subscribers::Touched(found)
+        }
+        (Scope::All, _) | (Scope::Touched, None) => {
+            let mut statement = transaction.prepare_cached("SELECT prefix, class FROM subscribers ORDER BY prefix")?;
+            let mut rows = statement.query([])?;
+            let mut found = BTreeMap::new();
+            while let Some(row) = rows.next()? {
+                found.insert(prefix_column(row, 0)?, row.get(1)?);
+            }
+            Subscribers::All(found)
+        }
+    };
+    Ok(View { snapshot, subscribers })
+}
+
+impl Writer {
+    /// Carries out changes until every [`Store`] is gone. Blocks.
+    pub fn run(mut self) -> Result<(), Error> {
+        while let Some(first) = self.jobs.blocking_recv() {
+            let mut group = vec![first];
+            while group.len() < limits::STORE_GROUP_MAX
+                && let Ok(job) = self.jobs.try_recv()
+            {
+                group.push(job);
+            }
+            self.commit(group);
+        }
+        // Leaves no journal behind that the next start would have to play back.
+        self.connection.pragma_update(None, "wal_checkpoint", "TRUNCATE")?;
+        Ok(())
+    }
+
+    fn commit(&mut self, group: Vec<Job>) {
+        let before = self.snapshot.borrow().clone();
+        let mut answers = Vec::with_capacity(group.len());
+        let committed = self.carry_out(group, &before, &mut answers);
+        match committed {
+            Ok(after) => {
+                self.snapshot.send_if_modified(|snapshot| {
+                    let changed = snapshot.revision != after.revision;
+                    *snapshot = after;
+                    changed
+                });
+                for (reply, answer) in answers {
+                    // Whoever gave up waiting does not need the answer.
+                    let _ = reply.send(answer);
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "a commit failed; nothing of it is kept");
+                // One error, several waiters: an SQLite error cannot be cloned, so its code and text go to each.
+                for (reply, answer) in answers {
+                    let answer = match (answer, &error) {
+                        (Err(own), _) => Err(own),
+                        (Ok(_), Error::Sqlite(rusqlite::Error::SqliteFailure(code, text))) => {
+                            Err(Error::Sqlite(rusqlite::Error::SqliteFailure(*code, text.clone())))
+                        }
+                        (Ok(_), _) => Err(Error::Stopped),
+                    };
+                    let _ = reply.send(answer);
+                }
+            }
+        }
+    }
+
+    /// Runs the group in one transaction; the answers hold only once this returned `Ok`.
+    fn carry_out(
+        &mut self,
+        group: Vec<Job>,
+        before: &Snapshot,
+        answers: &mut Vec<(Reply, Result<Committed, Error>)>,
+    ) -> Result<Snapshot, Error> {
+        let mut group = group.into_iter();
+        let outcome = (|| {
+            let mut transaction =
+                self.connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+            let mut revision = before.revision;
+            for Job { change, reply } in group.by_ref() {
+                let mut savepoint = transaction.savepoint()?;
+                let mut step = Step {
+                    connection: &savepoint,
+                    next_revision: revision + 1,
+                    applied: self.applied.load(Ordering::Acquire),
+                    touched: &self.touched,
+                    file: &self.file,
+                };
+                let answer = step.carry_out(&change).map(|outcome| {
+                    if outcome != Outcome::Unchanged {
+                        revision += 1;
+                    }
+                    Committed { revision, outcome }
+                });
+                if answer.is_err() {
+                    savepoint.rollback()?;
+                }
+                savepoint.commit()?;
+                answers.push((reply, answer));
+            }
+            if revision != before.revision {
+                transaction.execute("UPDATE state SET revision = ?1", [revision])?;
+            }
+            let after = if revision == before.revision { before.clone() } else { read_snapshot(&transaction)? };
+            transaction.commit()?;
+            Ok(after)
+        })();
+        // A failure in the middle must not leave the rest without an answer.
+        answers.extend(group.map(|job| (job.reply, Err(Error::Stopped))));
+        outcome
+    }
+}
+
+/// One change inside its savepoint.
+struct Step<'a> {
+    connection: &'a Connection,
+    /// The revision that the change will have if it is one.
+    next_revision: u64,
+    /// The revision that the kernel holds.
+    applied: u64,
+    touched: &'a Touched,
+    file: &'a Path,
+}
+
+impl Step<'_> {
+    fn carry_out(&mut self, change: &Change) -> Result<Outcome, Error> {
+        match change {
+            Change::PutSubscriber(subscriber) => self.put_subscriber(subscriber),
+            Change::DeleteSubscriber(prefix) => self.delete_subscriber(prefix),
+            Change::PutClass(spec) => self.put_class(spec),
+            Change::DeleteClass(name) => self.delete_class(name),
+            Change::PutRelay(spec) => self.put_relay(spec),
+            Change::DeleteRelay(name) => self.delete_relay(name),
+            Change::PutGateway(gateway) => self.put_gateway(gateway),
+            Change::DeleteGateway(name) => self.delete_gateway(name),
+            Change::PutInterface(interface) => self.put_interface(interface),
+            Change::DeleteInterface(name) => self.delete_interface(name),
+            Change::Expire { now_s } => self.expire(*now_s),
+        }
+    }
+
+    fn put_subscriber(&self, subscriber: &Subscriber) -> Result<Outcome, Error> {
+        let class = self.class_id(&subscriber.class)?.ok_or_else(|| Error::NoSuchReference {
+            field: "class",
+            kind: Kind::Class,
+            name: subscriber.class.to_string(),
+        })?;
+        let key = desired::prefix_key(&subscriber.prefix);
+        let known: Option<(ClassId, String, Option<i64>)> = self
+            .connection
+            .prepare_cached("SELECT class, origin, expires_s FROM subscribers WHERE prefix = ?1")?
+            .query_row([&key], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+            .optional()?;
+        let outcome = match known {
+            Some(known) if known == (class, subscriber.origin.name().to_owned(), subscriber.expires_s) => {
+                return Ok(Outcome::Unchanged);
+            }
+            Some(_) => Outcome::Replaced,
+            None => Outcome::Created,
+        };
+        self.touched.note(self.next_revision, subscriber.prefix);
+        self.connection
+            .prepare_cached(
+                "INSERT INTO subscribers (prefix, class, origin, expires_s) VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT (prefix) DO UPDATE SET class = excluded.class, origin = excluded.origin, expires_s = excluded.expires_s",
+            )?
+            .execute(params![key, class, subscriber.origin.name(), subscriber.expires_s])?;
+        Ok(outcome)
+    }
+
+    fn delete_subscriber(&self, prefix: &IpNet) -> Result<Outcome, Error> {
+        self.touched.note(self.next_revision, *prefix);
+        let removed = self
+            .connection
+            .prepare_cached("DELETE FROM subscribers WHERE prefix = ?1")?
+            .execute([desired::prefix_key(prefix)])?;
+        if removed == 0 {
+            return Err(Error::NotFound { kind: Kind::Subscriber, name: prefix.to_string() });
+        }
+        Ok(Outcome::Deleted)
+    }
+
+    fn expire(&self, now_s: i64) -> Result<Outcome, Error> {
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT prefix FROM subscribers WHERE expires_s <= ?1 ORDER BY expires_s LIMIT ?2")?;
+        let mut rows = statement.query(params![now_s, limits::EXPIRY_BATCH_MAX])?;
+        let mut due = Vec::new();
+        while let Some(row) = rows.next()? {
+            due.push(prefix_column(row, 0)?);
+        }
+        for prefix in &due {
+            self.delete_subscriber(prefix)?;
+        }
+        Ok(if due.is_empty() { Outcome::Unchanged } else { Outcome::Expired(due.len()) })
+    }
+
+    fn put_class(&self, spec: &ClassSpec) -> Result<Outcome, Error> {
+        let relay_id = match &spec.relay {
+            None => None,
+            Some(name) => Some(self.id_of("relays", name)?.ok_or_else(|| Error::NoSuchReference {
+                field: "relay",
+                kind: Kind::Relay,
+                name: name.to_string(),
+            })?),
+        };
+        if let Some(gateway) = &spec.gateway
+            && self.gateway(gateway)?.is_none()
+        {
+            return Err(Error::NoSuchReference { field: "gateway", kind: Kind::Gateway, name: gateway.to_string() });
+        }
+        let gateway = spec.gateway.as_ref().map(Name::as_str);
+        let (id, outcome) = match self.class(&spec.name)? {
+            Some(known) if known.spec == *spec => return Ok(Outcome::Unchanged),
+            Some(known) => (known.id, Outcome::Replaced),
+            None => (self.allocate(Kind::Class)?, Outcome::Created),
+        };
+        self.connection.execute(
+            "INSERT INTO classes (id, name, action, relay, on_relay_down, gateway) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+             ON CONFLICT (id) DO UPDATE SET action = excluded.action, relay = excluded.relay,
+                 on_relay_down = excluded.on_relay_down, gateway = excluded.gateway",
+            params![id, spec.name.as_str(), spec.action.name(), relay_id, spec.on_relay_down.name(), gateway],
+        )?;
+        Ok(outcome)
+    }
+
+    fn delete_class(&self, name: &Name) -> Result<Outcome, Error> {
+        let class = self.class(name)?.ok_or_else(|| Error::NotFound { kind: Kind::Class, name: name.to_string() })?;
+        let sql = format!("{SELECT_SUBSCRIBER} WHERE class = ?1 ORDER BY prefix LIMIT 1");
+        let user =
+            self.connection.prepare_cached(&sql)?.query_row([class.id], subscriber_row).optional()?.transpose()?;
+        if let Some(user) = user {
+            let others: u64 = self.connection.query_row(
+                "SELECT count(*) - 1 FROM subscribers WHERE class = ?1",
+                [class.id],
+                |row| row.get(0),
+            )?;
+            let by = match others {
+                0 => format!("subscriber {}", user.prefix),
+                _ => format!("subscriber {} and {others} more", user.prefix),
+            };
+            return Err(Error::InUse { kind: Kind::Class, name: name.to_string(), by });
+        }
+        self.connection.execute("DELETE FROM classes WHERE id = ?1", [class.id])?;
+        self.free(Kind::Class, class.id)?;
+        Ok(Outcome::Deleted)
+    }
+
+    fn put_relay(&self, spec: &RelaySpec) -> Result<Outcome, Error> {
+        let (id, outcome) = match self.relay(&spec.name)? {
+            Some(known) if known.source == Source::File => {
+                return Err(Error::OwnedByFile {
+                    kind: Kind::Relay,
+                    name: spec.name.to_string(),
+                    file: self.file.to_owned(),
+                });
+            }
+            Some(known) if known.spec == *spec => return Ok(Outcome::Unchanged),
+            Some(known) => (known.id, Outcome::Replaced),
+            None => (self.allocate(Kind::Relay)?, Outcome::Created),
+        };
+        write_relay(self.connection, id, spec, Source::Api)?;
+        Ok(outcome)
+    }
+
+    fn delete_relay(&self, name: &Name) -> Result<Outcome, Error> {
+        let relay = self.relay(name)?.ok_or_else(|| Error::NotFound { kind: Kind::Relay, name: name.to_string() })?;
+        if relay.source == Source::File {
+            return Err(Error::OwnedByFile { kind: Kind::Relay, name: name.to_string(), file: self.file.to_owned() });
+        }
+        self.refuse_if_classes_use(
+            Kind::Relay,
+            name,
+            "SELECT name FROM classes WHERE relay = ?1 ORDER BY name",
+            params![relay.id],
+        )?;
+        self.connection.execute("DELETE FROM relays WHERE id = ?1", [relay.id])?;
+        self.free(Kind::Relay, relay.id)?;
+        Ok(Outcome::Deleted)
+    }
+
+    fn put_gateway(&self, gateway: &Gateway) -> Result<Outcome, Error> {
+        if let desired::Host::Address(ip) = gateway.host {
+            let address = SocketAddr::new(ip, gateway.port);
+            let embedded = self.relay(&embedded_name())?;
+            if embedded.is_some_and(|relay| relay.spec.endpoints().any(|own| own == address)) {
+                return Err(Error::OwnListener { address });
+            }
+        }
+        let outcome = match self.gateway(&gateway.name)? {
+            Some(known) if known == *gateway => return Ok(Outcome::Unchanged),
+            Some(_) => Outcome::Replaced,
+            None => {
+                self.refuse_beyond(Kind::Gateway, "SELECT count(*) FROM gateways", limits::GATEWAYS_MAX)?;
+                Outcome::Created
+            }
+        };
+        self.connection.execute(
+            "INSERT INTO gateways (name, address, port, description, status) VALUES (?1, ?2, ?3, ?4, ?5)
+             ON CONFLICT (name) DO UPDATE SET address = excluded.address, port = excluded.port,
+                 description = excluded.description, status = excluded.status",
+            params![
+                gateway.name.as_str(),
+                gateway.host.to_string(),
+                gateway.port,
+                gateway.description,
+                gateway.status.name()
+            ],
+        )?;
+        Ok(outcome)
+    }
+
+    fn delete_gateway(&self, name: &Name) -> Result<Outcome, Error> {
+        if self.gateway(name)?.is_none() {
+            return Err(Error::NotFound { kind: Kind::Gateway, name: name.to_string() });
+        }
+        let sql = "SELECT name FROM classes WHERE gateway = ?1 ORDER BY name";
+        self.refuse_if_classes_use(Kind::Gateway, name, sql, params![name.as_str()])?;
+        self.connection.execute("DELETE FROM gateways WHERE name = ?1", [name.as_str()])?;
+        Ok(Outcome::Deleted)
+    }
+
+    fn put_interface(&self, interface: &Interface) -> Result<Outcome, Error> {
+        let outcome = match self.interface(&interface.name)? {
+            Some(known) if known.source == Source::File => {
+                return Err(Error::OwnedByFile {
+                    kind: Kind::Interface,
+                    name: interface.name.to_string(),
+                    file: self.file.to_owned(),
+                });
+            }
+            Some(known) if known == *interface => return Ok(Outcome::Unchanged),
+            Some(_) => Outcome::Replaced,
+            None => {
+                self.refuse_beyond(Kind::Interface, "SELECT count(*) FROM interfaces", limits::INTERFACES_MAX)?;
+                Outcome::Created
+            }
+        };
+        write_interface(self.connection, interface)?;
+        Ok(outcome)
+    }
+
+    fn delete_interface(&self, name: &InterfaceName) -> Result<Outcome, Error> {
+        let interface =
+            self.interface(name)?.ok_or_else(|| Error::NotFound { kind: Kind::Interface, name: name.to_string() })?;
+        if interface.source == Source::File {
+            return Err(Error::OwnedByFile {
+                kind: Kind::Interface,
+                name: name.to_string(),
+                file: self.file.to_owned(),
+            });
+        }
+        self.connection.execute("DELETE FROM interfaces WHERE name = ?1", [name.as_str()])?;
+        Ok(Outcome::Deleted)
+    }
+
+    fn class_id(&self, name: &Name) -> Result<Option<ClassId>, Error> {
+        self.id_of("classes", name)
+    }
+
+    fn id_of(&self, table: &'static str, name: &Name) -> Result<Option<u16>, Error> {
+        let sql = format!("SELECT id FROM {table} WHERE name = ?1");
+        Ok(self.connection.prepare_cached(&sql)?.query_row([name.as_str()], |row| row.get(0)).optional()?)
+    }
+
+    fn class(&self, name: &Name) -> Result<Option<Class>, Error> {
+        let sql = format!("{SELECT_CLASS} WHERE classes.name = ?1");
+        self.connection.prepare_cached(&sql)?.query_row([name.as_str()], class_row).optional()?.transpose()
+    }
+
+    fn relay(&self, name: &Name) -> Result<Option<Relay>, Error> {
+        let sql = format!("{SELECT_RELAY} WHERE name = ?1");
+        self.connection.prepare_cached(&sql)?.query_row([name.as_str()], relay_row).optional()?.transpose()
+    }
+
+    fn gateway(&self, name: &Name) -> Result<Option<Gateway>, Error> {
+        let sql = format!("{SELECT_GATEWAY} WHERE name = ?1");
+        self.connection.prepare_cached(&sql)?.query_row([name.as_str()], gateway_row).optional()?.transpose()
+    }
+
+    fn interface(&self, name: &InterfaceName) -> Result<Option<Interface>, Error> {
+        let sql = format!("{SELECT_INTERFACE} WHERE name = ?1");
+        self.connection.prepare_cached(&sql)?.query_row([name.as_str()], interface_row).optional()?.transpose()
+    }
+
+    fn refuse_if_classes_use(
+        &self,
+        kind: Kind,
+        name: &Name,
+        sql: &str,
+        key: &[&dyn rusqlite::ToSql],
+    ) -> Result<(), Error> {
+        let mut statement = self.connection.prepare_cached(sql)?;
+        let users = statement.query_map(key, |row| row.get::<_, String>(0))?.collect::<Result<Vec<_>, _>>()?;
+        match users.as_slice() {
+            [] => Ok(()),
+            [one] => Err(Error::InUse { kind, name: name.to_string(), by: format!("class {one}") }),
+            many => Err(Error::InUse { kind, name: name.to_string(), by: format!("classes {}", many.join(", ")) }),
+        }
+    }
+
+    fn refuse_beyond(&self, kind: Kind, sql: &str, max: u64) -> Result<(), Error> {
+        let count: u64 = self.connection.query_row(sql, [], |row| row.get(0))?;
+        if count >= max { Err(Error::TooMany { kind, max }) } else { Ok(()) }
+    }
+
+    /// A number that is neither in use nor in the kernel under its old meaning; never used ones first, then the longest freed.
+    fn allocate(&self, kind: Kind) -> Result<u16, Error> {
+        let (table, slots) = numbered(kind);
+        let max = u64::from(slots) - 1;
+        self.refuse_beyond(kind, &format!("SELECT count(*) FROM {table}"), max)?;
+        let sql = format!(
+            "WITH RECURSIVE numbers (id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM numbers WHERE id < ?1)
+             SELECT numbers.id FROM numbers LEFT JOIN freed ON freed.kind = ?2 AND freed.id = numbers.id
+             WHERE numbers.id NOT IN (SELECT id FROM {table}) AND (freed.revision IS NULL OR freed.revision <= ?3)
+             ORDER BY coalesce(freed.revision, 0), numbers.id LIMIT 1"
+        );
+        let id: Option<u16> =
+            self.connection.query_row(&sql, params![max, kind.name(), self.applied], |row| row.get(0)).optional()?;
+        let id = id.ok_or(Error::NumbersBusy { kind })?;
+        self.connection.execute("DELETE FROM freed WHERE kind = ?1 AND id = ?2", params![kind.name(), id])?;
+        Ok(id)
+    }
+
+    fn free(&self, kind: Kind, id: u16) -> Result<(), Error> {
+        let sql = "INSERT OR REPLACE INTO freed (kind, id, revision) VALUES (?1, ?2, ?3)";
+        self.connection.execute(sql, params![kind.name(), id, self.next_revision])?;
+        Ok(())
+    }
+}
+
+/// Table and kernel slots (slot 0 included) of a kind that has numbers.
+fn numbered(kind: Kind) -> (&'static str, u32) {
+    if kind == Kind::Relay { ("relays", RELAYS_MAX) } else { ("classes", CLASSES_MAX) }
+}
+
+const SELECT_SUBSCRIBER: &str =
+    "SELECT prefix, (SELECT name FROM classes WHERE id = class), origin, expires_s FROM subscribers";
+const SELECT_CLASS: &str = "SELECT classes.id, classes.name, action, relay, relays.name, on_relay_down, gateway \
+                            FROM classes LEFT JOIN relays ON relays.id = relay";
+const SELECT_RELAY: &str = "SELECT id, name, ipv4, ipv6, delivery, source FROM relays";
+const SELECT_GATEWAY: &str = "SELECT name, address, port, description, status FROM gateways";
+const SELECT_INTERFACE: &str = "SELECT name, role, hook, source FROM interfaces";
+
+/// The outer result is SQLite's, the inner one ours: a row may be read well and hold nonsense.
+type RowResult<T> = rusqlite::Result<Result<T, Error>>;
+
+fn subscriber_row(row: &Row<'_>) -> RowResult<Subscriber> {
+    let class: String = row.get(1)?;
+    let origin: String = row.get(2)?;
+    let expires_s = row.get(3)?;
+    Ok((|| {
+        Ok(Subscriber {
+            prefix: prefix_column(row, 0)?,
+            class: word("a class name", &class)?,
+            origin: word("an origin", &origin)?,
+            expires_s,
+        })
+    })())
+}
+
+fn class_row(row: &Row<'_>) -> RowResult<Class> {
+    let id = row.get(0)?;
+    let name: String = row.get(1)?;
+    let action: String = row.get(2)?;
+    let relay_id: Option<u16> = row.get(3)?;
+    let relay: Option<String> = row.get(4)?;
+    let on_relay_down: String = row.get(5)?;
+    let gateway: Option<String> = row.get(6)?;
+    Ok((|| {
+        Ok(Class {
+            id,
+            relay_id: relay_id.unwrap_or(0),
+            spec: ClassSpec {
+                name: word("a class name", &name)?,
+                action: word("an action", &action)?,
+                relay: relay.as_deref().map(|name| word("a relay name", name)).transpose()?,
+                on_relay_down: word("a fallback", &on_relay_down)?,
+                gateway: gateway.as_deref().map(|name| word("a gateway name", name)).transpose()?,
+            },
+        })
+    })())
+}
+
+fn relay_row(row: &Row<'_>) -> RowResult<Relay> {
+    let id = row.get(0)?;
+    let name: String = row.get(1)?;
+    let ipv4: Option<String> = row.get(2)?;
+    let ipv6: Option<String> = row.get(3)?;
+    let delivery: String = row.get(4)?;
+    let source: String = row.get(5)?;
+    Ok((|| {
+        Ok(Relay {
+            id,
+            spec: RelaySpec {
+                name: word("a relay name", &name)?,
+                ipv4: ipv4.as_deref().map(|text| word("an endpoint", text)).transpose()?,
+                ipv6: ipv6.as_deref().map(|text| word("an endpoint", text)).transpose()?,
+                delivery: word("a delivery", &delivery)?,
+            },
+            source: word("a source", &source)?,
+        })
+    })())
+}
+
+fn gateway_row(row: &Row<'_>) -> RowResult<Gateway> {
+    let name: String = row.get(0)?;
+    let host: String = row.get(1)?;
+    let port = row.get(2)?;
+    let description = row.get(3)?;
+    let status: String = row.get(4)?;
+    Ok((|| {
+        Ok(Gateway {
+            name: word("a gateway name", &name)?,
+            host: word("a host", &host)?,
+            port,
+            description,
+            status: word("a status", &status)?,
+        })
+    })())
+}
+
+fn interface_row(row: &Row<'_>) -> RowResult<Interface> {
+    let name: String = row.get(0)?;
+    let role: String = row.get(1)?;
+    let hook: String = row.get(2)?;
+    let source: String = row.get(3)?;
+    Ok((|| {
+        Ok(Interface {
+            name: word("an interface name", &name)?,
+            role: word("a role", &role)?,
+            hook: word("a hook", &hook)?,
+            source: word("a source", &source)?,
+        })
+    })())
+}
+
+fn word<T: FromStr>(what: &'static str, text: &str) -> Result<T, Error> {
+    text.parse().map_err(|_| Error::Corrupt { what, value: text.to_owned() })
+}
+
+fn prefix_column(row: &Row<'_>, column: usize) -> Result<IpNet, Error> {
+    let key: Vec<u8> = row.get(column)?;
+    desired::prefix_from_key(&key).ok_or_else(|| Error::Corrupt { what: "a prefix", value: format!("{key:02x?}") })
+}
+
+fn select_subscribers(connection: &Connection, query: &SubscriberQuery) -> Result<Vec<Subscriber>, Error> {
+    let (first, last) = match &query.within {
+        Some(prefix) => desired::keys_within(prefix),
+        // Keys begin with 4 or 6.
+        None => (vec![0], vec![u8::MAX]),
+    };
+    let after = query.after.as_ref().map_or_else(Vec::new, desired::prefix_key);
+    let class = if query.class.is_some() { "AND class = ?5" } else { "AND ?5 IS NULL" };
+    let sql = format!(
+        "{SELECT_SUBSCRIBER} WHERE prefix >= ?1 AND prefix <= ?2 AND prefix > ?3 {class} ORDER BY prefix LIMIT ?4"
+    );
+    let mut statement = connection.prepare_cached(&sql)?;
+    let rows = statement.query_map(params![first, last, after, query.rows_max, query.class], subscriber_row)?;
+    rows.map(|row| row?).collect()
+}
+
+fn read_snapshot(connection: &Connection) -> Result<Snapshot, Error> {
+    let revision = connection.prepare_cached("SELECT revision FROM state")?.query_row([], |row| row.get(0))?;
+    let relays = read_rows(connection, SELECT_RELAY, relay_row)?;
+    let classes = read_rows(connection, SELECT_CLASS, class_row)?;
+    let gateways = read_rows(connection, SELECT_GATEWAY, gateway_row)?;
+    let interfaces = read_rows(connection, SELECT_INTERFACE, interface_row)?;
+    let tables = Tables {
+        relays: relays.into_iter().map(|relay| (relay.id, relay)).collect(),
+        classes: classes.into_iter().map(|class| (class.id, class)).collect(),
+        gateways: gateways.into_iter().map(|gateway| (gateway.name.clone(), gateway)).collect(),
+        interfaces: interfaces.into_iter().map(|interface| (interface.name.clone(), interface)).collect(),
+    };
+    Ok(Snapshot { revision, tables: Arc::new(tables) })
+}
+
+fn read_rows<T>(connection: &Connection, sql: &str, read: fn(&Row<'_>) -> RowResult<T>) -> Result<Vec<T>, Error> {
+    let mut statement = connection.prepare_cached(sql)?;
+    let rows = statement.query_map([], read)?;
+    rows.map(|row| row?).collect()
+}
+
+fn write_relay(connection: &Connection, id: u16, spec: &RelaySpec, source: Source) -> Result<(), Error> {
+    connection.execute(
+        "INSERT INTO relays (id, name, ipv4, ipv6, delivery, source) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+         ON CONFLICT (id) DO UPDATE SET ipv4 = excluded.ipv4, ipv6 = excluded.ipv6, delivery = excluded.delivery, source = excluded.source",
+        params![
+            id,
+            spec.name.as_str(),
+            spec.ipv4.map(|address| address.to_string()),
+            spec.ipv6.map(|address| address.to_string()),
+            spec.delivery.name(),
+            source.name()
+        ],
+    )?;
+    Ok(())
+}
+
+fn write_interface(connection: &Connection, interface: &Interface) -> Result<(), Error> {
+    connection.execute(
+        "INSERT INTO interfaces (name, role, hook, source) VALUES (?1, ?2, ?3, ?4)
+         ON CONFLICT (name) DO UPDATE SET role = excluded.role, hook = excluded.hook, source = excluded.source",
+        params![interface.name.as_str(), interface.role.name(), interface.hook.name(), interface.source.name()],
+    )?;
+    Ok(())
+}
+
+fn embedded_name() -> Name {
+    EMBEDDED_RELAY.parse().expect("the constant is a name")
+}
+
+/// A lock beside the store: SQLite would let a second daemon in, and two daemons would fight over the kernel.
+fn lock(path: &Path) -> Result<Flock<File>, Error> {
+    let mut lock_path = path.as_os_str().to_owned();
+    lock_path.push(".lock");
+    let open = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path);
+    let file = open.map_err(|source| Error::Open { path: lock_path.into(), source })?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| Error::Locked { path: path.to_owned() })
+}
+
+fn connect(path: &Path) -> Result<Connection, Error> {
+    let connection = Connection::open(path)?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    connection.busy_timeout(limits::API_REQUEST_TIMEOUT)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(connection)
+}
+
+/// Each entry leads from the schema of its index to the next one; entries are never changed, only added.
+const MIGRATIONS: &[Migration] = &[first_schema];
+
+type Migration = fn(&Transaction<'_>) -> Result<(), Error>;
+
+fn migrate(connection: &mut Connection, path: &Path) -> Result<(), Error> {
+    let known = i64::try_from(MIGRATIONS.len()).expect("a handful of migrations");
+    let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    let found: i64 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let Some(missing) = usize::try_from(found).ok().and_then(|found| MIGRATIONS.get(found..)) else {
+        return Err(Error::Schema { path: path.to_owned(), found, known });
+    };
+    for migration in missing {
+        migration(&transaction)?;
+    }
+    transaction.pragma_update(None, "user_version", known)?;
+    transaction.commit()?;
+    Ok(())
+}
+
+fn first_schema(transaction: &Transaction<'_>) -> Result<(), Error> {
+    transaction.execute_batch(
+        "CREATE TABLE state (one INTEGER PRIMARY KEY CHECK (one = 1), revision INTEGER NOT NULL) STRICT;
+         INSERT INTO state (one, revision) VALUES (1, 1);
+
+         CREATE TABLE relays (
+             id INTEGER PRIMARY KEY,
+             name TEXT NOT NULL UNIQUE,
+             ipv4 TEXT,
+             ipv6 TEXT,
+             delivery TEXT NOT NULL,
+             source TEXT NOT NULL
+         ) STRICT;
+
+         CREATE TABLE gateways (
+             name TEXT PRIMARY KEY,
+             address TEXT NOT NULL,
+             port INTEGER NOT NULL,
+             description TEXT NOT NULL,
+             status TEXT NOT NULL
+         ) STRICT, WITHOUT ROWID;
+
+         CREATE TABLE classes (
+             id INTEGER PRIMARY KEY,
+             name TEXT NOT NULL UNIQUE,
+             action TEXT NOT NULL,
+             relay INTEGER REFERENCES relays (id),
+             on_relay_down TEXT NOT NULL,
+             gateway TEXT REFERENCES gateways (name)
+         ) STRICT;
+
+         -- The key is family, address and length as bytes: see desired::prefix_key.
+         CREATE TABLE subscribers (
+             prefix BLOB PRIMARY KEY,
+             class INTEGER NOT NULL REFERENCES classes (id),
+             origin TEXT NOT NULL,
+             expires_s INTEGER
+         ) STRICT, WITHOUT ROWID;
+         CREATE INDEX subscribers_class ON subscribers (class, prefix);
+         CREATE INDEX subscribers_expires ON subscribers (expires_s) WHERE expires_s IS NOT NULL;
+
+         CREATE TABLE interfaces (
+             name TEXT PRIMARY KEY,
+             role TEXT NOT NULL,
+             hook TEXT NOT NULL,
+             source TEXT NOT NULL
+         ) STRICT, WITHOUT ROWID;
+
+         -- Numbers of deleted classes and relays, and the revision that freed each.
+         CREATE TABLE freed (
+             kind TEXT NOT NULL,
+             id INTEGER NOT NULL,
+             revision INTEGER NOT NULL,
+             PRIMARY KEY (kind, id)
+         ) STRICT, WITHOUT ROWID;",
+    )?;
+    let embedded = RelaySpec { name: embedded_name(), ipv4: None, ipv6: None, delivery: desired::Delivery::Auto };
+    write_relay(transaction, 1, &embedded, Source::File)?;
+    // The classes that mirror the field; see the words of the design.
+    let defaults = [
+        (1, "misconfigured", Action::Redirect),
+        (2, "configured", Action::Redirect),
+        (3, "authenticated", Action::Pass),
+        (4, "bypass", Action::Pass),
+        (5, "blocked", Action::Block),
+    ];
+    for (id, name, action) in defaults {
+        let relay = (action == Action::Redirect).then_some(1);
+        transaction.execute(
+            "INSERT INTO classes (id, name, action, relay, on_relay_down, gateway) VALUES (?1, ?2, ?3, ?4, 'pass', NULL)",
+            params![id, name, action.name(), relay],
+        )?;
+    }
+    Ok(())
+}
+
+/// Lets the file's own resources follow the file; a new revision only where that changes anything.
+fn adopt_file(connection: &mut Connection, file: &FileResources) -> Result<(), Error> {
+    let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    let before = read_snapshot(&transaction)?;
+    let embedded = before.tables.relay(EMBEDDED_RELAY).map_or(1, |relay| relay.id);
+    let spec = RelaySpec {
+        name: embedded_name(),
+        ipv4: file.relay_ipv4,
+        ipv6: file.relay_ipv6,
+        delivery: desired::Delivery::Auto,
+    };
+    write_relay(&transaction, embedded, &spec, Source::File)?;
+    transaction.execute("DELETE FROM interfaces WHERE source = ?1", [Source::File.name()])?;
+    for interface in &file.interfaces {
+        if before.tables.interfaces.get(&interface.name).is_some_and(|known| known.source == Source::Api) {
+            tracing::warn!(interface = %interface.name, "the file names an interface that the API had set; it is the file's from here on");
+        }
+        write_interface(&transaction, &Interface { source: Source::File, ..interface.clone() })?;
+    }
+    if read_snapshot(&transaction)?.tables != before.tables {
+        transaction.execute("UPDATE state SET revision = revision + 1", [])?;
+    }
+    transaction.commit()?;
+    Ok(())
+}
