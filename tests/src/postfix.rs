@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::{lab::Lab, netns::Namespace, process::Daemon, product::profile_folder};
 
@@ -44,7 +44,7 @@ impl SmtpSink {
         for folder in [lab.folder(), &mails] {
             fs::set_permissions(folder, fs::Permissions::from_mode(0o777))?;
         }
-        let mut command = smtp_sink()?;
+        let mut command = program("smtp-sink")?;
         let (family, target) = match address {
             SocketAddr::V4(_) => ("-4", address.to_string()),
             SocketAddr::V6(_) => ("-6", address.to_string()),
@@ -70,16 +70,17 @@ impl SmtpSink {
     }
 }
 
-/// The program as installed, or as `cargo xtask setup` unpacks it.
-fn smtp_sink() -> Result<Command> {
-    let installed =
-        ["/usr/sbin/smtp-sink", "/usr/libexec/postfix/smtp-sink"].into_iter().find(|file| Path::new(file).is_file());
-    if let Some(file) = installed {
-        return Ok(Command::new(file));
+/// A program of Postfix as installed, or as `cargo xtask setup` unpacks it.
+pub fn program(name: &str) -> Result<Command> {
+    let installed = Path::new("/usr/sbin").join(name);
+    if installed.is_file() {
+        return Ok(Command::new(installed));
     }
     let profile = profile_folder()?;
     let unpacked = profile.parent().context("a profile lies in the target directory")?.join("lab/postfix/usr");
-    let mut command = Command::new(unpacked.join("sbin/smtp-sink"));
+    let file = unpacked.join("sbin").join(name);
+    ensure!(file.is_file(), "Postfix's {name} is missing: run `cargo xtask setup`");
+    let mut command = Command::new(file);
     command.env("LD_LIBRARY_PATH", unpacked.join("lib/postfix"));
     Ok(command)
 }

@@ -1,7 +1,9 @@
 //! Frames written by hand: building them, putting them on a link, and taking them off behind the hooks.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::AsRawFd as _;
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::{AsRawFd as _, OwnedFd},
+};
 
 use anyhow::{Context as _, Result};
 use nix::{
@@ -25,19 +27,27 @@ pub const PROTOCOL_UDP: u8 = 17;
 pub const PROTOCOL_FRAGMENT_V6: u8 = 44;
 pub const PROTOCOL_ICMPV6: u8 = 58;
 
-/// Puts frames on the link of `device`, as they are.
-pub fn send(host: &Namespace, device: &str, frames: &[Vec<u8>]) -> Result<()> {
-    host.enter(|| {
-        let index = if_nametoindex(device).with_context(|| format!("find {device}"))?;
-        let to = link_address(i32::try_from(index).context("an interface index is small")?)?;
-        let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)
-            .context("open a packet socket")?;
-        for frame in frames {
-            sendto(socket.as_raw_fd(), frame, &to, MsgFlags::empty())
-                .with_context(|| format!("send {} bytes", frame.len()))?;
-        }
-        Ok(())
-    })
+/// A socket that puts frames on the link of a device as they are. To close one takes the kernel longer than to send a
+/// thousand frames, so keep it.
+pub struct Wire {
+    socket: OwnedFd,
+    to: LinkAddr,
+}
+
+impl Wire {
+    pub fn open(host: &Namespace, device: &str) -> Result<Self> {
+        host.enter(|| {
+            let index = if_nametoindex(device).with_context(|| format!("find {device}"))?;
+            let to = link_address(i32::try_from(index).context("an interface index is small")?)?;
+            let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None);
+            Ok(Self { socket: socket.context("open a packet socket")?, to })
+        })
+    }
+
+    pub fn send(&self, frame: &[u8]) -> Result<()> {
+        let sent = sendto(self.socket.as_raw_fd(), frame, &self.to, MsgFlags::empty());
+        sent.with_context(|| format!("send a frame of {} bytes", frame.len())).map(drop)
+    }
 }
 
 /// The device with this index as a destination for frames (packet(7)).

@@ -101,7 +101,7 @@ impl Scene {
     }
 }
 
-/// Makes of each function, which takes a [`Scene`], one test for every [`Mode`].
+/// Makes of each function, which takes a `&mut` [`Scene`], one test for every [`Mode`].
 #[macro_export]
 macro_rules! in_every_mode {
     ($($name:ident),+ $(,)?) => {$(
@@ -110,17 +110,17 @@ macro_rules! in_every_mode {
 
             #[test]
             fn xdp() {
-                super::$name(Scene::new(Mode::Xdp).unwrap());
+                super::$name(&mut Scene::new(Mode::Xdp).unwrap());
             }
 
             #[test]
             fn tc() {
-                super::$name(Scene::new(Mode::Tc).unwrap());
+                super::$name(&mut Scene::new(Mode::Tc).unwrap());
             }
 
             #[test]
             fn tc_without_offloads() {
-                super::$name(Scene::new(Mode::TcWithoutOffloads).unwrap());
+                super::$name(&mut Scene::new(Mode::TcWithoutOffloads).unwrap());
             }
         }
     )+};

@@ -1,0 +1,289 @@
+//! Mail of redirected subscribers: what reaches the gateway, byte for byte, and what must not.
+#![expect(clippy::unwrap_used, reason = "a test ends at its first failure")]
+
+use std::{
+    net::{IpAddr, Shutdown, SocketAddr},
+    sync::Barrier,
+    thread,
+    time::Duration,
+};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use redirect_tests::{
+    Family, Mode, SILENCE, Scene,
+    capture::Capture,
+    in_every_mode, postfix,
+    smtp::{Client, Mail, Manner, Reply, Server, port_25},
+};
+
+const FROM: &str = "guest@client.example";
+const TO: &str = "friend@internet.example";
+
+in_every_mode!(
+    mail_is_byte_exact,
+    ten_mebibytes_are_byte_exact,
+    smuggling_never_ends_a_message,
+    a_message_without_an_end_is_not_delivered,
+    a_thousand_connections_at_once,
+    the_gateway_refuses_connections,
+);
+
+fn connect(scene: &Scene, family: Family) -> Client {
+    Client::connect(&scene.lab.client, (family.redirected(), 0), port_25(family.server())).unwrap()
+}
+
+/// What the gateway got is one `Received:` field that names the subscriber, and then the message.
+#[track_caller]
+fn check_delivered(mail: &Mail, message: &[u8], subscriber: IpAddr) {
+    let (received, rest) = mail.split_received().expect("the relay adds Received");
+    let received = String::from_utf8_lossy(received);
+    assert!(received.contains(&subscriber.to_string()), "{received}");
+    assert!(rest == message, "{} bytes differ from the {} that were sent", rest.len(), message.len());
+}
+
+/// Bytes that look random and are the same in every run: xorshift64.
+fn noise(seed: u64) -> impl Iterator<Item = u8> {
+    let mut state = seed;
+    std::iter::repeat_with(move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()[3]
+    })
+}
+
+/// Lines of the given lengths, of any byte that may stand in a line (RFC 6152: all but NUL, CR and LF).
+fn lines(lengths: impl IntoIterator<Item = usize>) -> Vec<u8> {
+    let mut bytes = noise(0x2525).filter(|byte| !matches!(byte, 0 | b'\r' | b'\n'));
+    let mut message = Vec::new();
+    for length in lengths {
+        message.extend(bytes.by_ref().take(length));
+        message.extend(b"\r\n");
+    }
+    message
+}
+
+fn mail_is_byte_exact(scene: &mut Scene) {
+    let header = "Subject: a message\r\nFrom: <guest@client.example>\r\n\r\n";
+    let messages: [(&str, Vec<u8>); 8] = [
+        ("no byte", Vec::new()),
+        ("one byte", b"x\r\n".to_vec()),
+        ("an empty line", b"\r\n".to_vec()),
+        ("header and body", format!("{header}Hello.\r\n").into_bytes()),
+        ("dots at the start of lines", b".\r\n..\r\n...x\r\n.x\r\n \r\n\r\n.\r\n".to_vec()),
+        ("a line of 998 octets", lines([998, 0, 998, 997, 1])),
+        ("a dot before 997 octets", [&b"."[..], &lines([997])].concat()),
+        ("lines of every length", lines(0..=998)),
+    ];
+    let mut delivered = 0;
+    for family in Family::BOTH {
+        let mut client = connect(scene, family);
+        client.hello().unwrap();
+        for (what, message) in &messages {
+            let reply = client.deliver(FROM, TO, message).unwrap();
+            assert_eq!(reply.code, 250, "{what} over {family:?}: {reply:?}");
+            delivered += 1;
+            // Cut-through: the client's 250 comes after the gateway's, so the message is there.
+            let mails = scene.gateway.mails();
+            assert_eq!(mails.len(), delivered, "{what} over {family:?}");
+            let mail = mails.last().unwrap();
+            check_delivered(mail, message, family.redirected());
+            assert_eq!((mail.from.as_str(), mail.to.as_slice()), (FROM, &[TO.to_owned()][..]), "{what}");
+        }
+        client.expect("QUIT", 221).unwrap();
+    }
+    assert_eq!(scene.internet.peers(), [], "nothing reaches the server that was dialled");
+    assert_eq!(scene.gateway.cut(), []);
+}
+
+fn ten_mebibytes_are_byte_exact(scene: &mut Scene) {
+    let lengths = noise(7).map(|byte| usize::from(byte) * 3);
+    let mut size = 0;
+    let mut message = lines(lengths.take_while(|length| {
+        size += length + 2;
+        size < 10 << 20
+    }));
+    message.resize((10 << 20) - 2, b'x');
+    message.extend(b"\r\n");
+    for family in Family::BOTH {
+        let reply = connect(scene, family).converse(FROM, TO, &message).unwrap();
+        assert_eq!(reply.code, 250, "{reply:?}");
+        check_delivered(scene.gateway.mails().last().unwrap(), &message, family.redirected());
+    }
+    assert_eq!(scene.gateway.mails().len(), 2);
+    assert_eq!(scene.internet.peers(), []);
+}
+
+fn smuggling_never_ends_a_message(scene: &mut Scene) {
+    let forms: [(&str, &[u8]); 9] = [
+        ("LF . LF", b"\n.\n"),
+        ("LF . CRLF", b"\n.\r\n"),
+        ("CRLF . LF", b"\r\n.\n"),
+        ("CR . CR", b"\r.\r"),
+        ("CR . CRLF", b"\r.\r\n"),
+        ("CRLF . CR", b"\r\n.\r"),
+        ("CRLF . CR CRLF", b"\r\n.\r\r\n"),
+        ("CRLF . NUL CRLF", b"\r\n.\0\r\n"),
+        ("LF CR . CRLF", b"\n\r.\r\n"),
+    ];
+    for family in Family::BOTH {
+        for (name, form) in forms {
+            let before = scene.gateway.mails().len();
+            let mut client = connect(scene, family);
+            client.hello().unwrap();
+            client.begin(FROM, TO).unwrap();
+            let smuggled =
+                b"MAIL FROM:<smuggler@evil.example>\r\nRCPT TO:<victim@internet.example>\r\nDATA\r\nsmuggled\r\n.\r\n";
+            client.send(&[&b"Subject: s\r\n\r\nfirst"[..], form, smuggled, b"QUIT\r\n"].concat()).unwrap();
+            // Whatever the relay replies, and whether it replies or hangs up: one message at most, and whole.
+            let replies: Vec<Reply> = std::iter::from_fn(|| client.reply().ok()).collect();
+            let mails = scene.gateway.mails();
+            let new = mails.get(before..).unwrap();
+            assert!(new.len() <= 1, "{name} over {family:?}: {} messages, replies {replies:?}", new.len());
+            for mail in new {
+                assert_eq!(mail.from, FROM, "{name}");
+                assert!(
+                    mail.data.ends_with(b"smuggled\r\n"),
+                    "{name}: the message was cut: {}",
+                    mail.data.escape_ascii()
+                );
+            }
+            let taken = replies.iter().filter(|reply| reply.code == 250).count();
+            assert_eq!(taken, new.len(), "{name}: {replies:?}");
+        }
+        // None of this harms the next conversation.
+        assert_eq!(connect(scene, family).converse(FROM, TO, b"x\r\n").unwrap().code, 250);
+    }
+}
+
+fn a_message_without_an_end_is_not_delivered(scene: &mut Scene) {
+    let ends: [&[u8]; 5] = [b"half a line", b"a line\r\n", b"a line\r\n.", b"a line\r\n.\r", b"a line\n.\n"];
+    for family in Family::BOTH {
+        for end in ends {
+            let mut client = connect(scene, family);
+            client.hello().unwrap();
+            client.begin(FROM, TO).unwrap();
+            client.send(end).unwrap();
+            client.shutdown(Shutdown::Write).unwrap();
+            let rest = client.drain().unwrap_or_default();
+            assert!(!rest.starts_with(b"250"), "{}: {}", end.escape_ascii(), rest.escape_ascii());
+        }
+    }
+    thread::sleep(SILENCE);
+    assert_eq!(scene.gateway.mails(), []);
+}
+
+fn a_thousand_connections_at_once(scene: &mut Scene) {
+    const CONNECTIONS: usize = 1000;
+    // Client and servers are threads of this process, each with its sockets and copies of them.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
+
+    let all_connected = Barrier::new(CONNECTIONS);
+    let message = |number: usize| format!("Subject: {number}\r\n\r\n{}\r\n", "x".repeat(number)).into_bytes();
+    let family = |number: usize| Family::BOTH[number % 2];
+    thread::scope(|scope| {
+        for number in 0..CONNECTIONS {
+            let (scene, all_connected) = (&*scene, &all_connected);
+            let client = move || {
+                let mut client = connect(scene, family(number));
+                let hello = client.hello();
+                all_connected.wait();
+                hello.unwrap_or_else(|error| panic!("connection {number}: {error:#}"));
+                let reply = client.deliver(&format!("{number}@client.example"), TO, &message(number));
+                let reply = reply.unwrap_or_else(|error| panic!("connection {number}: {error:#}"));
+                assert_eq!(reply.code, 250, "connection {number}: {reply:?}");
+                client.expect("QUIT", 221).unwrap();
+            };
+            thread::Builder::new().stack_size(256 * 1024).spawn_scoped(scope, client).unwrap();
+        }
+    });
+
+    let mut mails = scene.gateway.mails();
+    assert_eq!(mails.len(), CONNECTIONS);
+    let number = |mail: &Mail| mail.from.split('@').next().unwrap().parse::<usize>().unwrap();
+    mails.sort_by_key(number);
+    for (expected, mail) in mails.iter().enumerate() {
+        assert_eq!(number(mail), expected);
+        check_delivered(mail, &message(expected), family(expected).redirected());
+    }
+    assert_eq!(scene.internet.peers(), []);
+}
+
+/// Speaks until a reply is not what a willing server gives, and returns that.
+fn refusal(client: &mut Client) -> Reply {
+    let greeting = client.reply().unwrap();
+    if greeting.code != 220 {
+        return greeting;
+    }
+    let steps = ["EHLO client.example", &format!("MAIL FROM:<{FROM}>"), &format!("RCPT TO:<{TO}>"), "DATA", "x\r\n."];
+    for step in steps {
+        let reply = client.command(step).unwrap();
+        if !matches!(reply.code, 250 | 354) || (step == "x\r\n.") {
+            return reply;
+        }
+    }
+    unreachable!("the last step returns")
+}
+
+#[track_caller]
+fn check_temporary(reply: &Reply) {
+    assert!((400..500).contains(&reply.code), "{reply:?}");
+    assert!(reply.enhanced().is_some_and(|code| code.starts_with("4.")), "{reply:?}");
+}
+
+fn the_gateway_refuses_connections(scene: &mut Scene) {
+    let to_the_gateway = Capture::start(&scene.lab, &scene.lab.gateway, "eth0", "tcp port 25").unwrap();
+    // From here on its port is closed.
+    let elsewhere = SocketAddr::new(Family::V4.gateway(), 2526);
+    scene.gateway = Server::start(&scene.lab.gateway, "elsewhere", &[elsewhere], Manner::Accepts).unwrap();
+    for family in Family::BOTH {
+        let mut client = connect(scene, family);
+        check_temporary(&refusal(&mut client));
+        // The session goes on, or ends in order.
+        assert!(client.command("QUIT").is_ok_and(|reply| reply.code == 221 || reply.code == 421));
+    }
+    to_the_gateway.wait_for("attempt", |packet| packet.tcp().is_some()).unwrap();
+
+    // And when it is back, mail goes through again.
+    let address = port_25(Family::V4.gateway());
+    scene.gateway = Server::start(&scene.lab.gateway, "gateway", &[address], Manner::Accepts).unwrap();
+    for family in Family::BOTH {
+        assert_eq!(connect(scene, family).converse(FROM, TO, b"x\r\n").unwrap().code, 250);
+    }
+    assert_eq!(scene.gateway.mails().len(), 2);
+}
+
+#[test]
+fn the_gateway_is_silent() {
+    let scene = Scene::new(Mode::Tc).unwrap();
+    // Not even a reset comes back.
+    scene.lab.gateway.ip(&["link set eth0 down"]).unwrap();
+    for family in Family::BOTH {
+        check_temporary(&refusal(&mut connect(&scene, family)));
+    }
+    assert_eq!(scene.gateway.mails(), []);
+    assert_eq!(scene.gateway.cut(), []);
+}
+
+#[test]
+fn the_gateway_hangs_up_after_the_message() {
+    let scene = Scene::with_gateway(Mode::Tc, Manner::HangsUpAfterTheMessage).unwrap();
+    for (family, delivered) in Family::BOTH.into_iter().zip(1..) {
+        check_temporary(&refusal(&mut connect(&scene, family)));
+        // Its fate is unknown, so it is not tried again.
+        thread::sleep(SILENCE / 4);
+        assert_eq!(scene.gateway.mails().len(), delivered);
+    }
+}
+
+#[test]
+fn postfix_smtp_source_delivers_a_hundred() {
+    let scene = Scene::new(Mode::Tc).unwrap();
+    let mut command = postfix::program("smtp-source").unwrap();
+    let server = Family::V4.server();
+    command.args(["-s", "20", "-m", "100", "-l", "3000", "-f", FROM, "-t", TO]).arg(format!("inet:{server}:25"));
+    let finished = scene.lab.client.run(&mut command, Duration::from_mins(1)).unwrap();
+    assert_eq!(finished.code(), Some(0), "{}", finished.stderr);
+    assert_eq!(scene.gateway.mails().len(), 100);
+}
