@@ -36,7 +36,7 @@ enum Presence {
     File(&'static str),
 }
 
-const TOOLS: [Tool; 6] = [
+const TOOLS: [Tool; 7] = [
     Tool {
         presence: Presence::Program("ip"),
         package: "iproute2",
@@ -46,6 +46,11 @@ const TOOLS: [Tool; 6] = [
     Tool { presence: Presence::Program("ethtool"), package: "ethtool", purpose: "switches the offloads of a link" },
     Tool { presence: Presence::Program("tcpdump"), package: "tcpdump", purpose: "captures what a link carries" },
     Tool { presence: Presence::Program("swaks"), package: "swaks", purpose: "is the mail client of the demo" },
+    Tool {
+        presence: Presence::File("/usr/share/perl5/IO/Socket/INET6.pm"),
+        package: "libio-socket-inet6-perl",
+        purpose: "lets swaks speak IPv6",
+    },
     Tool {
         presence: Presence::File("/usr/lib/python3/dist-packages/scapy/__init__.py"),
         package: "python3-scapy",
