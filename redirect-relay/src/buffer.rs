@@ -22,6 +22,11 @@ impl Buffer {
         self.len() == 0
     }
 
+    #[cfg(test)]
+    pub(crate) fn capacity(&self) -> usize {
+        self.bytes.capacity()
+    }
+
     pub(crate) fn extend(&mut self, bytes: &[u8]) {
         // The taken front is only reclaimed here, and only when that makes room: each byte moves at most once per fill.
         if self.taken > 0 && self.bytes.len() + bytes.len() > self.bytes.capacity() {
@@ -76,6 +81,6 @@ mod tests {
         let mut buffer = Buffer::default();
         buffer.extend(&[0; 4 * BUFFER_KEPT]);
         buffer.take(4 * BUFFER_KEPT);
-        assert_eq!(buffer.bytes.capacity(), 0);
+        assert_eq!(buffer.capacity(), 0);
     }
 }

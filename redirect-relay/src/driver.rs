@@ -146,7 +146,7 @@ async fn greet<D: Directory>(
         Ok(Some(identity)) => identity,
         Ok(None) => {
             relay.meters.sessions_refused.increment();
-            info!(%peer, %local, "refused: no class");
+            debug!(%peer, %local, "refused: no class");
             send_now(&stream, &NO_CLASS);
             return Err(Some(stream));
         }
@@ -161,7 +161,7 @@ async fn greet<D: Directory>(
     }
     if SockRef::from(&stream).peek(&mut [MaybeUninit::uninit()]).is_ok_and(|octets| octets > 0) {
         relay.meters.sessions_cut.increment();
-        info!(subscriber = %identity.client, class = %identity.class, "cut: talked before the banner");
+        debug!(subscriber = %identity.client, class = %identity.class, "cut: talked before the banner");
         send_now(&stream, &EARLY_TALK);
         return Err(Some(stream));
     }
@@ -208,8 +208,8 @@ type Errand<'a> = Pin<Box<dyn Future<Output = Found> + Send + 'a>>;
 /// The time that is left is shared evenly, so that one dead address cannot use up the chance of the next.
 async fn connect(mut untried: VecDeque<SocketAddr>, until: Instant) -> Found {
     while let Some(address) = untried.pop_front() {
-        let share = until.saturating_duration_since(Instant::now())
-            / (1 + u32::try_from(untried.len()).unwrap_or(u32::MAX - 1));
+        let shares = u32::try_from(untried.len()).unwrap_or(u32::MAX).saturating_add(1);
+        let share = until.saturating_duration_since(Instant::now()) / shares;
         match timeout(share, TcpStream::connect(address)).await {
             Ok(Ok(stream)) if stream.set_nodelay(true).is_ok() => return Found::Connection(stream, untried),
             Ok(Ok(_)) => {}
@@ -278,18 +278,18 @@ impl<'a, D: Directory> Conversation<'a, D> {
         &mut self,
         cx: &mut Context<'_>,
         mut timer: Pin<&mut Sleep>,
-        mut shutdown: Pin<&mut WaitForCancellationFuture<'_>>,
-        mut drained: Pin<&mut WaitForCancellationFuture<'_>>,
+        shutdown: Pin<&mut WaitForCancellationFuture<'_>>,
+        drained: Pin<&mut WaitForCancellationFuture<'_>>,
     ) -> Poll<()> {
+        if !self.draining && shutdown.poll(cx).is_ready() {
+            self.draining = true;
+            self.session.on_shutdown(now());
+        }
+        if !self.drained && drained.poll(cx).is_ready() {
+            self.drained = true;
+            self.session.on_drained(now());
+        }
         loop {
-            if !self.draining && shutdown.as_mut().poll(cx).is_ready() {
-                self.draining = true;
-                self.session.on_shutdown(now());
-            }
-            if !self.drained && drained.as_mut().poll(cx).is_ready() {
-                self.drained = true;
-                self.session.on_drained(now());
-            }
             self.act();
             if self.session.is_done() {
                 return Poll::Ready(());

@@ -344,9 +344,11 @@ impl Session {
                 self.start_upstream(now);
             }
             (Some(gateway), _) => {
-                transaction.stage = Stage::Opening(Opening { since: now, otherwise: GATEWAY_UNREACHABLE });
+                // The directory's time counts: the client waits for both.
+                let since = transaction.started;
+                transaction.stage = Stage::Opening(Opening { since, otherwise: GATEWAY_UNREACHABLE });
                 self.hangup();
-                self.actions.push_back(Action::Connect { gateway, until: now + self.settings.timeouts.connect });
+                self.actions.push_back(Action::Connect { gateway, until: since + self.settings.timeouts.connect });
             }
         }
         self.advance(now);
@@ -354,7 +356,7 @@ impl Session {
 
     pub(crate) fn on_connected(&mut self, now: Instant) {
         let Some(Transaction { stage: Stage::Opening(opening), gateway: Some(gateway), .. }) = &self.transaction else {
-            return;
+            return self.hangup();
         };
         let (gateway, opening) = (gateway.clone(), opening.clone());
         let upstream = Upstream::new(Arc::clone(&self.settings), now);
@@ -477,7 +479,8 @@ impl Session {
 
     /// Takes one command if it may be taken now.
     fn next_command(&mut self, now: Instant) -> bool {
-        if !matches!(self.phase, Phase::Command) || self.to_client.len() >= TO_CLIENT_HIGH {
+        let ready = matches!(self.phase, Phase::Command) && self.to_client.len() < TO_CLIENT_HIGH;
+        if !ready || (self.draining && self.transaction.is_none()) {
             return false;
         }
         let Some((length, parsed)) = command::next(self.input.filled()) else { return false };
@@ -720,7 +723,10 @@ impl Session {
     fn on_failed(&mut self, failure: Failure, now: Instant) {
         let Some(link) = self.link.take() else { return };
         self.actions.push_back(Action::Hangup { quit: false });
-        self.actions.push_back(Action::Note(Note::GatewayFailed(failure)));
+        // An idle connection may be closed by the gateway whenever it likes.
+        if self.transaction.is_some() || !matches!(failure, Failure::Closed) {
+            self.actions.push_back(Action::Note(Note::GatewayFailed(failure)));
+        }
         match &mut self.phase {
             Phase::Command => self.reopen_or_refuse(&link, failure, now),
             Phase::AwaitGo => self.finish(&GATEWAY_LOST, Cause::GatewayLost, 0, now),

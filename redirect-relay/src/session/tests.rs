@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     addrs::{ClientAddr, GatewayAddr, OriginalDst},
-    limits::{READ_MAX, TO_CLIENT_HIGH, Timeouts},
+    limits::{BUFFER_KEPT, READ_MAX, TO_CLIENT_HIGH, Timeouts},
     relay::Endpoint,
 };
 
@@ -827,6 +827,17 @@ fn shutdown_ends_idle_sessions_and_lets_transactions_finish() {
     assert_eq!(rig.messages(), ["x\r\n"]);
 }
 
+/// A transaction that begins after the shutdown would be cut by it.
+#[test]
+fn shutdown_begins_no_further_transaction() {
+    let mut rig = Rig::new(settings(), FakeGateway::default());
+    rig.play(&[HELLO, ENVELOPE]);
+    rig.session.on_shutdown(rig.now);
+    rig.settle();
+    rig.send(b"x\r\n.\r\nMAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\n");
+    assert_eq!(rig.transcript(), format!("{READY}, 250 2.0.0, 421 4.3.2, end"));
+}
+
 #[test]
 fn the_end_of_the_drain_completes_nothing() {
     let mut rig = Rig::new(settings(), FakeGateway::default());
@@ -859,6 +870,17 @@ fn an_idle_gateway_connection_is_closed_politely() {
     rig.send(ENVELOPE.as_bytes());
     rig.send(b"y\r\n.\r\n");
     assert_eq!(rig.messages(), ["x\r\n", "y\r\n"]);
+}
+
+/// Ten thousand idle sessions are the target: what one keeps is its state and two small buffers.
+#[test]
+fn an_idle_session_is_small() {
+    let mut rig = Rig::new(settings(), FakeGateway::default());
+    rig.play(&[HELLO, ENVELOPE, &format!("{}.\r\n", "x\r\n".repeat(600))]);
+    rig.pass(Timeouts::default().gateway_idle);
+    assert!(rig.session.link.is_none());
+    assert!(rig.session.input.capacity() <= BUFFER_KEPT && rig.session.to_client.capacity() <= BUFFER_KEPT);
+    assert!(size_of::<Session>() <= 1024, "{}", size_of::<Session>());
 }
 
 #[test]

@@ -11,7 +11,7 @@ use redirect_relay::{
 };
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
@@ -95,6 +95,7 @@ impl Running {
 pub(crate) fn settings() -> Settings {
     let mut settings = Settings::new("relay.example");
     settings.drain = Duration::from_secs(1);
+    settings.timeouts.farewell = Duration::from_millis(200);
     settings
 }
 
@@ -207,7 +208,11 @@ pub(crate) const OFFERS: &str = "250-g\r\n250-PIPELINING\r\n250-SIZE 0\r\n250 8B
 
 impl FakeGateway {
     pub(crate) async fn start(script: Script) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        // A thousand sessions connect at once. Where the queue overflows, SYN cookies let a client believe in a connection
+        // that the server has forgotten, and it would wait for the banner until its deadline.
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(4096).unwrap();
         let gateway = Self { address: listener.local_addr().unwrap(), seen: Arc::default() };
         let this = gateway.clone();
         tokio::spawn(async move {
