@@ -6,7 +6,7 @@ use crate::support::{BODY, Client, FakeGateway, Running, settings};
 
 #[tokio::test]
 async fn a_message_arrives_byte_for_byte() {
-    let gateway = FakeGateway::start(vec![]).await;
+    let gateway = FakeGateway::start(vec![]);
     let relay = Running::with(gateway.address).await;
     let mut client = relay.client().await;
     client.greet().await;
@@ -35,7 +35,7 @@ fn wire(message: &str) -> String {
 
 /// `messages`, one after the other in one session, cut into segments of `step` octets.
 async fn check(messages: &[String], step: usize) {
-    let gateway = FakeGateway::start(vec![]).await;
+    let gateway = FakeGateway::start(vec![]);
     let relay = Running::with(gateway.address).await;
     let mut client = relay.client().await;
     client.greet().await;
@@ -84,7 +84,7 @@ async fn ten_mebibytes() {
 /// Every octet value but CR, LF and NUL.
 #[tokio::test]
 async fn eight_bit_octets() {
-    let gateway = FakeGateway::start(vec![]).await;
+    let gateway = FakeGateway::start(vec![]);
     let relay = Running::with(gateway.address).await;
     let mut client = relay.client().await;
     client.greet().await;
@@ -100,7 +100,7 @@ async fn eight_bit_octets() {
 
 #[tokio::test]
 async fn a_client_that_half_closes_after_its_last_command_gets_its_answers() {
-    let gateway = FakeGateway::start(vec![]).await;
+    let gateway = FakeGateway::start(vec![]);
     let relay = Running::with(gateway.address).await;
     let mut client = relay.client().await;
     client.greet().await;
@@ -116,7 +116,7 @@ async fn a_client_that_half_closes_after_its_last_command_gets_its_answers() {
 #[tokio::test]
 async fn a_client_that_leaves_within_a_body_delivers_nothing() {
     for half_close in [true, false] {
-        let gateway = FakeGateway::start(vec![]).await;
+        let gateway = FakeGateway::start(vec![]);
         let relay = Running::with(gateway.address).await;
         let mut client = relay.client().await;
         client.greet().await;
@@ -138,7 +138,7 @@ async fn a_client_that_leaves_within_a_body_delivers_nothing() {
 async fn smuggled_messages_never_reach_even_a_lenient_gateway() {
     for form in ["\n.\n", "\n.\r\n", "\r\n.\n", "\r.\r\n", "\r\n.\r\r\n", "\r\n\0.\r\n", "\r\n.\0\r\n", "\r\r\n.\r\r\n"]
     {
-        let gateway = FakeGateway::start(vec![]).await;
+        let gateway = FakeGateway::start(vec![]);
         let relay = Running::with(gateway.address).await;
         let mut client = relay.client().await;
         client.greet().await;
@@ -157,7 +157,7 @@ async fn smuggled_messages_never_reach_even_a_lenient_gateway() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_sessions_at_once() {
     const SESSIONS: usize = 1000;
-    let gateway = FakeGateway::start(vec![]).await;
+    let gateway = FakeGateway::start(vec![]);
     let relay = Running::start(
         redirect_relay::Settings { sessions_max: SESSIONS as u64, ..settings() },
         Some("configured"),

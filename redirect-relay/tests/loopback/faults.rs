@@ -14,7 +14,7 @@ fn say(text: &str) -> Do {
 /// 354, the dot with `dot`. Afterwards the session still works.
 async fn check(stage: Stage, act: Do, rcpt: &str, data: &str, dot: &str) {
     let case = format!("{stage:?} {act:?}");
-    let gateway = FakeGateway::start(vec![(stage, act)]).await;
+    let gateway = FakeGateway::start(vec![(stage, act)]);
     let relay = Running::with(gateway.address).await;
     let mut client = relay.client().await;
     client.greet().await;
@@ -149,8 +149,8 @@ async fn a_gateway_that_is_down() {
 #[tokio::test]
 async fn the_next_address_is_tried() {
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let refusing = FakeGateway::start(vec![(Stage::Banner, say("554 no\r\n"))]).await;
-    let good = FakeGateway::start(vec![]).await;
+    let refusing = FakeGateway::start(vec![(Stage::Banner, say("554 no\r\n"))]);
+    let good = FakeGateway::start(vec![]);
     let addresses = at(&[closed, refusing.address, good.address]);
     let relay = Running::start(settings(), Some("c"), Some(addresses)).await;
     let mut client = relay.client().await;

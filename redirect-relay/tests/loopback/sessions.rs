@@ -113,7 +113,7 @@ async fn a_silent_client_is_dismissed() {
 
 #[tokio::test(start_paused = true)]
 async fn attack_28_a_slow_body_is_cut() {
-    let gateway = FakeGateway::start(vec![]).await;
+    let gateway = FakeGateway::start(vec![]);
     let relay = Running::with(gateway.address).await;
     let mut client = relay.client().await;
     client.greet().await;
@@ -185,7 +185,7 @@ async fn attack_21_a_client_that_never_reads() {
 
 #[tokio::test]
 async fn attack_38_resets_in_every_state_leave_nothing_behind() {
-    let gateway = FakeGateway::start(vec![]).await;
+    let gateway = FakeGateway::start(vec![]);
     let relay = Running::with(gateway.address).await;
     for state in 0..5 {
         let mut client = relay.client().await;
@@ -211,7 +211,7 @@ async fn attack_38_resets_in_every_state_leave_nothing_behind() {
 
 #[tokio::test]
 async fn attack_39_a_client_that_leaves_after_the_dot_has_sent_its_message() {
-    let gateway = FakeGateway::start(vec![]).await;
+    let gateway = FakeGateway::start(vec![]);
     let relay = Running::with(gateway.address).await;
     let mut client = relay.client().await;
     client.greet().await;
@@ -225,7 +225,7 @@ async fn attack_39_a_client_that_leaves_after_the_dot_has_sent_its_message() {
 
 #[tokio::test]
 async fn shutdown_waits_for_messages_and_not_for_idle_clients() {
-    let gateway = FakeGateway::start(vec![]).await;
+    let gateway = FakeGateway::start(vec![]);
     let mut long = settings();
     long.drain = Duration::from_mins(1);
     let relay = Running::start(long, Some("c"), Some(at(&[gateway.address]))).await;
@@ -251,7 +251,7 @@ async fn shutdown_waits_for_messages_and_not_for_idle_clients() {
 
 #[tokio::test(start_paused = true)]
 async fn shutdown_does_not_wait_for_ever() {
-    let gateway = FakeGateway::start(vec![(Stage::Dot, Do::Hang)]).await;
+    let gateway = FakeGateway::start(vec![(Stage::Dot, Do::Hang)]);
     let relay = Running::with(gateway.address).await;
     let mut in_body = relay.client().await;
     in_body.greet().await;

@@ -207,7 +207,7 @@ pub(crate) type Script = Vec<(Stage, Do)>;
 pub(crate) const OFFERS: &str = "250-g\r\n250-PIPELINING\r\n250-SIZE 0\r\n250 8BITMIME\r\n";
 
 impl FakeGateway {
-    pub(crate) async fn start(script: Script) -> Self {
+    pub(crate) fn start(script: Script) -> Self {
         // A thousand sessions connect at once. Where the queue overflows, SYN cookies let a client believe in a connection
         // that the server has forgotten, and it would wait for the banner until its deadline.
         let socket = TcpSocket::new_v4().unwrap();
