@@ -5,6 +5,7 @@
 //! ends (see [`Lab`]). It needs root, and says so.
 
 pub mod capture;
+pub mod floor;
 mod janitor;
 pub mod kernel;
 mod lab;
