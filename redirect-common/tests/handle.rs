@@ -1,0 +1,420 @@
+//! The data plane on tables in memory: after each packet, what it became, and which counters moved and no others.
+
+use proptest::prelude::*;
+use redirect_common::{
+    address::V4,
+    flow::{Direction, Flags, Flow, Tuple},
+    handle::handle,
+    policy::{Action, Class, Fallback, Relay, Subscriber},
+    reason::{Reason, Verdict},
+    testkit::{FrameBuilder, Ip, MemoryTables, internet_checksum},
+};
+
+const REDIRECT: u16 = 1;
+const PASS: u16 = 2;
+const BLOCK: u16 = 3;
+const IPS: [Ip; 2] = [Ip::V4, Ip::V6];
+
+fn tables() -> MemoryTables {
+    let mut tables = MemoryTables { now_s: 100, ..MemoryTables::default() };
+    let relay = Relay::new(Some("10.20.0.1:2525".parse().unwrap()), Some("[fd00:20::1]:2525".parse().unwrap()));
+    tables.relays.insert(1, relay);
+    tables.classes.insert(REDIRECT, Class::new(Action::Redirect, Fallback::Pass, 1));
+    tables.classes.insert(PASS, Class::new(Action::Pass, Fallback::Pass, 0));
+    tables.classes.insert(BLOCK, Class::new(Action::Block, Fallback::Pass, 0));
+    for (network, len, class) in [("10.20.0.0", 16, REDIRECT), ("10.20.1.0", 24, PASS), ("10.20.1.7", 32, BLOCK)] {
+        tables.v4.borrow_mut().prefixes.insert((len, network.parse().unwrap()), Subscriber::new(class, len));
+    }
+    for (network, len, class) in
+        [("fd00:20::", 64, REDIRECT), ("fd00:20::1:0", 112, PASS), ("fd00:20::1:7", 128, BLOCK)]
+    {
+        tables.v6.borrow_mut().prefixes.insert((len, network.parse().unwrap()), Subscriber::new(class, len));
+    }
+    tables
+}
+
+/// Where the addresses and the ports of a built frame are, and the port numbers.
+struct Seen {
+    source: Vec<u8>,
+    destination: Vec<u8>,
+    source_port: u16,
+    destination_port: u16,
+}
+
+fn see(ip: Ip, frame: &[u8]) -> Seen {
+    let (addresses, len, l4) = match ip {
+        Ip::V4 => (26, 4, 34),
+        Ip::V6 => (22, 16, 54),
+    };
+    let port = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
+    Seen {
+        source: frame[addresses..addresses + len].to_vec(),
+        destination: frame[addresses + len..addresses + 2 * len].to_vec(),
+        source_port: port(l4),
+        destination_port: port(l4 + 2),
+    }
+}
+
+/// Both checksums, recomputed from scratch.
+fn assert_checksums_right(ip: Ip, frame: &[u8]) {
+    let seen = see(ip, frame);
+    let l4 = match ip {
+        Ip::V4 => 34,
+        Ip::V6 => 54,
+    };
+    if ip == Ip::V4 {
+        assert_eq!(internet_checksum(&[&frame[14..34]]), 0, "IPv4 header");
+    }
+    let tcp = &frame[l4..];
+    let len = u32::try_from(tcp.len()).unwrap().to_be_bytes();
+    assert_eq!(internet_checksum(&[&seen.source, &seen.destination, &len, &[0, 6], tcp]), 0, "TCP");
+}
+
+fn relay_address(ip: Ip) -> Vec<u8> {
+    match ip {
+        Ip::V4 => vec![10, 20, 0, 1],
+        Ip::V6 => [&[0xfd, 0, 0, 0x20][..], &[0; 11], &[1]].concat(),
+    }
+}
+
+/// Sends a frame and checks that it left by `reason`, and that nothing else was counted.
+fn send(tables: &MemoryTables, frame: &[u8], direction: Direction, class: u16, reason: Reason) -> Vec<u8> {
+    tables.counts.borrow_mut().clear();
+    let mut out = frame.to_vec();
+    let verdict = handle(&mut out[..], tables, direction);
+    assert_eq!(tables.packets(), [(class, reason, 1)]);
+    assert_eq!(tables.counts.borrow()[&(class, reason)].bytes, frame.len() as u64);
+    assert_eq!(verdict, reason.verdict());
+    if verdict != Verdict::Redirect {
+        assert_eq!(out, frame, "{verdict:?} leaves a frame as it is");
+    }
+    out
+}
+
+fn up(tables: &MemoryTables, builder: &FrameBuilder, reason: Reason) -> Vec<u8> {
+    let out = send(tables, &builder.build(), Direction::Forward, REDIRECT, reason);
+    assert_checksums_right(builder.ip, &out);
+    out
+}
+
+/// The relay's segment to where it saw the client.
+fn down(tables: &MemoryTables, builder: &FrameBuilder, client_port: u16, reason: Reason) -> Vec<u8> {
+    let client = match builder.ip {
+        Ip::V4 => builder.client_v4().to_vec(),
+        Ip::V6 => builder.client_v6().to_vec(),
+    };
+    let frame = builder.build_between(&relay_address(builder.ip), 2525, &client, client_port);
+    let class = if reason == Reason::ReplyNoFlow { 0 } else { REDIRECT };
+    let out = send(tables, &frame, Direction::Reply, class, reason);
+    assert_checksums_right(builder.ip, &out);
+    out
+}
+
+fn syn_ack(syn: &FrameBuilder) -> FrameBuilder {
+    FrameBuilder { flags: Flags::SYN | Flags::ACK, sequence: 5000, ..syn.clone() }
+}
+
+fn ack(syn: &FrameBuilder) -> FrameBuilder {
+    FrameBuilder { flags: Flags::ACK, acknowledgment: 5001, ..syn.clone() }
+}
+
+/// Opens and establishes a flow; returns the client port that the relay sees.
+fn establish(tables: &MemoryTables, syn: &FrameBuilder) -> u16 {
+    let port = see(syn.ip, &up(tables, syn, Reason::FlowNew)).source_port;
+    down(tables, &syn_ack(syn), port, Reason::ReplyHalfOpen);
+    up(tables, &ack(syn), Reason::FlowPromoted);
+    port
+}
+
+fn entries(tables: &MemoryTables) -> (usize, usize) {
+    let (v4, v6) = (tables.v4.borrow(), tables.v6.borrow());
+    (v4.half_open.len() + v6.half_open.len(), v4.established.len() + v6.established.len())
+}
+
+#[test]
+fn a_connection_reaches_the_relay_and_the_client_sees_the_server() {
+    for ip in IPS {
+        let tables = tables();
+        let syn = FrameBuilder::syn(ip);
+        let server = see(ip, &syn.build()).destination;
+
+        let out = see(ip, &up(&tables, &syn, Reason::FlowNew));
+        assert_eq!((out.destination, out.destination_port, out.source_port), (relay_address(ip), 2525, 40_000));
+        let back = see(ip, &down(&tables, &syn_ack(&syn), 40_000, Reason::ReplyHalfOpen));
+        assert_eq!((&back.source, back.source_port, back.destination_port), (&server, 25, 40_000));
+        assert_eq!(entries(&tables), (2, 0));
+
+        up(&tables, &ack(&syn), Reason::FlowPromoted);
+        assert_eq!(entries(&tables), (0, 2), "promoted and gone from the half-open table");
+        let data = FrameBuilder { flags: Flags::ACK, payload: b"EHLO".to_vec(), ..syn.clone() };
+        assert_eq!(see(ip, &up(&tables, &data, Reason::FlowEstablished)).destination, relay_address(ip));
+        for flags in [Flags::ACK, Flags::FIN | Flags::ACK, Flags::RST] {
+            let back =
+                see(ip, &down(&tables, &FrameBuilder { flags, ..syn.clone() }, 40_000, Reason::ReplyEstablished));
+            assert_eq!((&back.source, back.source_port), (&server, 25), "{flags:#x}");
+        }
+    }
+}
+
+#[test]
+fn classes_decide_by_the_longest_prefix() {
+    for ip in IPS {
+        let tables = tables();
+        for (client, class, reason) in [
+            ([0, 5], REDIRECT, Reason::FlowNew),
+            ([1, 5], PASS, Reason::ClassPass),
+            ([1, 7], BLOCK, Reason::ClassBlock),
+        ] {
+            let syn = FrameBuilder { client, ..FrameBuilder::syn(ip) };
+            send(&tables, &syn.build(), Direction::Forward, class, reason);
+        }
+        // Mid-stream: a blocked subscriber's segments are dropped too, others' go on to the server that they belong to.
+        for (client, class, reason) in
+            [([0, 5], REDIRECT, Reason::NoFlow), ([1, 5], PASS, Reason::ClassPass), ([1, 7], BLOCK, Reason::ClassBlock)]
+        {
+            let data = FrameBuilder { client, flags: Flags::ACK, client_port: 50_000, ..FrameBuilder::syn(ip) };
+            send(&tables, &data.build(), Direction::Forward, class, reason);
+        }
+        let stranger =
+            FrameBuilder::syn(ip).build_between(&vec![9; relay_address(ip).len()], 1, &relay_address(ip), 25);
+        send(&tables, &stranger, Direction::Forward, 0, Reason::NoClass);
+    }
+}
+
+#[test]
+fn a_subscriber_of_a_class_that_is_not_there_has_no_class() {
+    let mut tables = tables();
+    tables.classes.remove(&REDIRECT);
+    send(&tables, &FrameBuilder::syn(Ip::V4).build(), Direction::Forward, 0, Reason::NoClass);
+}
+
+#[test]
+fn without_a_relay_the_class_decides() {
+    for (fallback, reason) in [(Fallback::Pass, Reason::RelayDownPass), (Fallback::Block, Reason::RelayDownBlock)] {
+        let mut tables = tables();
+        tables.classes.insert(REDIRECT, Class::new(Action::Redirect, fallback, 1));
+        tables.relays.insert(1, Relay::new(None, Some("[fd00:20::1]:2525".parse().unwrap())));
+        send(&tables, &FrameBuilder::syn(Ip::V4).build(), Direction::Forward, REDIRECT, reason);
+        up(&tables, &FrameBuilder::syn(Ip::V6), Reason::FlowNew);
+    }
+}
+
+#[test]
+fn one_client_port_to_two_servers_is_two_conversations() {
+    for ip in IPS {
+        let tables = tables();
+        let first = FrameBuilder::syn(ip);
+        let second = FrameBuilder { server: 10, ..first.clone() };
+        let first_port = establish(&tables, &first);
+        let second_port = establish(&tables, &second);
+        assert_eq!(first_port, 40_000, "the first keeps its port");
+        assert_ne!(second_port, first_port, "the second gets another");
+        assert_eq!(entries(&tables), (0, 4));
+
+        for (syn, port) in [(&first, first_port), (&second, second_port)] {
+            let out = see(ip, &up(&tables, &ack(syn), Reason::FlowEstablished));
+            assert_eq!(out.source_port, port);
+            let back = see(ip, &down(&tables, &ack(syn), port, Reason::ReplyEstablished));
+            assert_eq!(back.source, see(ip, &syn.build()).destination, "answers of each come from its own server");
+            assert_eq!((back.source_port, back.destination_port), (25, 40_000));
+        }
+    }
+}
+
+#[test]
+fn a_repeated_syn_keeps_its_port() {
+    for ip in IPS {
+        let tables = tables();
+        establish(&tables, &FrameBuilder::syn(ip));
+        let second = FrameBuilder { server: 10, ..FrameBuilder::syn(ip) };
+        let port = see(ip, &up(&tables, &second, Reason::FlowNew)).source_port;
+        for _ in 0..3 {
+            assert_eq!(see(ip, &up(&tables, &second, Reason::FlowNew)).source_port, port);
+        }
+        assert_eq!(entries(&tables), (2, 2));
+    }
+}
+
+#[test]
+fn only_a_client_that_has_seen_the_relays_number_is_promoted() {
+    for ip in IPS {
+        let tables = tables();
+        let syn = FrameBuilder::syn(ip);
+        up(&tables, &syn, Reason::FlowNew);
+        up(&tables, &ack(&syn), Reason::FlowHalfOpen);
+        down(&tables, &syn_ack(&syn), 40_000, Reason::ReplyHalfOpen);
+        for forged in [0, 5000, 5002, u32::MAX] {
+            up(&tables, &FrameBuilder { acknowledgment: forged, ..ack(&syn) }, Reason::FlowHalfOpen);
+        }
+        up(&tables, &FrameBuilder { flags: Flags::RST | Flags::ACK, ..ack(&syn) }, Reason::FlowHalfOpen);
+        assert_eq!(entries(&tables), (2, 0));
+        up(&tables, &ack(&syn), Reason::FlowPromoted);
+    }
+}
+
+#[test]
+fn a_full_table_leaves_new_flows_half_open_and_established_ones_alone() {
+    for ip in IPS {
+        let mut tables = tables();
+        let first = FrameBuilder::syn(ip);
+        establish(&tables, &first);
+        tables.established_max = 3;
+        let second = FrameBuilder { client_port: 40_001, ..first.clone() };
+        up(&tables, &second, Reason::FlowNew);
+        down(&tables, &syn_ack(&second), 40_001, Reason::ReplyHalfOpen);
+        up(&tables, &ack(&second), Reason::FlowUnpromoted);
+        assert_eq!(entries(&tables), (2, 2), "a half that found room is taken back");
+        down(&tables, &ack(&second), 40_001, Reason::ReplyHalfOpen);
+        up(&tables, &ack(&first), Reason::FlowEstablished);
+    }
+}
+
+#[test]
+fn a_syn_on_a_live_flow_changes_nothing_and_on_a_closed_one_asks_policy_again() {
+    for ip in IPS {
+        let mut tables = tables();
+        let syn = FrameBuilder::syn(ip);
+        establish(&tables, &syn);
+        up(&tables, &syn, Reason::FlowEstablished);
+        assert_eq!(entries(&tables), (0, 2), "the relay's stack answers it (RFC 5961 section 4)");
+
+        up(&tables, &FrameBuilder { flags: Flags::FIN | Flags::ACK, ..ack(&syn) }, Reason::FlowEstablished);
+        tables.classes.insert(REDIRECT, Class::new(Action::Block, Fallback::Pass, 0));
+        send(&tables, &syn.build(), Direction::Forward, REDIRECT, Reason::ClassBlock);
+        assert_eq!(entries(&tables), (0, 0), "the closed flow is gone");
+    }
+}
+
+#[test]
+fn a_new_class_takes_effect_on_the_next_syn() {
+    let mut tables = tables();
+    let syn = FrameBuilder::syn(Ip::V4);
+    up(&tables, &syn, Reason::FlowNew);
+    tables.classes.insert(REDIRECT, Class::new(Action::Pass, Fallback::Pass, 0));
+    send(&tables, &syn.build(), Direction::Forward, REDIRECT, Reason::ClassPass);
+}
+
+#[test]
+fn replies_without_a_flow_and_bystanders_pass() {
+    for ip in IPS {
+        let tables = tables();
+        down(&tables, &ack(&FrameBuilder::syn(ip)), 40_000, Reason::ReplyNoFlow);
+        let server = FrameBuilder { reversed: true, ..FrameBuilder::syn(ip) };
+        send(&tables, &server.build(), Direction::Reply, 0, Reason::OtherPort);
+        send(
+            &tables,
+            &FrameBuilder { server_port: 587, ..FrameBuilder::syn(ip) }.build(),
+            Direction::Forward,
+            0,
+            Reason::OtherPort,
+        );
+        assert_eq!(entries(&tables), (0, 0));
+    }
+}
+
+#[test]
+fn an_entry_given_to_another_subscriber_serves_nobody() {
+    let tables = tables();
+    let key: Tuple<V4> =
+        Tuple::new([[10, 20, 0, 5].into_address(), [203, 0, 113, 9].into_address()], [[0x9c, 0x40], [0, 25]]);
+    let other = Tuple::new([[10, 20, 0, 6].into_address(), [10, 20, 0, 1].into_address()], [[0x9c, 0x40], [9, 0xdd]]);
+    tables.v4.borrow_mut().established.insert(key, Flow::new(Direction::Forward, other, REDIRECT, 100));
+    send(&tables, &ack(&FrameBuilder::syn(Ip::V4)).build(), Direction::Forward, REDIRECT, Reason::NoFlow);
+}
+
+trait IntoAddress {
+    fn into_address(self) -> V4;
+}
+
+impl IntoAddress for [u8; 4] {
+    fn into_address(self) -> V4 {
+        V4::from(std::net::Ipv4Addr::from(self))
+    }
+}
+
+#[test]
+fn the_clock_is_noted_once_a_second_and_only_where_it_moved() {
+    let mut tables = tables();
+    let syn = FrameBuilder::syn(Ip::V4);
+    establish(&tables, &syn);
+    let before = tables.v4.borrow().established.clone();
+    up(&tables, &ack(&syn), Reason::FlowEstablished);
+    assert_eq!(tables.v4.borrow().established, before, "nothing is written within a second");
+    tables.now_s += 1;
+    up(&tables, &ack(&syn), Reason::FlowEstablished);
+    let seen: Vec<u32> = tables.v4.borrow().established.values().map(|flow| flow.seen_s).collect();
+    assert!(seen.contains(&100) && seen.contains(&101), "each direction notes its own: {seen:?}");
+}
+
+fn any_frame() -> impl Strategy<Value = FrameBuilder> {
+    let tags = prop::sample::select(vec![vec![], vec![0x8100], vec![0x88a8, 0x8100], vec![0x8100, 0x8100]]);
+    let parts =
+        (prop::bool::ANY, tags, any::<[u8; 2]>(), any::<u8>(), any::<u16>(), any::<u8>(), any::<u32>(), any::<u32>());
+    (parts, prop::collection::vec(any::<u8>(), 0..64)).prop_map(
+        |((v4, tags, client, server, client_port, flags, sequence, acknowledgment), payload)| FrameBuilder {
+            tags,
+            client,
+            server,
+            client_port,
+            flags,
+            sequence,
+            acknowledgment,
+            payload,
+            ..FrameBuilder::syn(if v4 { Ip::V4 } else { Ip::V6 })
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_decided_and_changed_only_when_redirected(bytes in prop::collection::vec(any::<u8>(), 0..256), reply in any::<bool>()) {
+        let tables = tables();
+        let mut out = bytes.clone();
+        let verdict = handle(&mut out[..], &tables, if reply { Direction::Reply } else { Direction::Forward });
+        prop_assert!(verdict == Verdict::Redirect || out == bytes);
+        prop_assert_eq!(tables.packets().len(), 1);
+    }
+
+    #[test]
+    fn an_answer_undoes_what_the_question_had_done(syn in any_frame()) {
+        let syn = FrameBuilder { client: [0, syn.client[1]], flags: Flags::SYN, tags: vec![], ..syn };
+        let tables = tables();
+        let out = see(syn.ip, &up(&tables, &syn, Reason::FlowNew));
+        prop_assert_eq!(&out.destination, &relay_address(syn.ip));
+        let back = see(syn.ip, &down(&tables, &syn_ack(&syn), out.source_port, Reason::ReplyHalfOpen));
+        let asked = see(syn.ip, &syn.build());
+        prop_assert_eq!((back.source, back.source_port), (asked.destination, asked.destination_port));
+        prop_assert_eq!((back.destination, back.destination_port), (asked.source, asked.source_port));
+    }
+
+    #[test]
+    fn pairs_stay_pairs(frames in prop::collection::vec((any_frame(), 0..4u8, 0..3u8, any::<bool>()), 1..60)) {
+        // Few endpoints, so that the frames meet.
+        let tables = tables();
+        for (frame, port, flags, answered) in frames {
+            let frame = FrameBuilder {
+                client: [0, frame.client[1] % 2],
+                server: frame.server % 2,
+                client_port: 40_000 + u16::from(port),
+                flags: [Flags::SYN, Flags::ACK, Flags::FIN | Flags::ACK][usize::from(flags)],
+                acknowledgment: 5001,
+                ..frame
+            };
+            let mut bytes = frame.build();
+            if handle(&mut bytes[..], &tables, Direction::Forward) == Verdict::Redirect && answered && frame.tags.is_empty() {
+                let client_port = see(frame.ip, &bytes).source_port;
+                let client = see(frame.ip, &bytes).source;
+                let mut answer = syn_ack(&frame).build_between(&relay_address(frame.ip), 2525, &client, client_port);
+                handle(&mut answer[..], &tables, Direction::Reply);
+            }
+        }
+        let v4 = tables.v4.borrow();
+        let v6 = tables.v6.borrow();
+        for (key, flow) in &v4.established {
+            prop_assert!(v4.established.get(&flow.to.reversed()).is_some_and(|other| other.to == key.reversed()));
+        }
+        for (key, flow) in &v6.established {
+            prop_assert!(v6.established.get(&flow.to.reversed()).is_some_and(|other| other.to == key.reversed()));
+        }
+    }
+}
