@@ -54,6 +54,7 @@ struct State {
     /// None once the list is closed and the shell is at work.
     pipe: Option<ChildStdin>,
     lines: Vec<String>,
+    kept: bool,
 }
 
 /// The shell; dropping it closes the list and waits until everything is removed.
@@ -74,7 +75,7 @@ impl Janitor {
             .spawn()
             .context("start the shell that cleans up")?;
         let pipe = shell.stdin.take().context("the shell that cleans up has no standard input")?;
-        let register = Register(Arc::new(Mutex::new(State { pipe: Some(pipe), lines: Vec::new() })));
+        let register = Register(Arc::new(Mutex::new(State { pipe: Some(pipe), lines: Vec::new(), kept: false })));
         Ok((Self { shell, register: register.clone() }, register))
     }
 }
@@ -112,7 +113,13 @@ impl Register {
         let list = self.lock().lines.join("\n") + "\n";
         fs::write(&file, list).with_context(|| format!("write {}", file.display()))?;
         self.write("keep".to_owned())?;
+        self.lock().kept = true;
         Ok(file)
+    }
+
+    /// Whether the lab is to outlive this process.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.lock().kept
     }
 
     fn write(&self, line: String) -> Result<()> {

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io::Read,
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     thread,
@@ -95,7 +96,9 @@ impl Daemon {
     pub(crate) fn start(namespace: &Namespace, command: &mut Command, log: &Path, register: &Register) -> Result<Self> {
         let file = File::create(log).with_context(|| format!("create {}", log.display()))?;
         let name = command.get_program().to_string_lossy().into_owned();
-        let child = namespace.start(command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file))?;
+        // Ctrl-C in a terminal ends this process only, and then the lab is taken down in order.
+        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).process_group(0);
+        let child = namespace.start(command)?;
         // From here on the value owns the child, so that a failure below stops it.
         let daemon = Self { child, name, log: log.to_path_buf(), register: register.clone() };
         // One that has ended already has nothing to be cleaned up; whoever waits for its readiness finds out.
@@ -156,7 +159,9 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // A test that cares how it ends calls `stop`.
-        let _ = self.stop(Signal::SIGTERM);
+        if !self.register.is_kept() {
+            // A test that cares how it ends calls `stop`.
+            let _ = self.stop(Signal::SIGTERM);
+        }
     }
 }

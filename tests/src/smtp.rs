@@ -215,21 +215,27 @@ pub struct Mail {
 }
 
 impl Mail {
-    /// What the relay adds at the top: one `Received:` field, with its continuation lines.
+    /// As [`split_received`] for this message.
     #[must_use]
     pub fn split_received(&self) -> Option<(&[u8], &[u8])> {
-        if !self.data.get(..9)?.eq_ignore_ascii_case(b"Received:") {
-            return None;
-        }
-        let mut end = 0;
-        for line in self.data.split_inclusive(|byte| *byte == b'\n') {
-            if end > 0 && !line.starts_with(b" ") && !line.starts_with(b"\t") {
-                break;
-            }
-            end += line.len();
-        }
-        Some(self.data.split_at(end))
+        split_received(&self.data)
     }
+}
+
+/// What the relay adds at the top, one `Received:` field with its continuation lines, and the rest of a message.
+#[must_use]
+pub fn split_received(message: &[u8]) -> Option<(&[u8], &[u8])> {
+    if !message.get(..9)?.eq_ignore_ascii_case(b"Received:") {
+        return None;
+    }
+    let mut end = 0;
+    for line in message.split_inclusive(|byte| *byte == b'\n') {
+        if end > 0 && !line.starts_with(b" ") && !line.starts_with(b"\t") {
+            break;
+        }
+        end += line.len();
+    }
+    Some(message.split_at(end))
 }
 
 /// Where a server stops being helpful.
