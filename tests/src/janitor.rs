@@ -47,9 +47,10 @@ for folder in $folders; do rm -rf "$folder"; done
 const KEPT: &str = "/run/redirect-lab";
 
 /// The list, shared by everything that a lab starts.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct Register(Arc<Mutex<State>>);
 
+#[derive(Debug)]
 struct State {
     /// None once the list is closed and the shell is at work.
     pipe: Option<ChildStdin>,

@@ -210,7 +210,7 @@ impl Lab {
     /// Starts a program that stays; its log is `<name>.log` in the lab's folder.
     pub fn start(&self, host: &Namespace, name: &str, command: &mut Command) -> Result<Daemon> {
         let log = self.folder.join(name).with_extension("log");
-        Daemon::start(host, command, &log, &self.register)
+        Daemon::start(host, command, &log)
     }
 
     /// Switches checksum and segmentation offloads of a device. veth has them all on: its packets carry no finished checksum

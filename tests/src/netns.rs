@@ -17,12 +17,13 @@ use crate::janitor::Register;
 #[derive(Clone, Debug)]
 pub struct Namespace {
     name: String,
+    register: Register,
 }
 
 impl Namespace {
     /// Makes all of them at once: a process per namespace would cost more than the namespaces.
     pub(crate) fn create(names: impl IntoIterator<Item = String>, register: &Register) -> Result<Vec<Self>> {
-        let namespaces: Vec<_> = names.into_iter().map(|name| Self { name }).collect();
+        let namespaces: Vec<_> = names.into_iter().map(|name| Self { name, register: register.clone() }).collect();
         for namespace in &namespaces {
             register.namespace(&namespace.name)?;
         }
@@ -34,6 +35,11 @@ impl Namespace {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Where everything that runs inside is noted.
+    pub(crate) fn register(&self) -> &Register {
+        &self.register
     }
 
     /// Runs `inside` on a thread of its own in this namespace: the sockets it opens and the processes it starts belong to

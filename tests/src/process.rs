@@ -57,6 +57,8 @@ impl Namespace {
     /// Runs a program to its end. One that takes longer than `limit` is killed, which is an error.
     pub fn run(&self, command: &mut Command, limit: Duration) -> Result<Finished> {
         let mut child = self.start(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()))?;
+        // One that has ended already needs no cleaning up.
+        let _ = self.register().process(child.id());
         // Pipes are emptied while the program runs: a full one would stop it.
         let stdout = child.stdout.take().context("no standard output")?;
         let stderr = child.stderr.take().context("no standard error")?;
@@ -67,6 +69,7 @@ impl Namespace {
             child.kill()?;
             child.wait()?;
         }
+        self.register().ended(child.id())?;
         let text = |reader: thread::JoinHandle<String>| reader.join().ok().context("a reader of a pipe panicked");
         Ok(Finished { status: status?, stdout: text(stdout)?, stderr: text(stderr)? })
     }
@@ -93,16 +96,16 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    pub(crate) fn start(namespace: &Namespace, command: &mut Command, log: &Path, register: &Register) -> Result<Self> {
+    pub(crate) fn start(namespace: &Namespace, command: &mut Command, log: &Path) -> Result<Self> {
         let file = File::create(log).with_context(|| format!("create {}", log.display()))?;
         let name = command.get_program().to_string_lossy().into_owned();
         // Ctrl-C in a terminal ends this process only, and then the lab is taken down in order.
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).process_group(0);
         let child = namespace.start(command)?;
         // From here on the value owns the child, so that a failure below stops it.
-        let daemon = Self { child, name, log: log.to_path_buf(), register: register.clone() };
-        // One that has ended already has nothing to be cleaned up; whoever waits for its readiness finds out.
-        let _ = register.process(daemon.id());
+        let daemon = Self { child, name, log: log.to_path_buf(), register: namespace.register().clone() };
+        // One that has ended already needs no cleaning up; whoever waits for its readiness finds out.
+        let _ = daemon.register.process(daemon.id());
         Ok(daemon)
     }
 
