@@ -94,12 +94,14 @@ impl Address for V6 {
     const HEADER_CHECKSUM: Option<usize> = None;
 
     #[inline(always)]
+    #[expect(clippy::many_single_char_names, reason = "sixteen bytes in their order")]
     fn from_octets(octets: [u8; 16]) -> Self {
         let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = octets;
         Self([u64::from_ne_bytes([a, b, c, d, e, f, g, h]), u64::from_ne_bytes([i, j, k, l, m, n, o, p])])
     }
 
     #[inline(always)]
+    #[expect(clippy::many_single_char_names, reason = "sixteen bytes in their order")]
     fn octets(self) -> [u8; 16] {
         let [a, b, c, d, e, f, g, h] = self.0[0].to_ne_bytes();
         let [i, j, k, l, m, n, o, p] = self.0[1].to_ne_bytes();

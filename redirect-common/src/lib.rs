@@ -12,6 +12,10 @@
 //! What the maps hold, in shapes shared with user space: [`policy`] (subscribers, classes, relays), [`flow`] (tuples and flows), [`maps`]
 //! (names, capacities, the memory they cost). Every way out is a [`reason::Reason`].
 #![cfg_attr(not(any(test, feature = "testkit")), no_std)]
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "every cast is of a sum folded or a value scaled to fit; conversions that could panic have no place in BPF"
+)]
 
 pub mod address;
 pub mod checksum;

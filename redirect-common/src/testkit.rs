@@ -199,7 +199,7 @@ pub struct FrameBuilder {
 }
 
 impl FrameBuilder {
-    /// A SYN of 10.20.0.5:40000 (or fd00:20::5) to 203.0.113.9:25 (or 2001:db8::9).
+    /// A SYN of `10.20.0.5:40000` (or `fd00:20::5`) to `203.0.113.9:25` (or `2001:db8::9`).
     pub fn syn(ip: Ip) -> Self {
         Self {
             ip,

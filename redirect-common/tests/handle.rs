@@ -1,4 +1,5 @@
 //! The data plane on tables in memory: after each packet, what it became, and which counters moved and no others.
+#![expect(clippy::unwrap_used, reason = "a test panics where it stands")]
 
 use proptest::prelude::*;
 use redirect_common::{

@@ -57,9 +57,12 @@ struct AlignedKey<T> {
 }
 
 impl<T> AlignedKey<T> {
+    #[expect(clippy::cast_possible_truncation, reason = "an address has 32 or 128 bits")]
+    const BITS: u32 = size_of::<T>() as u32 * 8;
+
     #[inline(always)]
     const fn new(octets: T) -> Self {
-        Self { _lead: 0, key: Key::new(size_of::<T>() as u32 * 8, octets) }
+        Self { _lead: 0, key: Key::new(Self::BITS, octets) }
     }
 }
 

@@ -37,13 +37,17 @@ impl Hook {
         }
     }
 
-    /// What the program answers for a verdict: `XDP_PASS` and `XDP_DROP`, `TC_ACT_UNSPEC` and `TC_ACT_SHOT`.
+    /// What the program answers for a verdict.
     pub const fn code(self, verdict: Verdict) -> u32 {
+        const XDP_DROP: u32 = 1;
+        const XDP_PASS: u32 = 2;
+        const TC_ACT_UNSPEC: u32 = u32::MAX;
+        const TC_ACT_SHOT: u32 = 2;
         match (self, verdict) {
-            (Self::Xdp, Verdict::Pass | Verdict::Redirect) => 2,
-            (Self::Xdp, Verdict::Drop) => 1,
-            (Self::TcIngress | Self::TcEgress, Verdict::Pass | Verdict::Redirect) => u32::MAX,
-            (Self::TcIngress | Self::TcEgress, Verdict::Drop) => 2,
+            (Self::Xdp, Verdict::Pass | Verdict::Redirect) => XDP_PASS,
+            (Self::Xdp, Verdict::Drop) => XDP_DROP,
+            (Self::TcIngress | Self::TcEgress, Verdict::Pass | Verdict::Redirect) => TC_ACT_UNSPEC,
+            (Self::TcIngress | Self::TcEgress, Verdict::Drop) => TC_ACT_SHOT,
         }
     }
 }

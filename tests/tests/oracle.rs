@@ -3,6 +3,7 @@
 //!
 //! `tests/oracle/author.py` has the matrix: {untagged, 802.1Q, two kinds of QinQ} x {IPv4, IPv4 with options, IPv6 with extension headers} x
 //! the segments of a connection, and the frames that are none of our business.
+#![expect(clippy::unwrap_used, reason = "a test panics where it stands")]
 
 use std::{collections::BTreeMap, process::Command};
 

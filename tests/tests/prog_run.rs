@@ -1,6 +1,7 @@
 //! The loaded programs against the host's function: the same verdict, reason, bytes and tables, on frames whole and broken.
 //!
 //! Equality shows that what runs in the kernel is what the host tests have proved; `oracle.rs` shows that both are right.
+#![expect(clippy::unwrap_used, reason = "a test panics where it stands")]
 
 use std::net::{SocketAddrV4, SocketAddrV6};
 

@@ -169,9 +169,9 @@ impl KernelDataplane {
     fn set_subscriber(&mut self, prefix: &IpNet, subscriber: Subscriber) -> Result<(), Error> {
         let result = match prefix {
             IpNet::V4(net) if is_host(prefix) => self.v4.hosts.insert(V4::from(net.addr()), subscriber, 0),
-            IpNet::V4(net) => self.v4.prefixes.insert(&key_v4(net), subscriber, 0),
+            IpNet::V4(net) => self.v4.prefixes.insert(&key_v4(*net), subscriber, 0),
             IpNet::V6(net) if is_host(prefix) => self.v6.hosts.insert(V6::from(net.addr()), subscriber, 0),
-            IpNet::V6(net) => self.v6.prefixes.insert(&key_v6(net), subscriber, 0),
+            IpNet::V6(net) => self.v6.prefixes.insert(&key_v6(*net), subscriber, 0),
         };
         result.map_err(|error| match errno(&error) {
             Some(libc::E2BIG | libc::ENOMEM | libc::ENOSPC) => {
@@ -184,9 +184,9 @@ impl KernelDataplane {
     fn remove_subscriber(&mut self, prefix: &IpNet) -> Result<(), Error> {
         let result = match prefix {
             IpNet::V4(net) if is_host(prefix) => self.v4.hosts.remove(&net.addr().into()),
-            IpNet::V4(net) => self.v4.prefixes.remove(&key_v4(net)),
+            IpNet::V4(net) => self.v4.prefixes.remove(&key_v4(*net)),
             IpNet::V6(net) if is_host(prefix) => self.v6.hosts.remove(&net.addr().into()),
-            IpNet::V6(net) => self.v6.prefixes.remove(&key_v6(net)),
+            IpNet::V6(net) => self.v6.prefixes.remove(&key_v6(*net)),
         };
         found(result).map(drop).map_err(|error| system(&format!("remove subscriber {prefix}"), error))
     }
@@ -208,19 +208,19 @@ impl Dataplane for KernelDataplane {
     fn subscribers(&self) -> Result<BTreeMap<IpNet, Subscriber>, Error> {
         let failed = |error| system("read the subscribers", error);
         let mut subscribers = BTreeMap::new();
-        for entry in self.v4.hosts.iter() {
+        for entry in &self.v4.hosts {
             let (address, subscriber) = entry.map_err(failed)?;
             subscribers.insert(IpNet::from(address.to_ip()), subscriber);
         }
-        for entry in self.v6.hosts.iter() {
+        for entry in &self.v6.hosts {
             let (address, subscriber) = entry.map_err(failed)?;
             subscribers.insert(IpNet::from(address.to_ip()), subscriber);
         }
-        for entry in self.v4.prefixes.iter() {
+        for entry in &self.v4.prefixes {
             let (key, subscriber) = entry.map_err(failed)?;
             subscribers.insert(net(key.data().into(), key.prefix_len())?, subscriber);
         }
-        for entry in self.v6.prefixes.iter() {
+        for entry in &self.v6.prefixes {
             let (key, subscriber) = entry.map_err(failed)?;
             subscribers.insert(net(key.data().into(), key.prefix_len())?, subscriber);
         }
@@ -230,9 +230,9 @@ impl Dataplane for KernelDataplane {
     fn subscriber(&self, prefix: &IpNet) -> Result<Option<Subscriber>, Error> {
         let result = match prefix {
             IpNet::V4(net) if is_host(prefix) => self.v4.hosts.get(&net.addr().into(), 0),
-            IpNet::V4(net) => self.v4.prefixes.get(&key_v4(net), 0),
+            IpNet::V4(net) => self.v4.prefixes.get(&key_v4(*net), 0),
             IpNet::V6(net) if is_host(prefix) => self.v6.hosts.get(&net.addr().into(), 0),
-            IpNet::V6(net) => self.v6.prefixes.get(&key_v6(net), 0),
+            IpNet::V6(net) => self.v6.prefixes.get(&key_v6(*net), 0),
         };
         let subscriber = found(result).map_err(|error| system(&format!("read subscriber {prefix}"), error))?;
         // A trie answers with the longest prefix that covers the key, which may be a shorter one.
@@ -353,11 +353,11 @@ fn is_host(prefix: &IpNet) -> bool {
     prefix.prefix_len() == prefix.max_prefix_len()
 }
 
-fn key_v4(net: &Ipv4Net) -> Key<[u8; 4]> {
+fn key_v4(net: Ipv4Net) -> Key<[u8; 4]> {
     Key::new(net.prefix_len().into(), net.network().octets())
 }
 
-fn key_v6(net: &Ipv6Net) -> Key<[u8; 16]> {
+fn key_v6(net: Ipv6Net) -> Key<[u8; 16]> {
     Key::new(net.prefix_len().into(), net.network().octets())
 }
 

@@ -28,6 +28,9 @@ struct Attributes {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Position(u32);
 
+/// Entries, and where to go on; `None` at the end.
+type Batch<K, V> = (Vec<(K, V)>, Option<Position>);
+
 /// The next entries from `position` on (from the start where it is `None`), `count` at most, and where to go on; `None` at the end.
 ///
 /// The kernel hands out whole hash buckets; should one hold more than `count` entries, the batch grows until it fits.
@@ -35,7 +38,7 @@ pub(super) fn look_up<K: Pod, V: Pod>(
     map: BorrowedFd<'_>,
     position: Option<Position>,
     count: usize,
-) -> io::Result<(Vec<(K, V)>, Option<Position>)> {
+) -> io::Result<Batch<K, V>> {
     let mut capacity = count.max(1);
     loop {
         match look_up_once(map, position, capacity) {
@@ -49,7 +52,7 @@ fn look_up_once<K: Pod, V: Pod>(
     map: BorrowedFd<'_>,
     position: Option<Position>,
     capacity: usize,
-) -> io::Result<(Vec<(K, V)>, Option<Position>)> {
+) -> io::Result<Batch<K, V>> {
     let mut keys = vec![MaybeUninit::<K>::zeroed(); capacity];
     let mut values = vec![MaybeUninit::<V>::zeroed(); capacity];
     let start = position.map_or(0, |Position(start)| start);
