@@ -77,6 +77,7 @@ impl Settings {
             relay_ipv4: self.relay.ipv4,
             relay_ipv6: self.relay.ipv6,
             interfaces: self.interfaces.clone(),
+            subscribers_max: self.dataplane.subscribers_max.into(),
         }
     }
 }

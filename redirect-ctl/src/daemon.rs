@@ -85,7 +85,10 @@ async fn start_and_wait(
     started: Instant,
 ) -> Result<(), Error> {
     let (store, writer) = store::open(&settings.store, &settings.resources())?;
-    tasks.spawn_blocking("the store's writer", || writer.run().map_err(|error| error.to_string()));
+    tasks.spawn_blocking("the store's writer", || {
+        writer.run();
+        Ok(())
+    });
     // What expired while the daemon was away must not come back, not even for a second.
     while expire(&store).await? {}
 

@@ -52,8 +52,10 @@ pub const RECONCILE_QUEUE_MAX: usize = 64;
 pub const FULL_SYNC_INTERVAL: Duration = Duration::from_mins(5);
 /// First wait after an error; doubles up to the next constant.
 pub const RETRY_MIN: Duration = Duration::from_millis(200);
-/// Longest wait between two attempts after errors, for the tables and for each interface.
-pub const RETRY_MAX: Duration = Duration::from_secs(30);
+/// Longest wait between two attempts after errors.
+pub const RETRY_MAX: Duration = Duration::from_secs(10);
+/// Longest wait between two attempts to attach to an interface: a PPP device that comes back should not wait long.
+pub const INTERFACE_RETRY_MAX: Duration = Duration::from_secs(2);
 /// Step of the packet path's coarse clock.
 pub const TICK: Duration = Duration::from_secs(1);
 /// Pace of the collection of idle flows.

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fmt};
 
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric, text},
+    encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, text},
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
     registry::Registry,
 };
@@ -184,12 +184,18 @@ fn family(encoder: &mut DescriptorEncoder, name: &str, help: &str, kind: MetricT
         return Ok(());
     }
     let mut family = encoder.encode_descriptor(name, help, None, kind)?;
+    if let [([], value)] = rows {
+        return encode(*value, kind, family);
+    }
     for (labels, value) in rows {
-        let member = family.encode_family(labels)?;
-        match kind {
-            MetricType::Counter => ConstCounter::new(*value).encode(member)?,
-            _ => ConstGauge::new(i64::try_from(*value).unwrap_or(i64::MAX)).encode(member)?,
-        }
+        encode(*value, kind, family.encode_family(labels)?)?;
     }
     Ok(())
+}
+
+fn encode(value: u64, kind: MetricType, encoder: MetricEncoder<'_>) -> fmt::Result {
+    match kind {
+        MetricType::Counter => ConstCounter::new(value).encode(encoder),
+        _ => ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)).encode(encoder),
+    }
 }

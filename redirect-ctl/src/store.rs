@@ -114,6 +114,11 @@ pub enum Error {
     OwnListener { address: SocketAddr },
     #[error("there are {max} of kind {} already, which is the most", .kind.name())]
     TooMany { kind: Kind, max: u64 },
+    #[error(
+        "the kernel's table of {table} is full with {max}; raise dataplane.subscribers_max in {} and restart redirectd",
+        .file.display()
+    )]
+    Full { table: &'static str, max: u64, file: PathBuf },
     #[error("no number is free for another {}: those freed last are still in the kernel; try again in a moment", .kind.name())]
     NumbersBusy { kind: Kind },
     #[error("the store {} is in use by another redirectd", .path.display())]
@@ -145,6 +150,39 @@ pub struct FileResources {
     pub relay_ipv4: Option<SocketAddrV4>,
     pub relay_ipv6: Option<SocketAddrV6>,
     pub interfaces: Vec<Interface>,
+    /// Entries of each of the kernel's subscriber tables.
+    pub subscribers_max: u64,
+}
+
+/// The kernel's subscriber tables: hosts and prefixes of each family, each with a capacity of its own. A subscriber too many would be
+/// refused by the kernel again and again, and hold up every change behind it; so the store refuses it once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Fill {
+    used: [u64; 4],
+}
+
+impl Fill {
+    const TABLES: [&'static str; 4] = ["IPv4 prefixes", "IPv4 hosts", "IPv6 prefixes", "IPv6 hosts"];
+
+    fn table(prefix: &IpNet) -> usize {
+        let host = usize::from(prefix.prefix_len() == prefix.max_prefix_len());
+        if matches!(prefix, IpNet::V4(_)) { host } else { 2 + host }
+    }
+
+    fn count(connection: &Connection) -> Result<Self, Error> {
+        let mut fill = Self::default();
+        let mut statement = connection.prepare("SELECT prefix FROM subscribers")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            fill.used[Self::table(&prefix_column(row, 0)?)] += 1;
+        }
+        Ok(fill)
+    }
+
+    /// The first table that holds more than `max`.
+    fn beyond(self, max: u64) -> Option<&'static str> {
+        Self::TABLES.into_iter().zip(self.used).find(|(_, used)| *used > max).map(|(table, _)| table)
+    }
 }
 
 /// The open store. Clones share it.
@@ -180,19 +218,25 @@ pub struct Writer {
     touched: Arc<Touched>,
     applied: Arc<AtomicU64>,
     file: PathBuf,
+    fill: Fill,
+    subscribers_max: u64,
     /// Held for as long as the store is open: one daemon, one store.
     _lock: Flock<File>,
 }
 
-/// Opens the store at `path`, creates it where there is none, and lets what the file owns follow `file`.
-pub fn open(path: &Path, file: &FileResources) -> Result<(Store, Writer), Error> {
+/// Opens the store at `path`, creates it where there is none, and lets what the file owns follow `resources`.
+pub fn open(path: &Path, resources: &FileResources) -> Result<(Store, Writer), Error> {
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         fs::create_dir_all(parent).map_err(|source| Error::Open { path: path.to_owned(), source })?;
     }
     let lock = lock(path)?;
     let mut connection = connect(path)?;
     migrate(&mut connection, path)?;
-    adopt_file(&mut connection, file)?;
+    adopt_file(&mut connection, resources)?;
+    let fill = Fill::count(&connection)?;
+    if let Some(table) = fill.beyond(resources.subscribers_max) {
+        return Err(Error::Full { table, max: resources.subscribers_max, file: resources.file.clone() });
+    }
 
     let (snapshot_sender, snapshot) = watch::channel(read_snapshot(&connection)?);
     let (writer, jobs) = mpsc::channel(limits::STORE_QUEUE_MAX);
@@ -210,8 +254,17 @@ pub fn open(path: &Path, file: &FileResources) -> Result<(Store, Writer), Error>
         applied: Arc::clone(&applied),
         counts: Arc::default(),
     };
-    let writer =
-        Writer { connection, jobs, snapshot: snapshot_sender, touched, applied, file: file.file.clone(), _lock: lock };
+    let writer = Writer {
+        connection,
+        jobs,
+        snapshot: snapshot_sender,
+        touched,
+        applied,
+        file: resources.file.clone(),
+        fill,
+        subscribers_max: resources.subscribers_max,
+        _lock: lock,
+    };
     Ok((store, writer))
 }
 
@@ -446,7 +499,7 @@ fn read_view(connection: &mut Connection, touched: &Touched, scope: Scope) -> Re
 
 impl Writer {
     /// Carries out changes until every [`Store`] is gone. Blocks.
-    pub fn run(mut self) -> Result<(), Error> {
+    pub fn run(mut self) {
         while let Some(first) = self.jobs.blocking_recv() {
             let mut group = vec![first];
             while group.len() < limits::STORE_GROUP_MAX
@@ -456,9 +509,6 @@ impl Writer {
             }
             self.commit(group);
         }
-        // Leaves no journal behind that the next start would have to play back.
-        self.connection.pragma_update(None, "wal_checkpoint", "TRUNCATE")?;
-        Ok(())
     }
 
     fn commit(&mut self, group: Vec<Job>) {
@@ -506,6 +556,7 @@ impl Writer {
             let mut transaction =
                 self.connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
             let mut revision = before.revision;
+            let mut fill = self.fill;
             for Job { change, reply } in group.by_ref() {
                 let mut savepoint = transaction.savepoint()?;
                 let mut step = Step {
@@ -514,11 +565,14 @@ impl Writer {
                     applied: self.applied.load(Ordering::Acquire),
                     touched: &self.touched,
                     file: &self.file,
+                    fill,
+                    subscribers_max: self.subscribers_max,
                 };
                 let answer = step.carry_out(&change).map(|outcome| {
                     if outcome != Outcome::Unchanged {
                         revision += 1;
                     }
+                    fill = step.fill;
                     Committed { revision, outcome }
                 });
                 if answer.is_err() {
@@ -532,6 +586,7 @@ impl Writer {
             }
             let after = if revision == before.revision { before.clone() } else { read_snapshot(&transaction)? };
             transaction.commit()?;
+            self.fill = fill;
             Ok(after)
         })();
         // A failure in the middle must not leave the rest without an answer.
@@ -549,6 +604,9 @@ struct Step<'a> {
     applied: u64,
     touched: &'a Touched,
     file: &'a Path,
+    /// As it will be after the change.
+    fill: Fill,
+    subscribers_max: u64,
 }
 
 impl Step<'_> {
@@ -568,7 +626,7 @@ impl Step<'_> {
         }
     }
 
-    fn put_subscriber(&self, subscriber: &Subscriber) -> Result<Outcome, Error> {
+    fn put_subscriber(&mut self, subscriber: &Subscriber) -> Result<Outcome, Error> {
         let class = self.class_id(&subscriber.class)?.ok_or_else(|| Error::NoSuchReference {
             field: "class",
             kind: Kind::Class,
@@ -585,7 +643,15 @@ impl Step<'_> {
                 return Ok(Outcome::Unchanged);
             }
             Some(_) => Outcome::Replaced,
-            None => Outcome::Created,
+            None => {
+                let table = Fill::table(&subscriber.prefix);
+                self.fill.used[table] += 1;
+                if self.fill.used[table] > self.subscribers_max {
+                    let table = Fill::TABLES[table];
+                    return Err(Error::Full { table, max: self.subscribers_max, file: self.file.to_owned() });
+                }
+                Outcome::Created
+            }
         };
         self.touched.note(self.next_revision, subscriber.prefix);
         self.connection
@@ -597,7 +663,7 @@ impl Step<'_> {
         Ok(outcome)
     }
 
-    fn delete_subscriber(&self, prefix: &IpNet) -> Result<Outcome, Error> {
+    fn delete_subscriber(&mut self, prefix: &IpNet) -> Result<Outcome, Error> {
         self.touched.note(self.next_revision, *prefix);
         let removed = self
             .connection
@@ -606,10 +672,11 @@ impl Step<'_> {
         if removed == 0 {
             return Err(Error::NotFound { kind: Kind::Subscriber, name: prefix.to_string() });
         }
+        self.fill.used[Fill::table(prefix)] -= 1;
         Ok(Outcome::Deleted)
     }
 
-    fn expire(&self, now_s: i64) -> Result<Outcome, Error> {
+    fn expire(&mut self, now_s: i64) -> Result<Outcome, Error> {
         let mut statement = self
             .connection
             .prepare_cached("SELECT prefix FROM subscribers WHERE expires_s <= ?1 ORDER BY expires_s LIMIT ?2")?;

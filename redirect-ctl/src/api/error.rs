@@ -120,7 +120,11 @@ impl ApiError {
 
     pub fn at(code: Code, pointer: &str, detail: &str) -> Self {
         let errors = vec![FieldError { pointer: pointer.to_owned(), detail: detail.to_owned() }];
-        Self { code, detail: format!("{pointer}: {detail}"), errors }
+        Self {
+            code,
+            detail: if pointer.is_empty() { detail.to_owned() } else { format!("{pointer}: {detail}") },
+            errors,
+        }
     }
 
     pub fn problem(&self) -> Problem {
@@ -153,7 +157,7 @@ impl From<store::Error> for ApiError {
             store::Error::OwnListener { .. } => Self::at(Code::Invalid, "/address", &text),
             store::Error::InUse { .. } => Self::new(Code::InUse, text),
             store::Error::OwnedByFile { .. } => Self::new(Code::OwnedByFile, text),
-            store::Error::TooMany { .. } => Self::new(Code::TooMany, text),
+            store::Error::TooMany { .. } | store::Error::Full { .. } => Self::new(Code::TooMany, text),
             store::Error::NumbersBusy { .. } | store::Error::Stopped => Self::new(Code::Unavailable, text),
             error if error.is_disk_full() => {
                 Self::new(Code::DiskFull, "the store's disk is full; nothing was changed, make room and try again")

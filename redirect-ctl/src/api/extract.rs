@@ -7,7 +7,7 @@ use axum::{
     extract::{FromRequest, FromRequestParts, Path, Query, Request},
     http::{header, request::Parts},
 };
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_path_to_error::Segment;
 
 use super::error::{ApiError, Code};
@@ -87,13 +87,20 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
 }
 
 fn from_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    // Serde would take a list of the values in their order for the object.
+    if bytes.trim_ascii_start().first().is_some_and(|first| *first != b'{') {
+        return Err(match serde_json::from_slice::<IgnoredAny>(bytes) {
+            Ok(_) => ApiError::at(Code::Invalid, "", "the body is not an object; see /openapi.json"),
+            Err(error) => not_json(&error),
+        });
+    }
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let path = pointer(error.path());
         let error = error.into_inner();
         let text = error.to_string();
         if !error.is_data() {
-            return ApiError::new(Code::InvalidJson, format!("the body is not JSON: {text}"));
+            return not_json(&error);
         }
         // The place in the text says less than the pointer.
         let text = text.rfind(" at line ").map_or(text.as_str(), |end| &text[..end]);

@@ -72,6 +72,6 @@ fn log(format: LogFormat) {
 
 fn fail(error: &(impl std::fmt::Display + ?Sized), code: u8) -> ExitCode {
     // If even that cannot be said, the exit code says it.
-    let _ = writeln!(io::stderr(), "redirectd: {error:#}");
+    let _ = writeln!(io::stderr(), "redirectd: {error}");
     ExitCode::from(code)
 }

@@ -37,6 +37,8 @@ pub struct State {
     pub flows: Vec<FlowRecord>,
     /// Interfaces that the host has; `None`: every name exists.
     pub existing: Option<BTreeSet<String>>,
+    /// Entries that the tables of subscribers hold together; `None`: any number.
+    pub subscribers_max: Option<usize>,
     /// Decides for each operation, read or write, whether it fails.
     pub fault: Option<Fault>,
     /// Every operation that was carried out, in order.
@@ -121,6 +123,10 @@ impl State {
                     prefix.prefix_len(),
                     "subscriber {prefix} does not know its length"
                 );
+                let full = self.subscribers_max.is_some_and(|max| self.subscribers.len() >= max);
+                if full && !self.subscribers.contains_key(prefix) {
+                    return Err(Error::Full { table: "the model", key: "dataplane.subscribers_max" });
+                }
                 self.subscribers.insert(*prefix, *subscriber);
             }
             Operation::RemoveSubscriber { prefix } => {

@@ -42,8 +42,18 @@ pub struct Actual {
     pub interfaces: BTreeMap<String, Attachment>,
 }
 
+/// Which subscribers go first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// The usual order, which never leaves an address without a class in between.
+    #[default]
+    SetsFirst,
+    /// Makes room: for a table so full that it cannot hold the old and the new at once.
+    RemovalsFirst,
+}
+
 /// The operations that lead from `actual` to `desired`; none where they agree.
-pub fn plan(desired: &Desired, actual: &Actual) -> Vec<Operation> {
+pub fn plan(desired: &Desired, actual: &Actual, order: Order) -> Vec<Operation> {
     let mut operations = Vec::new();
     operations.extend(detach(desired, actual));
     operations.extend(
@@ -52,8 +62,11 @@ pub fn plan(desired: &Desired, actual: &Actual) -> Vec<Operation> {
     operations.extend(
         changed(&desired.classes, &actual.classes).map(|(id, class)| Operation::SetClass { id: *id, class: *class }),
     );
-    operations.extend(set_subscribers(desired, actual));
-    operations.extend(remove_subscribers(desired, actual));
+    let (sets, removals) = (set_subscribers(desired, actual), remove_subscribers(desired, actual));
+    match order {
+        Order::SetsFirst => operations.extend(sets.into_iter().chain(removals)),
+        Order::RemovalsFirst => operations.extend(removals.into_iter().chain(sets)),
+    }
     operations.extend(gone(&desired.classes, &actual.classes).map(|id| Operation::ClearClass { id: *id }));
     operations.extend(gone(&desired.relays, &actual.relays).map(|id| Operation::ClearRelay { id: *id }));
     operations.extend(attach(desired, actual));
@@ -193,7 +206,7 @@ mod tests {
         #[test]
         fn the_plan_leads_to_the_desired_state_and_never_misroutes(before in world(), desired in world()) {
             let mut model = model_of(&before);
-            let operations = plan(&desired, &actual_of(&model));
+            let operations = plan(&desired, &actual_of(&model), Order::SetsFirst);
             for (done, operation) in operations.iter().enumerate() {
                 model.apply(operation).unwrap();
                 let state = model.state();
@@ -213,21 +226,33 @@ mod tests {
             prop_assert_eq!(after.revision, desired.revision);
             let attached: BTreeMap<_, _> = after.interfaces.iter().map(|(name, found)| (name.clone(), (found.role, found.hook))).collect();
             prop_assert_eq!(&attached, &desired.interfaces);
-            prop_assert_eq!(plan(&desired, &after), vec![]);
+            prop_assert_eq!(plan(&desired, &after, Order::SetsFirst), vec![]);
         }
 
         #[test]
         fn a_plan_cut_short_is_repaired_by_the_next(before in world(), desired in world(), cut in any::<prop::sample::Index>()) {
             let mut model = model_of(&before);
-            let operations = plan(&desired, &actual_of(&model));
+            let operations = plan(&desired, &actual_of(&model), Order::SetsFirst);
             for operation in operations.iter().take(cut.index(operations.len() + 1)) {
                 model.apply(operation).unwrap();
             }
-            for operation in plan(&desired, &actual_of(&model)) {
+            for operation in plan(&desired, &actual_of(&model), Order::SetsFirst) {
                 model.apply(&operation).unwrap();
                 model.state().check();
             }
-            prop_assert_eq!(plan(&desired, &actual_of(&model)), vec![]);
+            prop_assert_eq!(plan(&desired, &actual_of(&model), Order::SetsFirst), vec![]);
+        }
+
+        #[test]
+        fn making_room_never_holds_more_than_before_or_after(before in world(), desired in world()) {
+            let mut model = model_of(&before);
+            let most = before.subscribers.len().max(desired.subscribers.len());
+            for operation in plan(&desired, &actual_of(&model), Order::RemovalsFirst) {
+                model.apply(&operation).unwrap();
+                model.state().check();
+                prop_assert!(model.state().subscribers.len() <= most);
+            }
+            prop_assert_eq!(plan(&desired, &actual_of(&model), Order::SetsFirst), vec![]);
         }
 
         #[test]
@@ -240,7 +265,7 @@ mod tests {
             let model = model_of(&before);
             let partly_desired = Desired { subscribers: touched(&desired), ..desired.clone() };
             let partly_actual = Actual { subscribers: touched(&before), ..actual_of(&model) };
-            prop_assert_eq!(plan(&partly_desired, &partly_actual), plan(&desired, &actual_of(&model)));
+            prop_assert_eq!(plan(&partly_desired, &partly_actual, Order::SetsFirst), plan(&desired, &actual_of(&model), Order::SetsFirst));
         }
     }
 }

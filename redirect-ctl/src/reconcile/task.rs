@@ -20,7 +20,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::plan::{Actual, Desired, plan};
+use super::plan::{Actual, Desired, Order, plan};
 use crate::{
     dataplane::{self, Counter, Dataplane, FlowCounts, FlowRecord, Mode, Operation},
     desired::{Class, Relay, Tables},
@@ -132,6 +132,7 @@ pub struct Reconciler<D> {
     full_due: Instant,
     /// Set after an error: the next attempt compares everything, not before `at`.
     retry: Option<Retry>,
+    order: Order,
     interface_retries: BTreeMap<String, InterfaceRetry>,
     ticked: Instant,
 }
@@ -143,17 +144,10 @@ struct Retry {
 }
 
 impl Retry {
-    fn first() -> Self {
-        Self { at: Instant::now() + limits::RETRY_MIN, wait: limits::RETRY_MIN }
-    }
-
-    fn next(self) -> Self {
-        let wait = (self.wait * 2).min(limits::RETRY_MAX);
+    /// The wait doubles up to `most`.
+    fn after(before: Option<Self>, most: Duration) -> Self {
+        let wait = before.map_or(limits::RETRY_MIN, |before| (before.wait * 2).min(most));
         Self { at: Instant::now() + wait, wait }
-    }
-
-    fn after(before: Option<Self>) -> Self {
-        before.map_or_else(Self::first, Self::next)
     }
 }
 
@@ -192,6 +186,7 @@ impl<D: Dataplane> Reconciler<D> {
             collect_budget: usize::try_from(entries).unwrap_or(most).clamp(least, most),
             full_due: Instant::now(),
             retry: None,
+            order: Order::default(),
             interface_retries: BTreeMap::new(),
             ticked: Instant::now(),
         };
@@ -257,7 +252,16 @@ impl<D: Dataplane> Reconciler<D> {
 
     fn sync(&mut self) {
         let scope = if self.retry.is_some() || self.full_due <= Instant::now() { Scope::All } else { Scope::Touched };
-        match self.attempt(scope) {
+        let result = match self.attempt(scope) {
+            Err(SyncError::Apply { source: dataplane::Error::Full { .. }, .. }) => {
+                // Changes that came one after the other fit, but put together the new ones came before the old ones were gone.
+                self.order = Order::RemovalsFirst;
+                self.attempt(Scope::All)
+            }
+            other => other,
+        };
+        self.order = Order::SetsFirst;
+        match result {
             Ok(Synced { revision, full }) => {
                 if self.retry.take().is_some() {
                     tracing::info!(revision, "the kernel follows the store again");
@@ -278,7 +282,7 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// Notes an error, and that everything is to be compared after a while.
     fn fail(&mut self, error: &str) {
-        self.retry = Some(Retry::after(self.retry));
+        self.retry = Some(Retry::after(self.retry, limits::RETRY_MAX));
         let known = self.observed.borrow().error.as_deref() == Some(error);
         if !known {
             tracing::error!(error, "the kernel does not follow the store; trying again");
@@ -347,7 +351,7 @@ impl<D: Dataplane> Reconciler<D> {
             subscribers: actual_subscribers,
             interfaces: attached,
         };
-        let operations = plan(&desired, &actual);
+        let operations = plan(&desired, &actual, self.order);
         let mut operations = operations.iter().peekable();
         while let Some(operation) = operations.next() {
             if self.ticked.elapsed() >= limits::TICK {
@@ -416,7 +420,7 @@ impl<D: Dataplane> Reconciler<D> {
         if before.is_none_or(|before| before.error != error) {
             tracing::warn!(interface = name, error, "trying again");
         }
-        let retry = Retry::after(before.map(|before| before.retry));
+        let retry = Retry::after(before.map(|before| before.retry), limits::INTERFACE_RETRY_MAX);
         self.interface_retries.insert(name.to_owned(), InterfaceRetry { retry, error });
     }
 

@@ -1,0 +1,217 @@
+//! `redirect-ctl` in process: what it prints, where, and its exit codes.
+
+use serde_json::{Value, json};
+
+use crate::support::{Lab, ctl};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nouns_list_get_set_and_delete() {
+    let lab = Lab::start().await;
+    for (args, stdout) in [
+        ("gateway set mx --address mx.example.net --description main", "gateway mx set (revision 3)\n"),
+        ("relay set postfix --ipv4 10.9.0.25:25 --ipv6 [fd00::25]:25", "relay postfix set (revision 4)\n"),
+        (
+            "class set gold --action redirect --relay postfix --on-relay-down block --gateway mx",
+            "class gold set (revision 5)\n",
+        ),
+        ("subscriber set 10.20.0.0/16 --class gold", "subscriber 10.20.0.0/16 set (revision 6)\n"),
+        (
+            "subscriber set fd00::7 --class bypass --source portal --expires 2099-12-01T00:00:00Z",
+            "subscriber fd00::7/128 set (revision 7)\n",
+        ),
+        ("interface set lan1 --hook xdp", "interface lan1 set (revision 8)\n"),
+        (
+            "gateway list",
+            "NAME  ADDRESS         PORT  STATUS   DESCRIPTION\n\
+             mx    mx.example.net  25    enabled  main\n",
+        ),
+        (
+            "relay list",
+            "NAME      IPV4          IPV6           DELIVERY  SOURCE\n\
+             embedded  -             -              auto      file\n\
+             postfix   10.9.0.25:25  [fd00::25]:25  auto      api\n",
+        ),
+        ("class get gold --no-headers", "gold  redirect  postfix  block  mx\n"),
+        (
+            "subscriber list",
+            "PREFIX        CLASS   SOURCE    EXPIRES\n\
+             10.20.0.0/16  gold    operator  -\n\
+             fd00::7/128   bypass  portal    2099-12-01T00:00:00Z\n",
+        ),
+        ("subscriber list --class gold --no-headers", "10.20.0.0/16  gold  operator  -\n"),
+        ("subscriber list --within 10.0.0.0/8 --no-headers", "10.20.0.0/16  gold  operator  -\n"),
+        ("subscriber get 10.20.0.0/16 --no-headers", "10.20.0.0/16  gold  operator  -\n"),
+        (
+            "interface list",
+            "NAME  ROLE        HOOK  MODE  SOURCE  ERROR\n\
+             lan0  subscriber  auto  tcx   file    -\n\
+             lan1  subscriber  xdp   xdp   api     -\n",
+        ),
+        ("flow list", "CLIENT  SERVER  RELAY  PORT  CLASS  STATE  AGE  IDLE\n"),
+        ("stats", "CLASS  REASON  VERDICT  PACKETS  BYTES\n"),
+        ("interface delete lan1", "interface lan1 deleted (revision 9)\n"),
+        ("subscriber delete 10.20.0.0/16", "subscriber 10.20.0.0/16 deleted (revision 10)\n"),
+        ("subscriber delete fd00::7", "subscriber fd00::7/128 deleted (revision 11)\n"),
+        ("class delete gold", "class gold deleted (revision 12)\n"),
+        ("relay delete postfix", "relay postfix deleted (revision 13)\n"),
+        ("gateway delete mx", "gateway mx deleted (revision 14)\n"),
+    ] {
+        let output = lab.ctl(&args.split(' ').collect::<Vec<_>>()).await;
+        assert_eq!((output.stdout.as_str(), output.stderr.as_str(), output.code), (stdout, "", 0), "{args}");
+    }
+    let status = lab.ctl(&["status"]).await;
+    for line in ["revision        14 (kernel: 14)", "interface lan0  attached, tcx", "error           -"] {
+        assert!(status.stdout.lines().any(|found| found == line), "{line} is missing in\n{}", status.stdout);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn json_is_the_resource_and_nothing_else() {
+    let lab = Lab::start().await;
+    let json = async |args: &str| -> Value {
+        let mut words = vec!["-o", "json"];
+        words.extend(args.split(' '));
+        let output = lab.ctl(&words).await;
+        assert_eq!((output.code, output.stderr.as_str()), (0, ""), "{args}");
+        serde_json::from_str(&output.stdout).unwrap()
+    };
+    let bypass = json!({"prefix": "10.1.2.3/32", "class": "bypass", "source": "operator", "expires": null});
+    assert_eq!(json("subscriber set 10.1.2.3 --class bypass").await, bypass);
+    assert_eq!(json("subscriber get 10.1.2.3").await, bypass);
+    assert_eq!(json("subscriber list").await, json!([bypass]));
+    assert_eq!(json("subscriber delete 10.1.2.3").await, json!({"revision": 4, "applied": true}));
+    assert_eq!(json("flow list").await, json!([]));
+    assert_eq!(json("stats").await, json!({"reasons": []}));
+    assert_eq!(json("status").await["revision"], 4);
+    assert_eq!(json("class list").await.as_array().unwrap().len(), 5);
+    assert_eq!(json("relay get embedded").await["source"], "file");
+    assert_eq!(json("interface get lan0").await["status"]["mode"], "tcx");
+    assert_eq!(json("gateway list").await, json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn problems_have_one_line_and_their_exit_code() {
+    let lab = Lab::start().await;
+    lab.ctl(&["subscriber", "set", "10.0.0.0/8", "--class", "bypass"]).await;
+    for (args, code, stderr) in [
+        ("class get nobody", 3, "redirect-ctl: there is no class nobody\n"),
+        ("subscriber delete 10.9.9.9", 3, "redirect-ctl: there is no subscriber 10.9.9.9/32\n"),
+        ("class delete bypass", 4, "redirect-ctl: class bypass is in use by subscriber 10.0.0.0/8\n"),
+        (
+            "interface delete lan0",
+            4,
+            "redirect-ctl: interface lan0 is defined in /etc/redirect/test.toml; change it there and restart redirectd\n",
+        ),
+        (
+            "subscriber set 10.0.0.1 --class nobody",
+            1,
+            "redirect-ctl: /class: there is no class nobody; create it first\n",
+        ),
+        (
+            "class set gold --action redirect",
+            1,
+            "redirect-ctl: /relay: action redirect needs a relay, such as \"embedded\"\n",
+        ),
+        ("flow list --class nobody", 1, "redirect-ctl: ?class: there is no class nobody\n"),
+    ] {
+        let output = lab.ctl(&args.split(' ').collect::<Vec<_>>()).await;
+        assert_eq!((output.stderr.as_str(), output.stdout.as_str(), output.code), (stderr, "", code), "{args}");
+    }
+}
+
+#[tokio::test]
+async fn usage_is_an_error_of_its_own() {
+    for args in [
+        "",
+        "subscriber",
+        "subscriber set 10.0.0.0/8",
+        "subscriber set 10.0.0.1/8 --class bypass",
+        "subscriber set 10.0.0.0/8 --class bypass --ttl 1h --expires 2099-01-01T00:00:00Z",
+        "subscriber set 10.0.0.0/8 --class bypass --ttl 0s",
+        "subscriber set 10.0.0.0/8 --class bypass --ttl soon",
+        "class set gold --action reject",
+        "relay set postfix",
+        "gateway set mx --address 300.1.1.1",
+        "gateway set mx --address mx --port 0",
+        "interface set lan0 --role relay",
+        "flow list --limit 0",
+        "-o yaml status",
+        "--host http://localhost status",
+        "--host unix://relative status",
+        "--timeout never status",
+    ] {
+        let words: Vec<_> = args.split(' ').filter(|word| !word.is_empty()).collect();
+        let output = ctl("unix:///nowhere", &words).await;
+        assert_eq!((output.code, output.stdout.as_str()), (2, ""), "{args}: {}", output.stderr);
+        assert!(!output.stderr.is_empty());
+    }
+    let output = ctl("tcp://x", &["status"]).await;
+    assert_eq!(
+        (output.code, output.stderr.as_str()),
+        (2, "redirect-ctl: REDIRECT_HOST: \"tcp://x\" is not a host: give unix:///PATH/TO/SOCKET\n")
+    );
+}
+
+#[tokio::test]
+async fn help_is_an_answer_with_examples() {
+    for args in
+        [&["--help"][..], &["subscriber", "set", "--help"], &["class", "set", "--help"], &["flow", "list", "--help"]]
+    {
+        let output = ctl("unix:///nowhere", args).await;
+        assert_eq!((output.code, output.stderr.as_str()), (0, ""));
+        assert!(output.stdout.contains("Example"), "{}", output.stdout);
+    }
+    assert!(ctl("unix:///nowhere", &["--version"]).await.stdout.starts_with("redirect-ctl "));
+}
+
+#[tokio::test]
+async fn a_daemon_that_is_not_there_is_unreachable() {
+    let output = ctl("unix:///nowhere/api.sock", &["status"]).await;
+    assert_eq!(output.code, 5);
+    assert!(
+        output.stderr.starts_with("redirect-ctl: cannot reach redirectd at /nowhere/api.sock: "),
+        "{}",
+        output.stderr
+    );
+
+    // One that takes the connection and says nothing.
+    let dir = tempfile::TempDir::new().unwrap();
+    let path = dir.path().join("mute.sock");
+    let _listener = tokio::net::UnixListener::bind(&path).unwrap();
+    let output = ctl(&format!("unix://{}", path.display()), &["--timeout", "100ms", "status"]).await;
+    assert_eq!((output.code, output.stderr.contains("no answer from redirectd")), (5, true), "{}", output.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn long_lists_say_that_they_are_cut_and_can_be_complete() {
+    let lab = Lab::start().await;
+    for host in 0..5 {
+        lab.ctl(&["subscriber", "set", &format!("10.0.0.{host}"), "--class", "bypass"]).await;
+    }
+    let cut = lab.ctl(&["subscriber", "list", "--limit", "2", "--no-headers"]).await;
+    assert_eq!(cut.stdout.lines().count(), 2);
+    assert_eq!(cut.stderr, "redirect-ctl: showing the first 2 subscribers; use --all, or raise --limit\n");
+    let all = lab.ctl(&["subscriber", "list", "--all", "--no-headers"]).await;
+    assert_eq!((all.stdout.lines().count(), all.stderr.as_str()), (5, ""));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ttl_becomes_a_time_and_the_subscriber_goes() {
+    let lab = Lab::start().await;
+    lab.ctl(&["subscriber", "set", "10.0.0.1", "--class", "bypass", "--ttl", "1s"]).await;
+    assert_eq!(lab.model.state().subscribers.len(), 1);
+    crate::support::eventually("it expires", || async { lab.model.state().subscribers.is_empty() }).await;
+    assert_eq!(lab.ctl(&["subscriber", "get", "10.0.0.1"]).await.code, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_kernel_is_a_warning() {
+    let lab = Lab::start().await;
+    lab.model.state().fault = Some(Box::new(|what| what.starts_with("set")));
+    let output = lab.ctl(&["subscriber", "set", "10.0.0.1", "--class", "bypass"]).await;
+    assert_eq!((output.code, output.stdout.as_str()), (0, "subscriber 10.0.0.1/32 set (revision 3)\n"));
+    assert_eq!(
+        output.stderr,
+        "redirect-ctl: revision 3 is stored, but the kernel does not hold it yet; see redirect-ctl status\n"
+    );
+}

@@ -1,0 +1,290 @@
+//! Start, stop, and what happens in between: the relay, the sockets, the failures.
+
+use std::{os::unix::fs::PermissionsExt, time::Duration};
+
+use redirect_ctl::{
+    api::types::FlowListQuery,
+    daemon,
+    dataplane::{FlowRecord, FlowState, model::ModelDataplane},
+};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{TcpListener, TcpSocket, TcpStream},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::support::{Lab, PATIENCE, eventually, free_port, settings};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_removes_attachments_and_socket_and_a_start_brings_everything_back() {
+    let lab = Lab::start().await;
+    lab.put("/v1/subscribers/10.0.0.0_8", r#"{"class":"bypass"}"#).await.expect(201);
+    lab.put("/v1/interfaces/lan1", "{}").await.expect(201);
+    let mode = std::fs::metadata(&lab.settings.sockets[0]).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o660);
+    let (model, socket) = (lab.model.clone(), lab.settings.sockets[0].clone());
+    assert_eq!(model.state().interfaces.len(), 2);
+    let revision = model.state().revision;
+
+    let lab = lab.restart(|_| {}).await;
+    assert!(model.state().interfaces.is_empty(), "the first daemon left attachments behind");
+    assert!(socket.exists());
+    {
+        let state = lab.model.state();
+        assert_eq!((state.revision, state.subscribers.len(), state.interfaces.len()), (revision, 1, 2));
+    }
+    let (dir, _) = lab.stop().await;
+    let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(left.iter().all(|name| name == "redirect.db" || name == "redirect.db.lock"), "{left:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn interfaces_are_attached_last_and_detached_first() {
+    let lab = Lab::start().await;
+    lab.put("/v1/subscribers/10.0.0.0_8", r#"{"class":"configured"}"#).await.expect(201);
+    let model = lab.model.clone();
+    {
+        let state = model.state();
+        let attach = state.log.iter().position(|operation| operation.to_string().starts_with("attach")).unwrap();
+        let classes = state.log.iter().rposition(|operation| operation.to_string().starts_with("set class")).unwrap();
+        assert!(classes < attach, "{:?}", state.log);
+    }
+    lab.stop().await;
+    let state = model.state();
+    assert!(state.log.last().unwrap().to_string().starts_with("detach"), "{:?}", state.log);
+    // The tables stay as they are: nobody looks at them any more, and taking them apart would take time.
+    assert_eq!(state.subscribers.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_socket_of_a_dead_daemon_is_replaced_that_of_a_living_one_is_not() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("api.sock");
+    // A listener that went without removing its file.
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    assert!(path.exists());
+    let lab = Lab::launch_on(dir, settings).await;
+
+    let other = TempDir::new().unwrap();
+    let mut second = settings(&other);
+    second.sockets = lab.settings.sockets.clone();
+    let error = daemon::run(second, ModelDataplane::default(), CancellationToken::new()).await.unwrap_err().to_string();
+    assert_eq!(
+        error,
+        format!(
+            "another process serves {}; stop it, or give another path in api.sockets",
+            lab.settings.sockets[0].display()
+        )
+    );
+    lab.get("/livez").await.expect(200);
+
+    let mut third = settings(&other);
+    std::fs::write(other.path().join("file"), "precious").unwrap();
+    third.sockets = vec![other.path().join("file")];
+    let error = daemon::run(third, ModelDataplane::default(), CancellationToken::new()).await.unwrap_err().to_string();
+    assert!(error.contains("exists and is no socket"), "{error}");
+    assert_eq!(std::fs::read_to_string(other.path().join("file")).unwrap(), "precious");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_start_attaches_nothing() {
+    // A port that is taken.
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let std::net::SocketAddr::V4(address) = taken.local_addr().unwrap() else { unreachable!("loopback is IPv4") };
+    let dir = TempDir::new().unwrap();
+    let mut bad = settings(&dir);
+    bad.relay.ipv4 = Some(address);
+    let model = ModelDataplane::default();
+    let error = daemon::run(bad, model.clone(), CancellationToken::new()).await.unwrap_err().to_string();
+    assert!(error.starts_with(&format!("relay.listen: cannot listen on {address}: ")), "{error}");
+    assert!(!model.state().log.iter().any(|operation| operation.to_string().starts_with("attach")));
+    assert!(!dir.path().join("api.sock").exists());
+
+    // A kernel that refuses.
+    model.state().fault = Some(Box::new(|what| what.starts_with("set class")));
+    let error = daemon::run(settings(&dir), model.clone(), CancellationToken::new()).await.unwrap_err().to_string();
+    assert!(error.starts_with("the kernel does not take the configuration: set class 1: "), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_panics_ends_the_daemon_with_an_error() {
+    let lab = Lab::start().await;
+    lab.model.state().fault = Some(Box::new(|what| {
+        assert_ne!(what, "read flows", "a planted fault");
+        false
+    }));
+    let _ = lab.client.flows(&FlowListQuery::default()).await;
+    let error = tokio::time::timeout(PATIENCE, lab.task).await.unwrap().unwrap().unwrap_err().to_string();
+    assert!(error.starts_with("the reconciler ended by itself: "), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_expired_while_the_daemon_was_away_does_not_come_back() {
+    let lab = Lab::start().await;
+    lab.ctl(&["subscriber", "set", "10.0.0.1", "--class", "bypass", "--ttl", "1s"]).await;
+    lab.ctl(&["subscriber", "set", "10.0.0.2", "--class", "bypass", "--ttl", "1h"]).await;
+    let (dir, settings) = lab.stop().await;
+    tokio::time::sleep(Duration::from_millis(2_100)).await;
+    let lab = Lab::launch_on(dir, |_: &TempDir| settings).await;
+    let state = lab.model.state();
+    assert_eq!(state.subscribers.len(), 1);
+    assert!(!state.log.iter().any(|operation| operation.to_string().contains("10.0.0.1")), "{:?}", state.log);
+}
+
+/// A gateway that takes one message and hands it over.
+async fn sink(listener: TcpListener) -> String {
+    let (stream, _) = listener.accept().await.unwrap();
+    let mut stream = BufReader::new(stream);
+    stream.write_all(b"220 gateway\r\n").await.unwrap();
+    let mut message = String::new();
+    let mut line = String::new();
+    loop {
+        line.clear();
+        if stream.read_line(&mut line).await.unwrap() == 0 {
+            return message;
+        }
+        let reply = match line.split([' ', '\r']).next().unwrap().to_ascii_uppercase().as_str() {
+            "DATA" => {
+                stream.write_all(b"354 go\r\n").await.unwrap();
+                loop {
+                    line.clear();
+                    stream.read_line(&mut line).await.unwrap();
+                    if line == ".\r\n" {
+                        break;
+                    }
+                    message.push_str(&line);
+                }
+                "250 taken\r\n"
+            }
+            "QUIT" => "221 bye\r\n",
+            _ => "250 ok\r\n",
+        };
+        stream.write_all(reply.as_bytes()).await.unwrap();
+    }
+}
+
+async fn say(stream: &mut BufReader<TcpStream>, line: &str, code: &str) {
+    if !line.is_empty() {
+        stream.write_all(line.as_bytes()).await.unwrap();
+    }
+    loop {
+        let mut reply = String::new();
+        stream.read_line(&mut reply).await.unwrap();
+        assert!(reply.starts_with(code), "{line:?}: {reply}");
+        if reply.as_bytes().get(3) == Some(&b' ') {
+            return;
+        }
+    }
+}
+
+/// Connects to the relay as a redirected client: the flow table knows the connection before it is there.
+async fn redirected(lab: &Lab, relay: std::net::SocketAddr, class: u16) -> BufReader<TcpStream> {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let client = socket.local_addr().unwrap();
+    let now_s = redirect_ctl::reconcile::task::monotonic_s();
+    lab.model.state().flows.push(FlowRecord {
+        client,
+        server: "203.0.113.9:25".parse().unwrap(),
+        relay,
+        mapped_port: client.port(),
+        class,
+        state: FlowState::Established,
+        created_s: now_s,
+        seen_s: now_s,
+    });
+    BufReader::new(socket.connect(relay).await.unwrap())
+}
+
+async fn lab_with_relay() -> (Lab, std::net::SocketAddr) {
+    let relay = free_port();
+    let lab = Lab::with(|settings, _| {
+        let std::net::SocketAddr::V4(v4) = relay else { unreachable!("loopback is IPv4") };
+        settings.relay.ipv4 = Some(v4);
+    })
+    .await;
+    (lab, relay)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mail_goes_from_a_redirected_client_to_the_gateway_of_its_class() {
+    let (lab, relay) = lab_with_relay().await;
+    let gateway = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = gateway.local_addr().unwrap().port();
+    let mail = tokio::spawn(sink(gateway));
+    // The class's own gateway, not the default one.
+    lab.put("/v1/gateways/default", r#"{"address":"192.0.2.1"}"#).await.expect(201);
+    lab.put("/v1/gateways/mx", &format!(r#"{{"address":"localhost","port":{port}}}"#)).await.expect(201);
+    lab.put("/v1/classes/configured", r#"{"action":"redirect","relay":"embedded","gateway":"mx"}"#).await.expect(200);
+
+    let mut client = redirected(&lab, relay, 2).await;
+    say(&mut client, "", "220").await;
+    say(&mut client, "EHLO laptop\r\n", "250").await;
+    say(&mut client, "MAIL FROM:<a@example.org>\r\n", "250").await;
+    say(&mut client, "RCPT TO:<b@example.org>\r\n", "250").await;
+    say(&mut client, "DATA\r\n", "354").await;
+    say(&mut client, "Subject: hello\r\n\r\nhello\r\n.\r\n", "250").await;
+    say(&mut client, "QUIT\r\n", "221").await;
+    let message = tokio::time::timeout(PATIENCE, mail).await.unwrap().unwrap();
+    assert!(message.ends_with("Subject: hello\r\n\r\nhello\r\n"), "{message}");
+    assert!(message.contains("127.0.0.1"), "no trace of the client: {message}");
+    let status = lab.get("/v1/status").await.json();
+    assert_eq!(status["relay"]["messages_accepted"], 1);
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_comes_straight_to_the_relay_gets_no_service() {
+    let (lab, relay) = lab_with_relay().await;
+    let mut stream = TcpStream::connect(relay).await.unwrap();
+    let mut greeting = String::new();
+    tokio::time::timeout(PATIENCE, stream.read_to_string(&mut greeting)).await.unwrap().unwrap();
+    assert!(greeting.starts_with(['4', '5']), "{greeting:?}");
+    // A flow of a class that is gone explains nothing either.
+    let mut client = redirected(&lab, relay, 60).await;
+    let mut greeting = String::new();
+    tokio::time::timeout(PATIENCE, client.read_to_string(&mut greeting)).await.unwrap().unwrap();
+    assert!(greeting.starts_with(['4', '5']), "{greeting:?}");
+    assert_eq!(lab.get("/v1/status").await.json()["relay"]["sessions_refused"], 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_usable_gateway_the_client_is_asked_to_come_back() {
+    let (lab, relay) = lab_with_relay().await;
+    let try_mail = async || {
+        let mut client = redirected(&lab, relay, 2).await;
+        say(&mut client, "", "220").await;
+        say(&mut client, "EHLO laptop\r\n", "250").await;
+        client.write_all(b"MAIL FROM:<a@example.org>\r\nRCPT TO:<b@example.org>\r\nQUIT\r\n").await.unwrap();
+        let mut replies = String::new();
+        tokio::time::timeout(PATIENCE, client.read_to_string(&mut replies)).await.unwrap().unwrap();
+        assert!(replies.lines().any(|line| line.starts_with('4')), "{replies}");
+    };
+    // None; a disabled one; a name that leads back to ourselves.
+    try_mail().await;
+    lab.put("/v1/gateways/default", r#"{"address":"192.0.2.1","status":"disabled"}"#).await.expect(201);
+    try_mail().await;
+    lab.put("/v1/gateways/default", &format!(r#"{{"address":"localhost","port":{}}}"#, relay.port())).await.expect(200);
+    try_mail().await;
+    assert_eq!(lab.get("/v1/status").await.json()["relay"]["sessions_refused"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_clock_of_the_packet_path_goes_on() {
+    let lab = Lab::start().await;
+    let start = lab.model.state().clock_s;
+    assert!(start > 0, "the clock was not set before the first packet");
+    eventually("it advances", || async { lab.model.state().clock_s > start }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_clients_at_once_are_served_and_silent_ones_do_not_hold_up_a_stop() {
+    let lab = Lab::start().await;
+    let mut silent = Vec::new();
+    for _ in 0..50 {
+        silent.push(tokio::net::UnixStream::connect(&lab.settings.sockets[0]).await.unwrap());
+    }
+    lab.get("/livez").await.expect(200);
+    tokio::time::timeout(Duration::from_secs(10), lab.stop()).await.unwrap();
+}

@@ -1,0 +1,9 @@
+//! The whole daemon in process: real socket, real store, real relay on loopback, and the model in the kernel's place.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+mod api;
+mod cli;
+mod daemon;
+mod reconcile;
+mod store;
+mod support;

@@ -1,0 +1,241 @@
+//! The store by itself: what was acknowledged survives, numbers are reused with care.
+
+use std::{
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread,
+};
+
+use redirect_ctl::{
+    desired::{Action, ClassSpec, Fallback, InterfaceName, Origin, Subscriber},
+    store::{self, Change, Error, FileResources, Outcome, Scope, Store, Subscribers},
+};
+use tempfile::TempDir;
+
+fn file() -> FileResources {
+    FileResources { subscribers_max: 1_000_000, ..FileResources::default() }
+}
+
+/// Opens the store; the handle ends when the store and its clones are gone.
+fn open(path: &Path) -> (Store, thread::JoinHandle<()>) {
+    let (store, writer) = store::open(path, &file()).unwrap();
+    (store, thread::spawn(|| writer.run()))
+}
+
+fn class(name: &str) -> Change {
+    let name = name.parse().unwrap();
+    Change::PutClass(ClassSpec {
+        name,
+        action: Action::Pass,
+        relay: None,
+        on_relay_down: Fallback::Pass,
+        gateway: None,
+    })
+}
+
+fn subscriber(prefix: &str, class: &str) -> Change {
+    Change::PutSubscriber(Subscriber {
+        prefix: prefix.parse().unwrap(),
+        class: class.parse().unwrap(),
+        origin: Origin::Operator,
+        expires_s: None,
+    })
+}
+
+fn class_id(store: &Store, name: &str) -> u16 {
+    store.snapshot().tables.class(name).unwrap().id
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_is_there_after_reopening() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("sub/redirect.db");
+    let (store, writer) = open(&path);
+    store.change(class("gold")).await.unwrap();
+    let committed = store.change(subscriber("10.0.0.0/8", "gold")).await.unwrap();
+    assert_eq!((committed.revision, committed.outcome), (3, Outcome::Created));
+    let before = store.snapshot();
+    drop(store);
+    writer.join().unwrap();
+
+    let (store, _writer) = open(&path);
+    assert_eq!(store.snapshot(), before, "opening again made a difference");
+    assert_eq!(store.subscriber("10.0.0.0/8".parse().unwrap()).await.unwrap().unwrap().class.as_str(), "gold");
+}
+
+#[tokio::test]
+async fn a_refused_change_leaves_no_trace_even_inside_a_group() {
+    let dir = TempDir::new().unwrap();
+    let (store, _writer) = open(&dir.path().join("redirect.db"));
+    let good = |host: u8| store.change(subscriber(&format!("10.0.0.{host}/32"), "bypass"));
+    let bad = store.change(subscriber("10.9.9.9/32", "nobody"));
+    let (one, two, refused, three) = tokio::join!(good(1), good(2), bad, good(3));
+    let mut revisions = [one.unwrap().revision, two.unwrap().revision, three.unwrap().revision];
+    revisions.sort_unstable();
+    assert_eq!(revisions, [2, 3, 4]);
+    assert!(matches!(refused, Err(Error::NoSuchReference { field: "class", .. })));
+    assert_eq!(store.snapshot().revision, 4);
+    assert_eq!(store.subscriber_counts().await.unwrap().values().sum::<u64>(), 3);
+}
+
+#[tokio::test]
+async fn a_second_daemon_is_kept_out() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("redirect.db");
+    let (_store, _writer) = open(&path);
+    let Err(error) = store::open(&path, &file()) else { panic!("two daemons in one store") };
+    assert_eq!(error.to_string(), format!("the store {} is in use by another redirectd", path.display()));
+}
+
+#[tokio::test]
+async fn a_store_of_a_later_version_is_left_alone() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("redirect.db");
+    rusqlite::Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
+    let Err(error) = store::open(&path, &file()) else { panic!("opened") };
+    assert!(matches!(error, Error::Schema { found: 99, .. }), "{error}");
+    let garbage = dir.path().join("garbage.db");
+    std::fs::write(&garbage, "this is no database, it is a text file of some length to be read".repeat(100)).unwrap();
+    assert!(store::open(&garbage, &file()).is_err());
+}
+
+#[tokio::test]
+async fn a_number_is_given_away_again_only_after_the_kernel_let_go_of_it() {
+    let dir = TempDir::new().unwrap();
+    let (store, _writer) = open(&dir.path().join("redirect.db"));
+    store.change(class("one")).await.unwrap();
+    let first = class_id(&store, "one");
+    let freed = store.change(Change::DeleteClass("one".parse().unwrap())).await.unwrap();
+    // 63 numbers, 5 for the default classes, one in limbo.
+    for index in 0..57 {
+        store.change(class(&format!("c{index}"))).await.unwrap();
+        assert_ne!(class_id(&store, &format!("c{index}")), first);
+    }
+    assert!(matches!(store.change(class("last")).await, Err(Error::NumbersBusy { .. })));
+    store.set_applied(freed.revision);
+    store.change(class("last")).await.unwrap();
+    assert_eq!(class_id(&store, "last"), first);
+    assert!(matches!(store.change(class("toomany")).await, Err(Error::TooMany { max: 63, .. })));
+
+    // Of several free numbers, the one that is free for the longest time.
+    for name in ["c7", "c3", "c9"] {
+        store.change(Change::DeleteClass(name.parse().unwrap())).await.unwrap();
+    }
+    store.set_applied(store.snapshot().revision);
+    let old: Vec<u16> = vec![class_id(&store, "c6") + 1, class_id(&store, "c2") + 1, class_id(&store, "c8") + 1];
+    for (name, id) in ["n1", "n2", "n3"].into_iter().zip(old) {
+        store.change(class(name)).await.unwrap();
+        assert_eq!(class_id(&store, name), id);
+    }
+}
+
+#[tokio::test]
+async fn a_view_holds_what_was_touched_or_everything() {
+    let dir = TempDir::new().unwrap();
+    let (store, _writer) = open(&dir.path().join("redirect.db"));
+    let touched = |store: &Store| match store.view(Scope::Touched).unwrap().subscribers {
+        Subscribers::Touched(touched) => touched,
+        Subscribers::All(_) => panic!("everything"),
+    };
+    store.change(subscriber("10.0.0.1/32", "bypass")).await.unwrap();
+    store.change(subscriber("10.0.0.2/32", "bypass")).await.unwrap();
+    store.change(Change::DeleteSubscriber("10.0.0.1/32".parse().unwrap())).await.unwrap();
+    let first = touched(&store);
+    assert_eq!(first.get(&"10.0.0.1/32".parse().unwrap()), Some(&None));
+    assert_eq!(first.get(&"10.0.0.2/32".parse().unwrap()), Some(&Some(class_id(&store, "bypass"))));
+    assert_eq!(touched(&store).len(), 0, "taken twice");
+    let Subscribers::All(all) = store.view(Scope::All).unwrap().subscribers else { panic!("not everything") };
+    assert_eq!(all.len(), 1);
+}
+
+#[tokio::test]
+async fn the_file_s_own_things_follow_the_file() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("redirect.db");
+    let at = |endpoint: &str, interfaces: &[&str]| FileResources {
+        relay_ipv4: Some(endpoint.parse().unwrap()),
+        interfaces: interfaces.iter().map(|name| crate::support::interface(name)).collect(),
+        ..file()
+    };
+    let reopen = |resources: FileResources| {
+        let (store, _writer) = store::open(&path, &resources).unwrap();
+        store.snapshot()
+    };
+    let first = reopen(at("10.0.0.1:25", &["lan0", "lan1"]));
+    assert_eq!(reopen(at("10.0.0.1:25", &["lan0", "lan1"])).revision, first.revision, "nothing changed");
+    let second = reopen(at("10.0.0.2:25", &["lan1"]));
+    assert_eq!(second.revision, first.revision + 1);
+    assert_eq!(second.tables.relay("embedded").unwrap().spec.ipv4, Some("10.0.0.2:25".parse().unwrap()));
+    assert_eq!(second.tables.interfaces.keys().map(InterfaceName::as_str).collect::<Vec<_>>(), ["lan1"]);
+}
+
+#[tokio::test]
+async fn a_smaller_table_than_the_store_s_content_is_refused_at_the_start() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("redirect.db");
+    let (store, writer) = open(&path);
+    for host in 1..=3 {
+        store.change(subscriber(&format!("10.0.0.{host}/32"), "bypass")).await.unwrap();
+    }
+    drop(store);
+    writer.join().unwrap();
+    let small = FileResources { subscribers_max: 2, file: PathBuf::from("/etc/r.toml"), ..file() };
+    let Err(error) = store::open(&path, &small) else { panic!("opened") };
+    assert!(
+        error.to_string().contains("IPv4 hosts is full with 2; raise dataplane.subscribers_max in /etc/r.toml"),
+        "{error}"
+    );
+}
+
+/// The victim of the next test: writes without end and tells what was acknowledged.
+#[test]
+#[ignore = "run by the test that kills it"]
+fn write_until_killed() {
+    let Ok(path) = std::env::var("REDIRECT_TEST_STORE") else { return };
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let (store, _writer) = open(Path::new(&path));
+        let start = store.snapshot().revision;
+        for number in start.. {
+            let [_, a, b, c] = u32::try_from(number).unwrap().to_be_bytes();
+            let committed = store.change(subscriber(&format!("10.{a}.{b}.{c}/32"), "bypass")).await.unwrap();
+            println!("acknowledged {}", committed.revision);
+        }
+    });
+}
+
+#[test]
+fn killed_at_any_moment_it_keeps_what_was_acknowledged() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("redirect.db");
+    for round in 0..8 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["store::write_until_killed", "--exact", "--ignored", "--nocapture"])
+            .env("REDIRECT_TEST_STORE", &path)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut acknowledged = 0;
+        for line in lines
+            .map_while(Result::ok)
+            .filter_map(|line| line.rsplit_once("acknowledged ").map(|(_, number)| number.to_owned()))
+        {
+            acknowledged = line.parse::<u64>().unwrap();
+            if acknowledged >= (round + 1) * 50 {
+                // SIGKILL: no destructor, no checkpoint.
+                child.kill().unwrap();
+                break;
+            }
+        }
+        child.wait().unwrap();
+        let (store, _writer) = store::open(&path, &file()).unwrap();
+        let revision = store.snapshot().revision;
+        // What was written after the last line that we read was acknowledged as well, and nobody saw it.
+        assert!(revision >= acknowledged && acknowledged > 0, "acknowledged {acknowledged}, found {revision}");
+        let Subscribers::All(all) = store.view(Scope::All).unwrap().subscribers else { panic!("not everything") };
+        assert_eq!(all.len() as u64, revision - 1, "content and revision differ");
+    }
+}
