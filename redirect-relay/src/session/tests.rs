@@ -354,6 +354,52 @@ fn a_stale_connection_is_replaced() {
     }
 }
 
+/// A recipient was accepted over the connection that is lost: another one knows nothing of it.
+#[test]
+fn a_lost_connection_with_a_recipient_is_not_replaced() {
+    let mut rig = Rig::new(settings(), FakeGateway::default());
+    rig.play(&[HELLO, ENVELOPE, "a\r\n.\r\nMAIL FROM:<e@f>\r\nRCPT TO:<c@d>\r\n"]);
+    rig.session.on_gateway_closed(rig.now);
+    rig.settle();
+    rig.play(&["RCPT TO:<g@h>\r\nDATA\r\n", "NOOP\r\n"]);
+    assert_eq!(rig.transcript(), format!("{READY}, 250 2.0.0, 250 2.1.0, 250 2.1.5, 451 4.4.2, 451 4.4.2, 250 2.0.0"));
+    assert_eq!(rig.connections, 1);
+}
+
+/// Who refuses MAIL and accepts its RCPT has lost count.
+#[test]
+fn a_recipient_accepted_after_a_refused_mail_ends_the_connection() {
+    let answers = vec![("MAIL", "451 4.3.0 later\r\n")];
+    let mut rig = Rig::new(settings(), FakeGateway { answers, ..FakeGateway::default() });
+    rig.play(&[HELLO, "MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\n"]);
+    assert_eq!(rig.transcript(), "220, 250, 250 2.1.0, 451 4.3.0");
+    assert!(!rig.connected);
+    assert!(rig.notes.contains(&Note::GatewayFailed(Failure::Unexpected(250))));
+}
+
+/// The late answer to a MAIL that was given up must not be taken for the next one's.
+#[test]
+fn the_answer_to_a_forgotten_mail_is_nobodys() {
+    let now = Instant::now();
+    let mut session = Session::new(Arc::new(settings()), identity(), now);
+    let gateway = || Some(Gateway { name: "g".into(), endpoint: Endpoint::Host { name: "g".into(), port: 25 } });
+    session.on_client(HELLO.as_bytes(), now);
+    session.on_client(b"MAIL FROM:<a@b>\r\n", now);
+    session.on_gateway(gateway(), now);
+    session.on_connected(now);
+    session.on_gateway_octets(b"220 g\r\n", now);
+    session.on_gateway_octets(b"250 g\r\n", now);
+    session.on_client(b"RSET\r\nMAIL FROM:<c@d>\r\nRCPT TO:<e@f>\r\n", now);
+    session.on_gateway(gateway(), now);
+    session.client_sent(session.client_out().len(), now);
+    for answer in ["550 no a@b\r\n", "250 reset\r\n", "250 c@d\r\n", "250 2.1.5 e@f\r\n"] {
+        assert_eq!(session.client_out(), b"");
+        session.gateway_sent(session.gateway_out().len(), now);
+        session.on_gateway_octets(answer.as_bytes(), now);
+    }
+    assert_eq!(str::from_utf8(session.client_out()).unwrap(), "250 2.1.5 e@f\r\n");
+}
+
 #[test]
 fn what_the_gateway_does_not_offer_is_not_said_to_it() {
     let commands = |plain: bool, parameters: &str| {
@@ -584,6 +630,43 @@ fn attack_28_slow_clients() {
     assert_eq!(rig.messages(), [""; 0]);
     assert_eq!(rig.records[0].cause, Cause::ClientTimeout);
     assert!(rig.notes.contains(&Note::ClientTimeout));
+}
+
+/// Each block of a body has its own time, and a burst earns none for later.
+#[test]
+fn attack_28_bodies_that_become_slow() {
+    let mut settings = settings();
+    settings.size_max = 1_000_000;
+    settings.limits.data_block_octets = 1000;
+    let mut rig = Rig::new(settings, FakeGateway::default());
+    rig.play(&[HELLO, ENVELOPE]);
+    for _ in 0..5 {
+        rig.send(&[b'x'; 1000]);
+        rig.pass(Duration::from_secs(200));
+    }
+    assert_eq!(rig.transcript(), READY, "a block in less than its time is fast enough");
+    rig.send(&[b'x'; 900]);
+    rig.pass(Duration::from_secs(100));
+    assert_eq!(rig.transcript(), format!("{READY}, 421 4.4.2, end"), "and a bit less than a block is not");
+}
+
+/// While the gateway holds the body up, the client cannot be late.
+#[test]
+fn a_client_that_was_held_back_gets_its_time_again() {
+    let mut settings = settings();
+    settings.size_max = u64::MAX / 4;
+    settings.timeouts.gateway_write = Duration::from_hours(1);
+    let mut rig = Rig::new(settings, FakeGateway::default());
+    rig.play(&[HELLO, ENVELOPE]);
+    rig.session.on_client(&vec![b'x'; TO_GATEWAY_HIGH + 1], rig.now);
+    assert!(!rig.session.wants_client());
+    rig.now += Duration::from_mins(10);
+    rig.session.on_deadline(rig.now);
+    rig.settle();
+    assert!(rig.session.wants_client());
+    rig.session.on_deadline(rig.now);
+    rig.send(b"\r\n.\r\n");
+    assert_eq!(rig.transcript(), format!("{READY}, 250 2.0.0"));
 }
 
 #[test]

@@ -156,7 +156,7 @@ impl Client {
 
     pub(crate) async fn ended(&mut self) {
         let mut rest = String::new();
-        let _ = self.stream.read_to_string(&mut rest).await;
+        self.stream.read_to_string(&mut rest).await.expect("a clean end, no reset");
         assert_eq!(rest, "");
     }
 }
