@@ -51,6 +51,9 @@ thread_local! {
 /// [`Settings::drain`](crate::Settings::drain), ends what is left, and returns when no task of it remains.
 ///
 /// Any number of listeners may share one relay, each with a `run` of its own.
+///
+/// Give the listener a long accept queue. In SMTP the server speaks first: a client whose connection was lost from a full
+/// queue under SYN cookies believes that it is connected and waits for a banner that nobody will send.
 pub async fn run<D: Directory>(listener: TcpListener, relay: Arc<Relay<D>>, shutdown: CancellationToken) {
     let tasks = TaskTracker::new();
     let signals = Signals { shutdown, drained: CancellationToken::new() };

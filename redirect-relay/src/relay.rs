@@ -49,7 +49,7 @@ pub trait Directory: Send + Sync + 'static {
 pub struct Settings {
     /// Our name in the banner, in EHLO and in trace fields: a domain name, checked by the caller.
     pub hostname: Arc<str>,
-    /// The largest message, in octets (RFC 1870).
+    /// The largest message, in octets (RFC 1870); at least 1.
     pub size_max: u64,
     /// Sessions open at one time; one more is told 421 4.3.2.
     pub sessions_max: u64,
