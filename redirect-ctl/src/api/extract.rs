@@ -106,16 +106,18 @@ fn from_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
         let text = text.rfind(" at line ").map_or(text.as_str(), |end| &text[..end]);
         let member =
             ["unknown field", "missing field", "duplicate field"].iter().find(|start| text.starts_with(**start));
-        let pointer = match member.and_then(|_| backquoted(text)) {
-            Some(member) if !path.ends_with(&format!("/{member}")) => format!("{path}/{}", escape(member)),
+        let pointer = match member.and_then(|_| backquoted(text)).map(escape) {
+            Some(member) if !path.ends_with(&format!("/{member}")) => format!("{path}/{member}"),
             _ => path,
         };
         ApiError::at(Code::Invalid, &pointer, text)
     })?;
-    reader
-        .end()
-        .map_err(|error| ApiError::new(Code::InvalidJson, format!("the body is not one JSON value: {error}")))?;
+    reader.end().map_err(|error| not_json(&error))?;
     Ok(value)
+}
+
+fn not_json(error: &serde_json::Error) -> ApiError {
+    ApiError::new(Code::InvalidJson, format!("the body is not one JSON value: {error}"))
 }
 
 /// RFC 6901.
