@@ -36,13 +36,12 @@ enum Presence {
     File(&'static str),
 }
 
-const TOOLS: [Tool; 7] = [
+const TOOLS: [Tool; 6] = [
     Tool {
         presence: Presence::Program("ip"),
         package: "iproute2",
         purpose: "makes the namespaces and links of the lab",
     },
-    Tool { presence: Presence::Program("tc"), package: "iproute2", purpose: "shows what is attached to a link" },
     Tool { presence: Presence::Program("ethtool"), package: "ethtool", purpose: "switches the offloads of a link" },
     Tool { presence: Presence::Program("tcpdump"), package: "tcpdump", purpose: "captures what a link carries" },
     Tool { presence: Presence::Program("swaks"), package: "swaks", purpose: "is the mail client of the demo" },
@@ -107,14 +106,10 @@ pub(crate) fn ensure() -> Result<bool> {
         return Ok(false);
     }
 
-    let mut packages: Vec<&str> = Vec::new();
     for tool in &missing.tools {
         exec::say(format!("installing {} (apt): {}", tool.package, tool.purpose));
-        if !packages.contains(&tool.package) {
-            packages.push(tool.package);
-        }
     }
-    apt_install(&packages)?;
+    apt_install(&missing.tools.iter().map(|tool| tool.package).collect::<Vec<_>>())?;
     if missing.sink {
         exec::say(
             "unpacking smtp-sink from Debian's package postfix (not installing it): is the mail server of the demo",
