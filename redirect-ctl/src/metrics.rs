@@ -106,8 +106,8 @@ impl Collector for Values {
         gauge(
             encoder,
             "reconcile_failing",
-            "1 while the kernel does not follow the store",
-            &[(&[], u64::from(observed.error.is_some()))],
+            "1 while the kernel does not follow the store, or its upkeep fails",
+            &[(&[], u64::from(observed.fault().is_some()))],
         )?;
         counter(
             encoder,

@@ -408,7 +408,7 @@ async fn get_status(State(app): App) -> Result<Json<Status>, ApiError> {
         uptime_s: app.started.elapsed().as_secs(),
         revision: snapshot.revision,
         applied: observed.applied,
-        error: observed.error.clone(),
+        error: observed.fault(),
         dataplane: DataplaneStatus {
             layout: maps::LAYOUT,
             flows_max: app.dataplane.flows_max,
@@ -478,7 +478,7 @@ fn checks(app: &AppState) -> Vec<Check> {
         detail: fault.unwrap_or_else(|| "ok".to_owned()),
     };
     let late = (observed.applied == 0).then(|| "the first comparison is not done".to_owned());
-    let mut checks = vec![check("dataplane", observed.error.clone().or(late))];
+    let mut checks = vec![check("dataplane", observed.fault().or(late))];
     for interface in interfaces(app) {
         let fault =
             (!interface.status.attached).then(|| interface.status.error.unwrap_or_else(|| "not attached".to_owned()));

@@ -375,7 +375,7 @@ pub struct Status {
     pub revision: u64,
     /// Number of the state that the kernel holds.
     pub applied: u64,
-    /// Why the kernel does not hold the newest state.
+    /// Why the kernel does not hold the newest state, or is not kept up.
     pub error: Option<String>,
     pub dataplane: DataplaneStatus,
     pub interfaces: Vec<Interface>,

@@ -61,7 +61,7 @@ pub fn load(capacities: Capacities) -> Result<Ebpf, Error> {
     }
     let mut object = loader.load(OBJECT).map_err(|error| not_loaded(&error))?;
     program::<Xdp>(&mut object, names::XDP_INGRESS)?.load().map_err(|error| not_loaded(&error))?;
-    for name in [names::TC_INGRESS, names::TC_EGRESS] {
+    for name in [names::TC_INGRESS, names::TC_EGRESS, names::TC_INGRESS_IP, names::TC_EGRESS_IP] {
         program::<SchedClassifier>(&mut object, name)?.load().map_err(|error| not_loaded(&error))?;
     }
     Ok(object)

@@ -35,6 +35,10 @@ pub struct Observed {
     pub applied: u64,
     /// Why the kernel does not hold the newest revision.
     pub error: Option<String>,
+    /// Why the packet path's clock stands still.
+    pub clock_error: Option<String>,
+    /// Why idle flows are not collected.
+    pub collect_error: Option<String>,
     pub interfaces: BTreeMap<String, InterfaceStatus>,
     /// As of the last sweep.
     pub flows: FlowCounts,
@@ -42,6 +46,15 @@ pub struct Observed {
     pub flows_collected: u64,
     /// Comparisons of everything since the start.
     pub full_syncs: u64,
+}
+
+impl Observed {
+    /// Everything that is wrong with the data plane, in one line.
+    pub fn fault(&self) -> Option<String> {
+        let faults: Vec<_> =
+            [&self.error, &self.clock_error, &self.collect_error].into_iter().flatten().cloned().collect();
+        (!faults.is_empty()).then(|| faults.join("; "))
+    }
 }
 
 /// Whether an interface carries our programs.
@@ -199,7 +212,7 @@ impl<D: Dataplane> Reconciler<D> {
         // Without a clock every flow would look as old as the machine.
         self.tick();
         self.sync();
-        self.observed.borrow().error.clone().map_or(Ok(()), Err)
+        self.observed.borrow().fault().map_or(Ok(()), Err)
     }
 
     /// Runs until `shutdown`. Attachments that are left are removed when the data plane is dropped.
@@ -276,18 +289,15 @@ impl<D: Dataplane> Reconciler<D> {
                     observed.full_syncs += u64::from(full);
                 });
             }
-            Err(error) => self.fail(&error.to_string()),
+            Err(error) => {
+                let error = error.to_string();
+                self.retry = Some(Retry::after(self.retry, limits::RETRY_MAX));
+                if self.observed.borrow().error.as_ref() != Some(&error) {
+                    tracing::error!(error, "the kernel does not follow the store; trying again");
+                }
+                self.publish(|observed| observed.error = Some(error));
+            }
         }
-    }
-
-    /// Notes an error, and that everything is to be compared after a while.
-    fn fail(&mut self, error: &str) {
-        self.retry = Some(Retry::after(self.retry, limits::RETRY_MAX));
-        let known = self.observed.borrow().error.as_deref() == Some(error);
-        if !known {
-            tracing::error!(error, "the kernel does not follow the store; trying again");
-        }
-        self.publish(|observed| observed.error = Some(error.to_owned()));
     }
 
     fn publish(&mut self, change: impl FnOnce(&mut Observed)) {
@@ -437,20 +447,32 @@ impl<D: Dataplane> Reconciler<D> {
 
     fn tick(&mut self) {
         self.ticked = Instant::now();
-        if let Err(error) = self.dataplane.tick(monotonic_s()) {
-            self.fail(&format!("advance the clock: {error}"));
+        let error = self.dataplane.tick(monotonic_s()).err().map(|error| format!("cannot advance the clock: {error}"));
+        if self.observed.borrow().clock_error == error {
+            return;
         }
+        if let Some(error) = &error {
+            tracing::error!(error, "trying again every second");
+        }
+        self.publish(|observed| observed.clock_error = error);
     }
 
     fn collect(&mut self) {
         match self.dataplane.collect(monotonic_s(), self.collect_budget) {
             Ok(collected) => self.publish(|observed| {
+                observed.collect_error = None;
                 observed.flows_collected += collected.removed as u64;
                 if let Some(counts) = collected.sweep_done {
                     observed.flows = counts;
                 }
             }),
-            Err(error) => self.fail(&format!("collect idle flows: {error}")),
+            Err(error) => {
+                let error = Some(format!("cannot collect idle flows: {error}"));
+                if self.observed.borrow().collect_error != error {
+                    tracing::error!(error, "trying again");
+                }
+                self.publish(|observed| observed.collect_error = error);
+            }
         }
     }
 

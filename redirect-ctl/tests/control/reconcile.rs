@@ -106,8 +106,28 @@ async fn foreign_changes_are_undone_after_the_next_error() {
     // Somebody else's hands in the maps, then any error: the comparison that follows is of everything.
     lab.model.state().subscribers.clear();
     let mut once = true;
-    lab.model.state().fault = Some(Box::new(move |what| what == "tick" && std::mem::take(&mut once)));
+    lab.model.state().fault = Some(Box::new(move |what| what == "read revision" && std::mem::take(&mut once)));
+    lab.put("/v1/gateways/mx", r#"{"address":"mx.example.net"}"#).await.expect(201);
     eventually("it is back", || async { lab.model.state().subscribers.len() == 1 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_or_a_collection_that_fails_is_shown_and_holds_nothing_up() {
+    let lab = Lab::start().await;
+    lab.model.state().fault = Some(Box::new(|what| what == "tick" || what == "collect"));
+    eventually("both are shown", || async {
+        let detail = lab.get("/readyz").await.expect_either(200, 503).json()["checks"][0]["detail"].clone();
+        detail == "cannot advance the clock: injected fault: tick; cannot collect idle flows: injected fault: collect"
+    })
+    .await;
+    let full_reads = lab.model.state().full_reads;
+    for host in 0..20 {
+        let put = lab.put(&format!("/v1/subscribers/10.0.0.{host}"), r#"{"class":"bypass"}"#).await.expect(201);
+        assert_eq!(put.header("redirect-applied"), Some("true"));
+    }
+    assert_eq!(lab.model.state().full_reads, full_reads);
+    lab.model.state().fault = None;
+    eventually("all is well", || async { lab.get("/readyz").await.status == 200 }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

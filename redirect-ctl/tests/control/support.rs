@@ -169,6 +169,12 @@ impl Answer {
         self
     }
 
+    #[track_caller]
+    pub(crate) fn expect_either(self, one: u16, other: u16) -> Self {
+        assert!(self.status == one || self.status == other, "{}\n{}", self.head, self.text);
+        self
+    }
+
     /// A problem with this code and this pointer.
     #[track_caller]
     pub(crate) fn problem(&self, status: u16, code: &str, pointer: Option<&str>) {
