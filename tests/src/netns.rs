@@ -28,7 +28,7 @@ impl Namespace {
             register.namespace(&namespace.name)?;
         }
         let lines: Vec<_> = namespaces.iter().map(|namespace| format!("netns add {}", namespace.name)).collect();
-        ip_batch(&[], &lines)?;
+        ip_batch(&lines)?;
         Ok(namespaces)
     }
 
@@ -79,13 +79,13 @@ impl Namespace {
     }
 
     /// Runs lines of `ip` inside.
-    pub fn ip(&self, lines: &[impl AsRef<str>]) -> Result<()> {
-        ip_batch(&["-n", &self.name], lines)
+    pub fn ip(&self, lines: &[impl AsRef<str> + Sync]) -> Result<()> {
+        self.enter(|| ip_batch(lines)).with_context(|| format!("in {}", self.name))
     }
 
     /// Makes links whose ends name the namespaces that they belong to.
     pub(crate) fn links(lines: &[String]) -> Result<()> {
-        ip_batch(&[], lines)
+        ip_batch(lines)
     }
 
     /// Writes settings below `/proc/sys/net`, which shows the namespace of the thread that looks.
@@ -100,9 +100,8 @@ impl Namespace {
     }
 }
 
-fn ip_batch(options: &[&str], lines: &[impl AsRef<str>]) -> Result<()> {
+fn ip_batch(lines: &[impl AsRef<str>]) -> Result<()> {
     let mut ip = Command::new("ip")
-        .args(options)
         .args(["-batch", "-"])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
@@ -110,14 +109,14 @@ fn ip_batch(options: &[&str], lines: &[impl AsRef<str>]) -> Result<()> {
         .spawn()
         .context("run ip; `cargo xtask setup` installs it")?;
     let mut input = ip.stdin.take().context("ip has no standard input")?;
-    for line in lines {
-        writeln!(input, "{}", line.as_ref()).context("write to ip")?;
-    }
+    let script: Vec<_> = lines.iter().map(AsRef::as_ref).collect();
+    let script = script.join("\n") + "\n";
+    // If it fails at a line it does not read on; what it says then is more to the point than the broken pipe.
+    let written = input.write_all(script.as_bytes());
     drop(input);
     let output = ip.wait_with_output().context("wait for ip")?;
     if !output.status.success() {
-        let script: Vec<_> = lines.iter().map(AsRef::as_ref).collect();
-        bail!("ip {}: {}\n{}", options.join(" "), String::from_utf8_lossy(&output.stderr).trim(), script.join("\n"));
+        bail!("ip: {}\n{script}", String::from_utf8_lossy(&output.stderr).trim());
     }
-    Ok(())
+    written.context("write to ip")
 }

@@ -98,6 +98,11 @@ impl Product {
         &self.socket
     }
 
+    /// Ends the daemon without a chance to tidy up.
+    pub fn kill(&mut self) -> Result<ExitStatus> {
+        self.daemon.stop(Signal::SIGKILL)
+    }
+
     pub fn stop(&mut self) -> Result<ExitStatus> {
         self.daemon.stop(Signal::SIGTERM)
     }

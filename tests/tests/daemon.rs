@@ -77,6 +77,31 @@ fn the_configuration_outlives_the_daemon() {
 }
 
 #[test]
+fn a_killed_daemon_is_followed_by_another() {
+    for mode in [Mode::Xdp, Mode::Tc] {
+        let mut scene = Scene::new(mode).unwrap();
+        assert_eq!(scene.product.kill().unwrap().code(), None);
+        scene.product = Product::start(&scene.lab, &configuration(scene.lab.folder(), mode.hook())).unwrap();
+        assert_eq!(attached(&scene.lab).len(), 2, "{mode}: {:?}", attached(&scene.lab));
+        for family in Family::BOTH {
+            assert!(greeting(&scene.lab, family).unwrap().starts_with("relay.example.net "), "{mode}");
+        }
+    }
+}
+
+#[test]
+fn the_hook_is_the_best_that_the_driver_can() {
+    let lab = Lab::new().unwrap();
+    let product = Product::start(&lab, &configuration(lab.folder(), "auto")).unwrap();
+    let interface = product.json(&lab, &["interface", "get", "lan0"]).unwrap();
+    // veth leaves checksums to be finished, which rewriting in the driver cannot do.
+    assert_eq!(interface["hook"], "auto");
+    assert_eq!(interface["status"]["attached"], true);
+    assert_eq!(interface["status"]["mode"], "tcx");
+    assert_eq!(attached(&lab), ["lan0 ingress tcx", "lan0 egress tcx"]);
+}
+
+#[test]
 fn a_bad_configuration_is_refused_in_one_line() {
     let lab = Lab::new().unwrap();
     let good = configuration(lab.folder(), "tc");

@@ -10,7 +10,7 @@ use std::{
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use redirect_tests::{
-    Family, Mode, SILENCE, Scene,
+    Family, Mode, Namespace, SILENCE, Scene,
     capture::Capture,
     in_every_mode, postfix,
     smtp::{Client, Mail, Manner, Reply, Server, port_25},
@@ -22,6 +22,7 @@ const TO: &str = "friend@internet.example";
 in_every_mode!(
     mail_is_byte_exact,
     ten_mebibytes_are_byte_exact,
+    every_mtu_will_do,
     smuggling_never_ends_a_message,
     a_message_without_an_end_is_not_delivered,
     a_thousand_connections_at_once,
@@ -112,6 +113,23 @@ fn ten_mebibytes_are_byte_exact(scene: &mut Scene) {
     }
     assert_eq!(scene.gateway.mails().len(), 2);
     assert_eq!(scene.internet.peers(), []);
+}
+
+fn every_mtu_will_do(scene: &mut Scene) {
+    // The driver hands a program frames of one page at most.
+    let mtus: &[u16] = if scene.mode == Mode::Xdp { &[1280, 1492, 3000] } else { &[1280, 1492, 9000] };
+    let message = lines((0..2000).map(|number| number % 998));
+    for mtu in mtus {
+        let resize = |host: &Namespace, device: &str| host.ip(&[format!("link set {device} mtu {mtu}")]).unwrap();
+        resize(&scene.lab.client, "eth0");
+        resize(&scene.lab.router, "lan0");
+        for family in Family::BOTH {
+            let reply = connect(scene, family).converse(FROM, TO, &message).unwrap();
+            assert_eq!(reply.code, 250, "MTU {mtu}: {reply:?}");
+            check_delivered(scene.gateway.mails().last().unwrap(), &message, family.redirected());
+        }
+    }
+    assert_eq!(scene.gateway.mails().len(), mtus.len() * 2);
 }
 
 fn smuggling_never_ends_a_message(scene: &mut Scene) {
