@@ -8,7 +8,7 @@ use crate::{
     edit::{Edit, EditError},
     flow::{Direction, Flow, Tuple},
     packet::PacketMut,
-    parse::{Family, Headers, Segment, parse},
+    parse::{Family, Headers, Link, Segment, parse},
     policy::{Action, Class, Fallback},
     reason::{Reason, Verdict},
     tables::{FamilyTables, InsertError, Table, Tables},
@@ -39,11 +39,16 @@ impl Outcome {
 
 /// Decides a frame that goes in `direction`, edits it, and counts it by class and reason.
 #[inline(always)]
-pub fn handle<P: PacketMut + ?Sized, T: Tables>(frame: &mut P, tables: &T, direction: Direction) -> Verdict {
+pub fn handle<P: PacketMut + ?Sized, T: Tables>(
+    frame: &mut P,
+    link: Link,
+    tables: &T,
+    direction: Direction,
+) -> Verdict {
     let bytes = frame.len() as u64;
-    let mut parsed = parse(frame);
+    let mut parsed = parse(frame, link);
     if parsed == Err(Reason::Truncated) && frame.pull() {
-        parsed = parse(frame);
+        parsed = parse(frame, link);
     }
     let outcome = match parsed {
         Ok(headers) => match headers.family {

@@ -67,8 +67,11 @@ pub mod names {
     pub const COUNTERS: &str = "COUNTERS";
     /// Programs.
     pub const XDP_INGRESS: &str = "redirect_xdp";
-    pub const TC_INGRESS: &str = "redirect_ingress";
-    pub const TC_EGRESS: &str = "redirect_egress";
+    pub const TC_INGRESS: &str = "redirect_in";
+    pub const TC_EGRESS: &str = "redirect_out";
+    /// For devices whose frames begin with an IP header.
+    pub const TC_INGRESS_IP: &str = "redirect_in_ip";
+    pub const TC_EGRESS_IP: &str = "redirect_out_ip";
 }
 
 // SAFETY: two u64, no padding, every bit pattern valid.

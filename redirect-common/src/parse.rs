@@ -8,7 +8,7 @@ use crate::{
     flow::{Flags, Tuple},
     packet::Packet,
     reason::Reason,
-    wire::{Ethernet, Extension, Ipv4, Ipv6, Tcp, Vlan, ethertype, protocol},
+    wire::{Ethernet, Extension, Ipv4, Ipv6, Pppoe, Tcp, Vlan, ethertype, ppp, protocol},
 };
 
 /// VLAN tags followed in the frame itself. One more may sit in the packet's metadata, where the driver or the kernel put it.
@@ -58,9 +58,30 @@ impl<A: Address> Segment<A> {
     }
 }
 
-/// Parses an Ethernet frame.
+/// What a frame begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Link {
+    Ethernet,
+    /// An IP header: the frames of PPP, TUN and tunnel devices.
+    Ip,
+}
+
+/// Parses a frame.
 #[inline(always)]
-pub fn parse<P: Packet + ?Sized>(frame: &P) -> Result<Headers, Reason> {
+pub fn parse<P: Packet + ?Sized>(frame: &P, link: Link) -> Result<Headers, Reason> {
+    match link {
+        Link::Ethernet => parse_ethernet(frame),
+        // Either header is longer, and the verifier follows no check of a single byte.
+        Link::Ip => match frame.at::<Ipv4>(0).ok_or(Reason::Truncated)?.version_ihl >> 4 {
+            4 => parse_ipv4(frame, 0, frame.len()),
+            6 => parse_ipv6(frame, 0, frame.len()),
+            _ => Err(Reason::NotIp),
+        },
+    }
+}
+
+#[inline(always)]
+fn parse_ethernet<P: Packet + ?Sized>(frame: &P) -> Result<Headers, Reason> {
     let mut ethertype = u16::from_be_bytes(frame.at::<Ethernet>(0).ok_or(Reason::Truncated)?.ethertype);
     let mut l3 = size_of::<Ethernet>();
     for _ in 0..VLAN_TAGS_MAX {
@@ -71,9 +92,30 @@ pub fn parse<P: Packet + ?Sized>(frame: &P) -> Result<Headers, Reason> {
         l3 += size_of::<Vlan>();
     }
     match ethertype {
-        ethertype::IPV4 => parse_ipv4(frame, l3),
-        ethertype::IPV6 => parse_ipv6(frame, l3),
+        ethertype::IPV4 => parse_ipv4(frame, l3, frame.len()),
+        ethertype::IPV6 => parse_ipv6(frame, l3, frame.len()),
+        ethertype::PPPOE_SESSION => parse_pppoe(frame, l3),
         tag if is_vlan(tag) => Err(Reason::TooDeep),
+        _ => Err(Reason::NotIp),
+    }
+}
+
+/// RFC 2516 section 4.
+#[inline(always)]
+fn parse_pppoe<P: Packet + ?Sized>(frame: &P, offset: usize) -> Result<Headers, Reason> {
+    let pppoe = frame.at::<Pppoe>(offset).ok_or(Reason::Truncated)?;
+    if pppoe.version_type != 0x11 || pppoe.code != 0 {
+        return Err(Reason::Malformed);
+    }
+    let l3 = offset + size_of::<Pppoe>();
+    // The length counts what follows it, and so the protocol number too.
+    let end = l3 - size_of::<[u8; 2]>() + usize::from(u16::from_be_bytes(pppoe.len));
+    if end > frame.len() {
+        return Err(Reason::Truncated);
+    }
+    match u16::from_be_bytes(pppoe.protocol) {
+        ppp::IPV4 => parse_ipv4(frame, l3, end),
+        ppp::IPV6 => parse_ipv6(frame, l3, end),
         _ => Err(Reason::NotIp),
     }
 }
@@ -83,9 +125,9 @@ const fn is_vlan(ethertype: u16) -> bool {
     matches!(ethertype, ethertype::VLAN | ethertype::SERVICE_VLAN)
 }
 
-/// RFC 791 section 3.1.
+/// RFC 791 section 3.1. The datagram has to end at `limit` at the latest.
 #[inline(always)]
-fn parse_ipv4<P: Packet + ?Sized>(frame: &P, l3: usize) -> Result<Headers, Reason> {
+fn parse_ipv4<P: Packet + ?Sized>(frame: &P, l3: usize, limit: usize) -> Result<Headers, Reason> {
     let ip = frame.at::<Ipv4>(l3).ok_or(Reason::Truncated)?;
     let header_len = usize::from(ip.version_ihl & 0xf) * 4;
     if ip.version_ihl >> 4 != 4 || header_len < size_of::<Ipv4>() {
@@ -100,15 +142,18 @@ fn parse_ipv4<P: Packet + ?Sized>(frame: &P, l3: usize) -> Result<Headers, Reaso
     }
     let end = match usize::from(u16::from_be_bytes(ip.total_len)) {
         // A super-packet beyond 64 KiB carries length 0 ("BIG TCP", kernel commit b1a78b9b9886).
-        0 => frame.len(),
+        0 => limit,
         total_len => l3 + total_len,
     };
+    if end > limit {
+        return Err(Reason::Truncated);
+    }
     parse_tcp(frame, Family::V4, l3, l3 + header_len, end)
 }
 
-/// RFC 8200 sections 3 and 4.
+/// RFC 8200 sections 3 and 4. The datagram has to end at `limit` at the latest.
 #[inline(always)]
-fn parse_ipv6<P: Packet + ?Sized>(frame: &P, l3: usize) -> Result<Headers, Reason> {
+fn parse_ipv6<P: Packet + ?Sized>(frame: &P, l3: usize, limit: usize) -> Result<Headers, Reason> {
     let ip = frame.at::<Ipv6>(l3).ok_or(Reason::Truncated)?;
     if ip.version_class_flow[0] >> 4 != 6 {
         return Err(Reason::Malformed);
@@ -117,9 +162,12 @@ fn parse_ipv6<P: Packet + ?Sized>(frame: &P, l3: usize) -> Result<Headers, Reaso
     let mut l4 = l3 + size_of::<Ipv6>();
     let end = match usize::from(u16::from_be_bytes(ip.payload_len)) {
         // A jumbogram (RFC 2675), which is also what a super-packet beyond 64 KiB looks like.
-        0 => frame.len(),
+        0 => limit,
         payload_len => l4 + payload_len,
     };
+    if end > limit {
+        return Err(Reason::Truncated);
+    }
     for _ in 0..EXTENSIONS_MAX {
         match next_header {
             protocol::TCP => break,
@@ -152,9 +200,6 @@ fn parse_tcp<P: Packet + ?Sized>(
     l4: usize,
     end: usize,
 ) -> Result<Headers, Reason> {
-    if end > frame.len() {
-        return Err(Reason::Truncated);
-    }
     let tcp = frame.at::<Tcp>(l4).ok_or(Reason::Truncated)?;
     let header_len = usize::from(tcp.offset >> 4) * 4;
     if header_len < size_of::<Tcp>() || l4 + header_len > end {
@@ -172,7 +217,7 @@ mod tests {
     /// The reason why a frame is refused, or the tuple's ports where it is a segment.
     fn check(frame: &FrameBuilder, expected: Result<[[u8; 2]; 2], Reason>) {
         let bytes = frame.build();
-        let got = parse(&bytes[..]).map(|headers| match headers.family {
+        let got = parse(&bytes[..], frame.link).map(|headers| match headers.family {
             Family::V4 => Segment::<V4>::read(&bytes[..], &headers).unwrap().tuple.ports,
             Family::V6 => Segment::<V6>::read(&bytes[..], &headers).unwrap().tuple.ports,
         });
@@ -184,8 +229,10 @@ mod tests {
         let ports = [[0x9c, 0x40], [0, 25]];
         for ip in [Ip::V4, Ip::V6] {
             for tags in [vec![], vec![0x8100], vec![0x88a8, 0x8100], vec![0x8100, 0x8100]] {
-                check(&FrameBuilder { tags, ..FrameBuilder::syn(ip) }, Ok(ports));
+                check(&FrameBuilder { tags: tags.clone(), ..FrameBuilder::syn(ip) }, Ok(ports));
+                check(&FrameBuilder { tags, pppoe: true, ..FrameBuilder::syn(ip) }, Ok(ports));
             }
+            check(&FrameBuilder { link: Link::Ip, ..FrameBuilder::syn(ip) }, Ok(ports));
         }
         for options in [4, 20, 40] {
             check(&FrameBuilder { ip_options: options, ..FrameBuilder::syn(Ip::V4) }, Ok(ports));
@@ -216,14 +263,41 @@ mod tests {
     }
 
     #[test]
+    fn a_pppoe_frame_has_to_be_a_whole_session_frame_of_ip() {
+        let frame = FrameBuilder { pppoe: true, ..FrameBuilder::syn(Ip::V4) };
+        let changed = |at: usize, value: u8| {
+            let mut bytes = frame.build();
+            bytes[at] = value;
+            parse(&bytes[..], Link::Ethernet)
+        };
+        assert_eq!(changed(14, 0x21), Err(Reason::Malformed), "version 2");
+        assert_eq!(changed(15, 0x09), Err(Reason::Malformed), "a discovery code");
+        assert_eq!(changed(21, 0x57), Err(Reason::Malformed), "IPv6 announced, IPv4 inside");
+        assert_eq!(changed(20, 0xc0), Err(Reason::NotIp), "link control");
+        assert_eq!(changed(19, 41), Err(Reason::Truncated), "the datagram is longer than the session frame");
+        assert_eq!(changed(19, 43), Err(Reason::Truncated), "the session frame is longer than the frame");
+        assert_eq!(changed(19, 0), Err(Reason::Truncated), "shorter than its own protocol number");
+        assert!(changed(19, 42).is_ok(), "just right");
+    }
+
+    #[test]
     fn every_cut_of_a_frame_is_truncated_and_padding_is_no_payload() {
         for ip in [Ip::V4, Ip::V6] {
-            let whole = FrameBuilder { tags: vec![0x8100], payload: b"MAIL".to_vec(), ..FrameBuilder::syn(ip) }.build();
+            let frame = FrameBuilder { tags: vec![0x8100], payload: b"MAIL".to_vec(), ..FrameBuilder::syn(ip) };
+            let session = FrameBuilder { pppoe: true, ..frame.clone() }.build();
+            for len in 0..session.len() {
+                assert_eq!(
+                    parse(&session[..len], Link::Ethernet),
+                    Err(Reason::Truncated),
+                    "{ip:?} in PPPoE cut to {len}"
+                );
+            }
+            let whole = frame.build();
             for len in 0..whole.len() {
-                assert_eq!(parse(&whole[..len]), Err(Reason::Truncated), "{ip:?} cut to {len}");
+                assert_eq!(parse(&whole[..len], Link::Ethernet), Err(Reason::Truncated), "{ip:?} cut to {len}");
             }
             let padded = [&whole[..], &[0; 9]].concat();
-            assert_eq!(parse(&padded[..]), parse(&whole[..]));
+            assert_eq!(parse(&padded[..], Link::Ethernet), parse(&whole[..], Link::Ethernet));
         }
     }
 }

@@ -6,6 +6,7 @@ use crate::{
     address::{Address, V4, V6},
     flow::{Flags, Flow, Tuple},
     maps::Count,
+    parse::Link,
     policy::{Class, Relay, Subscriber},
     reason::Reason,
     tables::{FamilyTables, InsertError, Table, Tables},
@@ -169,8 +170,12 @@ pub enum Ip {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FrameBuilder {
     pub ip: Ip,
+    /// Without Ethernet, tags and PPPoE are left out as well.
+    pub link: Link,
     /// Ethertypes of the VLAN tags, outermost first.
     pub tags: Vec<u16>,
+    /// A PPPoE session header behind the tags.
+    pub pppoe: bool,
     /// Overrides the ethertype of the network layer.
     pub ethertype: Option<u16>,
     /// Bytes of IPv4 options (no-operation); a multiple of 4, at most 40.
@@ -203,7 +208,9 @@ impl FrameBuilder {
     pub fn syn(ip: Ip) -> Self {
         Self {
             ip,
+            link: Link::Ethernet,
             tags: Vec::new(),
+            pppoe: false,
             ethertype: None,
             ip_options: 0,
             extensions: Vec::new(),
@@ -254,23 +261,39 @@ impl FrameBuilder {
     /// The same frame between other endpoints; addresses are of the builder's family.
     pub fn build_between(&self, source: &[u8], source_port: u16, destination: &[u8], destination_port: u16) -> Vec<u8> {
         let tcp = self.tcp(source, source_port, destination, destination_port);
-        let mut frame = vec![0x02; 12];
-        for tag in &self.tags {
-            frame.extend(tag.to_be_bytes());
-            frame.extend([0x20, 0x64]);
-        }
-        match self.ip {
-            Ip::V4 => {
-                frame.extend(self.ethertype.unwrap_or(0x0800).to_be_bytes());
-                frame.extend(self.ipv4(&tcp, source, destination));
-            }
-            Ip::V6 => {
-                frame.extend(self.ethertype.unwrap_or(0x86dd).to_be_bytes());
-                frame.extend(self.ipv6(&tcp, source, destination));
-            }
-        }
-        frame.extend(tcp);
+        let mut datagram = match self.ip {
+            Ip::V4 => self.ipv4(&tcp, source, destination),
+            Ip::V6 => self.ipv6(&tcp, source, destination),
+        };
+        datagram.extend(tcp);
+        let mut frame = match self.link {
+            Link::Ethernet => self.ethernet(datagram.len()),
+            Link::Ip => Vec::new(),
+        };
+        frame.extend(datagram);
         frame
+    }
+
+    /// Ethernet, tags and PPPoE, for a datagram of `len` bytes.
+    fn ethernet(&self, len: usize) -> Vec<u8> {
+        let mut header = vec![0x02; 12];
+        for tag in &self.tags {
+            header.extend(tag.to_be_bytes());
+            header.extend([0x20, 0x64]);
+        }
+        let (ethertype, ppp_protocol) = match self.ip {
+            Ip::V4 => (0x0800u16, 0x0021u16),
+            Ip::V6 => (0x86dd, 0x0057),
+        };
+        if self.pppoe {
+            header.extend(self.ethertype.unwrap_or(0x8864).to_be_bytes());
+            header.extend([0x11, 0, 0x12, 0x34]);
+            header.extend((len as u16 + 2).to_be_bytes());
+            header.extend(ppp_protocol.to_be_bytes());
+        } else {
+            header.extend(self.ethertype.unwrap_or(ethertype).to_be_bytes());
+        }
+        header
     }
 
     fn tcp(&self, source: &[u8], source_port: u16, destination: &[u8], destination_port: u16) -> Vec<u8> {

@@ -28,6 +28,8 @@ wire! {
     Ethernet, 14 { destination: [u8; 6], source: [u8; 6], ethertype: [u8; 2] }
     /// IEEE 802.1Q, what follows the tag's own ethertype.
     Vlan, 4 { control: [u8; 2], ethertype: [u8; 2] }
+    /// RFC 2516 section 4, in the session stage: `code` is 0, and a PPP protocol number opens the payload.
+    Pppoe, 8 { version_type: u8, code: u8, session: [u8; 2], len: [u8; 2], protocol: [u8; 2] }
     /// RFC 791 section 3.1, without options.
     Ipv4, 20 {
         version_ihl: u8, tos: u8, total_len: [u8; 2], id: [u8; 2], fragment: [u8; 2], ttl: u8, protocol: u8, checksum: [u8; 2],
@@ -54,8 +56,15 @@ pub mod ethertype {
     pub const IPV4: u16 = 0x0800;
     pub const IPV6: u16 = 0x86dd;
     pub const VLAN: u16 = 0x8100;
+    pub const PPPOE_SESSION: u16 = 0x8864;
     /// Service tag of IEEE 802.1ad.
     pub const SERVICE_VLAN: u16 = 0x88a8;
+}
+
+/// PPP protocol numbers (IANA).
+pub mod ppp {
+    pub const IPV4: u16 = 0x0021;
+    pub const IPV6: u16 = 0x0057;
 }
 
 /// Protocol and extension header numbers (IANA).

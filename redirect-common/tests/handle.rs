@@ -6,6 +6,7 @@ use redirect_common::{
     address::V4,
     flow::{Direction, Flags, Flow, Tuple},
     handle::handle,
+    parse::Link,
     policy::{Action, Class, Fallback, Relay, Subscriber},
     reason::{Reason, Verdict},
     testkit::{FrameBuilder, Ip, MemoryTables, internet_checksum},
@@ -82,7 +83,7 @@ fn relay_address(ip: Ip) -> Vec<u8> {
 fn send(tables: &MemoryTables, frame: &[u8], direction: Direction, class: u16, reason: Reason) -> Vec<u8> {
     tables.counts.borrow_mut().clear();
     let mut out = frame.to_vec();
-    let verdict = handle(&mut out[..], tables, direction);
+    let verdict = handle(&mut out[..], Link::Ethernet, tables, direction);
     assert_eq!(tables.packets(), [(class, reason, 1)]);
     assert_eq!(tables.counts.borrow()[&(class, reason)].bytes, frame.len() as u64);
     assert_eq!(verdict, reason.verdict());
@@ -371,7 +372,7 @@ proptest! {
     fn any_bytes_are_decided_and_changed_only_when_redirected(bytes in prop::collection::vec(any::<u8>(), 0..256), reply in any::<bool>()) {
         let tables = tables();
         let mut out = bytes.clone();
-        let verdict = handle(&mut out[..], &tables, if reply { Direction::Reply } else { Direction::Forward });
+        let verdict = handle(&mut out[..], Link::Ethernet, &tables, if reply { Direction::Reply } else { Direction::Forward });
         prop_assert!(verdict == Verdict::Redirect || out == bytes);
         prop_assert_eq!(tables.packets().len(), 1);
     }
@@ -402,11 +403,11 @@ proptest! {
                 ..frame
             };
             let mut bytes = frame.build();
-            if handle(&mut bytes[..], &tables, Direction::Forward) == Verdict::Redirect && answered && frame.tags.is_empty() {
+            if handle(&mut bytes[..], Link::Ethernet, &tables, Direction::Forward) == Verdict::Redirect && answered && frame.tags.is_empty() {
                 let client_port = see(frame.ip, &bytes).source_port;
                 let client = see(frame.ip, &bytes).source;
                 let mut answer = syn_ack(&frame).build_between(&relay_address(frame.ip), 2525, &client, client_port);
-                handle(&mut answer[..], &tables, Direction::Reply);
+                handle(&mut answer[..], Link::Ethernet, &tables, Direction::Reply);
             }
         }
         let v4 = tables.v4.borrow();

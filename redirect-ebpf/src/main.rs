@@ -9,7 +9,7 @@ use aya_ebpf::{
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
-use redirect_common::{flow::Direction, handle::handle, reason::Verdict};
+use redirect_common::{flow::Direction, handle::handle, parse::Link, reason::Verdict};
 
 use crate::{
     frame::{SocketBuffer, XdpFrame},
@@ -19,22 +19,34 @@ use crate::{
 /// Subscriber -> relay, where the driver runs XDP.
 #[xdp(frags)]
 pub(crate) fn redirect_xdp(context: XdpContext) -> u32 {
-    match handle(&mut XdpFrame(context), &Maps, Direction::Forward) {
+    match handle(&mut XdpFrame(context), Link::Ethernet, &Maps, Direction::Forward) {
         Verdict::Pass | Verdict::Redirect => xdp_action::XDP_PASS,
         Verdict::Drop => xdp_action::XDP_DROP,
     }
 }
 
-/// Subscriber -> relay, at ingress of any device.
+/// Subscriber -> relay, at ingress of a device.
 #[classifier]
-pub(crate) fn redirect_ingress(context: TcContext) -> i32 {
-    control_code(handle(&mut SocketBuffer(context), &Maps, Direction::Forward))
+pub(crate) fn redirect_in(context: TcContext) -> i32 {
+    control_code(handle(&mut SocketBuffer(context), Link::Ethernet, &Maps, Direction::Forward))
 }
 
 /// Relay -> subscriber, at egress of the device that the subscriber is behind.
 #[classifier]
-pub(crate) fn redirect_egress(context: TcContext) -> i32 {
-    control_code(handle(&mut SocketBuffer(context), &Maps, Direction::Reply))
+pub(crate) fn redirect_out(context: TcContext) -> i32 {
+    control_code(handle(&mut SocketBuffer(context), Link::Ethernet, &Maps, Direction::Reply))
+}
+
+/// As `redirect_in`, on a device whose frames begin with an IP header.
+#[classifier]
+pub(crate) fn redirect_in_ip(context: TcContext) -> i32 {
+    control_code(handle(&mut SocketBuffer(context), Link::Ip, &Maps, Direction::Forward))
+}
+
+/// As `redirect_out`, on a device whose frames begin with an IP header.
+#[classifier]
+pub(crate) fn redirect_out_ip(context: TcContext) -> i32 {
+    control_code(handle(&mut SocketBuffer(context), Link::Ip, &Maps, Direction::Reply))
 }
 
 /// "Unspecified" lets other filters of the same hook see the packet as well.

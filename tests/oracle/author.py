@@ -5,7 +5,7 @@ Shares no code with the product: scapy builds every frame and every expected fra
 from scratch. The expectations come from the design: a subscriber of a redirecting class talks to the relay and sees the server; everything
 else is untouched.
 
-A line: {"hook": "ingress"|"egress", "frame": hex, "reason": label, "expect": hex, "about": text}
+A line: {"hook": "ingress"|"egress"|"... without Ethernet", "frame": hex, "reason": label, "expect": hex, "about": text}
 Lines of one conversation follow each other; conversations do not share endpoints.
 """
 import itertools
@@ -13,17 +13,14 @@ import json
 
 from scapy.all import (
     ARP, Dot1AD, Dot1Q, Ether, ICMP, ICMPv6EchoRequest, IP, IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment, IPv6ExtHdrHopByHop,
-    IPv6ExtHdrRouting, IPOption_NOP, PadN, Raw, TCP, UDP,
+    IPv6ExtHdrRouting, IPOption_NOP, PPPoE, PPPoED, PadN, Raw, TCP, UDP,
 )
 
 RELAY = {4: "10.20.0.1", 6: "fd00:20::1"}
 RELAY_PORT = 2525
 SERVER = {4: "203.0.113.9", 6: "2001:db8::9"}
-# Prefixes and classes: see policy() in oracle.rs.
-CLIENT = {
-    4: {"redirect": "10.20.0.%d", "pass": "10.20.1.%d", "block": "10.20.2.%d", "stranger": "10.99.0.%d"},
-    6: {"redirect": "fd00:20::%x", "pass": "fd00:20::1:%x", "block": "fd00:20::2:%x", "stranger": "fd00:99::%x"},
-}
+# Added to the second number of a client's address: see policy() in oracle.rs.
+CLASS = {"redirect": 0, "pass": 1, "block": 2, "stranger": 99}
 ETHER = {"src": "02:00:00:00:00:05", "dst": "02:00:00:00:00:01"}
 
 TAGS = {
@@ -32,6 +29,10 @@ TAGS = {
     "QinQ 88a8+8100": [(Dot1AD, 200), (Dot1Q, 100)],
     "QinQ 8100+8100": [(Dot1Q, 200), (Dot1Q, 100)],
 }
+# What stands between Ethernet and IP, by name: tags, and whether a PPPoE session is inside them. None: no Ethernet at all.
+LINKS = {name: (tags, False) for name, tags in TAGS.items()}
+LINKS |= {f"{name}, PPPoE": (tags, True) for name, tags in TAGS.items()}
+LINKS["no Ethernet"] = None
 
 
 def routing_done():
@@ -48,29 +49,42 @@ NETWORKS = {
     "IPv6 with a used-up routing header": (6, lambda s, d: IPv6(src=s, dst=d) / routing_done()),
 }
 
-clients = itertools.count(20)
+numbers = itertools.count(20)
 
 
-def l2(tags):
-    """Ethernet and tags."""
+def client_of(family, who, number):
+    """An address of a subscriber, or of a stranger."""
+    if family == 4:
+        return f"10.{20 + CLASS[who]}.{number >> 8}.{number & 255}"
+    return f"fd00:{20 + CLASS[who]}::{number:x}"
+
+
+def framed(link, datagram):
+    """Bytes of a frame, with every length and checksum computed by scapy."""
+    if link is None:
+        return bytes(datagram)
+    tags, session = link
     frame = Ether(**ETHER)
     for kind, vlan in tags:
         frame = frame / kind(vlan=vlan, prio=3)
-    return frame
+    if session:
+        # scapy would shorten the protocol number to one byte, which RFC 2516 section 7 advises against.
+        frame = frame / PPPoE(sessionid=0x1234) / Raw(b"\0\x21" if datagram.name == "IP" else b"\0\x57")
+    return bytes(frame / datagram)
 
 
-def packet(tags, network, source, destination, transport):
-    """Bytes, with every length and checksum computed by scapy."""
-    return bytes(l2(tags) / network(source, destination) / transport)
+def packet(link, network, source, destination, transport):
+    return framed(link, network(source, destination) / transport)
 
 
-def line(about, hook, frame, reason, expect=None):
+def line(about, link, hook, frame, reason, expect=None):
+    hook = hook if link is not None else f"{hook} without Ethernet"
     print(json.dumps({"about": about, "hook": hook, "frame": frame.hex(), "reason": reason, "expect": (expect or frame).hex()}))
 
 
-def conversation(about, tags, network, family):
+def conversation(about, link, network, family):
     """A redirected connection from SYN to the last ACK."""
-    client = CLIENT[family]["redirect"] % next(clients)
+    client = client_of(family, "redirect", next(numbers))
     port = 41000
 
     def up(reason, payload=b"", **fields):
@@ -80,8 +94,8 @@ def conversation(about, tags, network, family):
         made = TCP(dport=RELAY_PORT, **tcp)
         for part in body:
             sent, made = sent / part, made / part
-        line(f"{about}: {reason}", "ingress", packet(tags, network, client, SERVER[family], sent), reason,
-             packet(tags, network, client, RELAY[family], made))
+        line(f"{about}: {reason}", link, "ingress", packet(link, network, client, SERVER[family], sent), reason,
+             packet(link, network, client, RELAY[family], made))
 
     def down(reason, payload=b"", **fields):
         tcp = dict(dport=port, window=8192, **fields)
@@ -89,8 +103,8 @@ def conversation(about, tags, network, family):
         made = TCP(sport=25, **tcp)
         if payload:
             sent, made = sent / Raw(payload), made / Raw(payload)
-        line(f"{about}: {reason}", "egress", packet(tags, network, RELAY[family], client, sent), reason,
-             packet(tags, network, SERVER[family], client, made))
+        line(f"{about}: {reason}", link, "egress", packet(link, network, RELAY[family], client, sent), reason,
+             packet(link, network, SERVER[family], client, made))
 
     options = [("MSS", 1460), ("SAckOK", b""), ("Timestamp", (1, 0)), ("NOP", None), ("WScale", 7)]
     up("flow_new", flags="S", seq=1000, options=options)
@@ -109,13 +123,13 @@ def conversation(about, tags, network, family):
     down("reply_half_open", flags="RA", seq=0, ack=9001)
 
 
-def bystanders(about, tags, network, family):
+def bystanders(about, link, network, family):
     """Whatever the product has no business with stays as it is."""
-    number = next(clients)
+    number = next(numbers)
 
     def ingress(reason, who, transport, name):
-        client = CLIENT[family][who] % number
-        line(f"{about}: {name}", "ingress", packet(tags, network, client, SERVER[family], transport), reason)
+        client = client_of(family, who, number)
+        line(f"{about}: {name}", link, "ingress", packet(link, network, client, SERVER[family], transport), reason)
 
     for flags in ("S", "A", "PA", "FA", "R", "SA"):
         ingress("class_pass", "pass", TCP(sport=42000, dport=25, flags=flags), f"pass {flags}")
@@ -130,41 +144,48 @@ def bystanders(about, tags, network, family):
     ingress("malformed", "redirect", TCP(sport=42000, dport=25, flags="S", dataofs=4), "data offset 4")
     ingress("malformed", "redirect", TCP(sport=42000, dport=25, flags="S", dataofs=15), "data offset beyond the end")
 
-    client = CLIENT[family]["redirect"] % number
+    client = client_of(family, "redirect", number)
     reply = TCP(sport=RELAY_PORT, dport=43000, flags="PA") / Raw(b"220")
-    line(f"{about}: no flow", "egress", packet(tags, network, RELAY[family], client, reply), "reply_no_flow")
+    line(f"{about}: no flow", link, "egress", packet(link, network, RELAY[family], client, reply), "reply_no_flow")
     real = TCP(sport=25, dport=43000, flags="PA") / Raw(b"220")
-    line(f"{about}: a real server", "egress", packet(tags, network, SERVER[family], client, real), "other_port")
+    line(f"{about}: a real server", link, "egress", packet(link, network, SERVER[family], client, real), "other_port")
 
 
 def oddities():
     """Frames that are not of the matrix."""
-    v4 = lambda **fields: IP(src=CLIENT[4]["redirect"] % next(clients), dst=SERVER[4], **fields)
-    v6 = lambda **fields: IPv6(src=CLIENT[6]["redirect"] % next(clients), dst=SERVER[6], **fields)
+    v4 = lambda **fields: IP(src=client_of(4, "redirect", next(numbers)), dst=SERVER[4], **fields)
+    v6 = lambda **fields: IPv6(src=client_of(6, "redirect", next(numbers)), dst=SERVER[6], **fields)
     syn = TCP(sport=44000, dport=25, flags="S")
-    for name, tags in TAGS.items():
-        line(f"{name}: ARP", "ingress", bytes(l2(tags) / ARP(pdst="10.20.0.1")), "not_ip")
-        line(f"{name}: first fragment", "ingress", bytes(l2(tags) / v4(flags="MF") / syn), "fragment")
-        line(f"{name}: later fragment", "ingress", bytes(l2(tags) / v4(frag=3, proto=6) / Raw(b"\0\0\0\x19" * 5)), "fragment")
-        line(f"{name}: IPv6 first fragment", "ingress", bytes(l2(tags) / v6() / IPv6ExtHdrFragment(m=1) / syn), "fragment")
-        line(f"{name}: IPv6 later fragment", "ingress",
-             bytes(l2(tags) / v6() / IPv6ExtHdrFragment(offset=9, nh=6) / Raw(b"\0\0\0\x19" * 5)), "fragment")
-        line(f"{name}: source route", "ingress",
-             bytes(l2(tags) / v6() / IPv6ExtHdrRouting(type=0, segleft=1, addresses=["2001:db8::77"]) / syn), "source_routed")
+    for name, link in LINKS.items():
+        def odd(about, reason, datagram):
+            line(f"{name}: {about}", link, "ingress", framed(link, datagram), reason)
+
+        if link is not None and not link[1]:
+            odd("ARP", "not_ip", ARP(pdst="10.20.0.1"))
+        odd("first fragment", "fragment", v4(flags="MF") / syn)
+        odd("later fragment", "fragment", v4(frag=3, proto=6) / Raw(b"\0\0\0\x19" * 5))
+        odd("IPv6 first fragment", "fragment", v6() / IPv6ExtHdrFragment(m=1) / syn)
+        odd("IPv6 later fragment", "fragment", v6() / IPv6ExtHdrFragment(offset=9, nh=6) / Raw(b"\0\0\0\x19" * 5))
+        odd("source route", "source_routed", v6() / IPv6ExtHdrRouting(type=0, segleft=1, addresses=["2001:db8::77"]) / syn)
         deep = v6()
         for _ in range(5):
             deep = deep / IPv6ExtHdrDestOpt(options=[PadN(optdata=b"\0\0\0\0")])
-        line(f"{name}: five extension headers", "ingress", bytes(l2(tags) / deep / syn), "too_deep")
-    three = [(Dot1Q, 1), (Dot1Q, 2), (Dot1Q, 3)]
-    line("three tags", "ingress", bytes(l2(three) / v4() / syn), "too_deep")
-    line("version 5", "ingress", bytes(l2([]) / v4(version=5) / syn), "malformed")
-    line("header of 16 bytes", "ingress", bytes(l2([]) / v4(ihl=4) / syn), "malformed")
-    line("total length beyond the frame", "ingress", bytes(l2([]) / v4(len=2000) / syn), "truncated")
-    line("total length before the TCP header's end", "ingress", bytes(l2([]) / v4(len=39) / syn), "malformed")
-    line("payload length before the TCP header's end", "ingress", bytes(l2([]) / v6(plen=19) / syn), "malformed")
+        odd("five extension headers", "too_deep", deep / syn)
+        odd("header of 16 bytes", "malformed", v4(ihl=4) / syn)
+        odd("total length beyond the frame", "truncated", v4(len=2000) / syn)
+        odd("total length before the TCP header's end", "malformed", v4(len=39) / syn)
+        odd("payload length before the TCP header's end", "malformed", v6(plen=19) / syn)
+    plain, three = ([], False), ([(Dot1Q, 1), (Dot1Q, 2), (Dot1Q, 3)], False)
+    line("three tags", three, "ingress", framed(three, v4() / syn), "too_deep")
+    line("version 5", plain, "ingress", framed(plain, v4(version=5) / syn), "malformed")
+    line("version 5, no Ethernet", None, "ingress", framed(None, v4(version=5) / syn), "not_ip")
+    control = bytes(Ether(**ETHER) / PPPoE(sessionid=0x1234) / Raw(b"\xc0\x21\x09\x01\0\x08\0\0\0\0"))
+    line("PPP link control", plain, "ingress", control, "not_ip")
+    discovery = bytes(Ether(**ETHER) / PPPoED(code=9) / Raw(b"\x01\x01\0\0"))
+    line("PPPoE discovery", plain, "ingress", discovery, "not_ip")
 
 
-for (tag_name, tags), (net_name, (family, network)) in itertools.product(TAGS.items(), NETWORKS.items()):
-    conversation(f"{tag_name}, {net_name}", tags, network, family)
-    bystanders(f"{tag_name}, {net_name}", tags, network, family)
+for (link_name, link), (net_name, (family, network)) in itertools.product(LINKS.items(), NETWORKS.items()):
+    conversation(f"{link_name}, {net_name}", link, network, family)
+    bystanders(f"{link_name}, {net_name}", link, network, family)
 oddities()

@@ -44,7 +44,7 @@ impl Floor {
     pub fn load(hook: Hook) -> io::Result<Self> {
         let (program_type, pass) = match hook {
             Hook::Xdp => (TYPE_XDP, 2),
-            Hook::TcIngress | Hook::TcEgress => (TYPE_SCHED_CLS, -1i32),
+            _ => (TYPE_SCHED_CLS, -1i32),
         };
         // Two instructions of eight bytes: opcode, registers, offset, immediate.
         let mut instructions = [0xb7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0u8];

@@ -13,6 +13,7 @@ use redirect_common::{
     address::{V4, V6},
     flow::{Direction, Flow, Tuple},
     maps::{Count, counter_index, names},
+    parse::Link,
     policy::{Class, Relay, Settings, Subscriber},
     reason::{Reason, Verdict},
     testkit::MemoryTables,
@@ -25,15 +26,36 @@ pub enum Hook {
     Xdp,
     TcIngress,
     TcEgress,
+    /// On a device whose frames begin with an IP header.
+    TcIngressIp,
+    TcEgressIp,
 }
 
 impl Hook {
-    pub const ALL: [Self; 3] = [Self::Xdp, Self::TcIngress, Self::TcEgress];
+    /// Those that take Ethernet frames.
+    pub const ETHERNET: [Self; 3] = [Self::Xdp, Self::TcIngress, Self::TcEgress];
+
+    pub const fn program(self) -> &'static str {
+        match self {
+            Self::Xdp => names::XDP_INGRESS,
+            Self::TcIngress => names::TC_INGRESS,
+            Self::TcEgress => names::TC_EGRESS,
+            Self::TcIngressIp => names::TC_INGRESS_IP,
+            Self::TcEgressIp => names::TC_EGRESS_IP,
+        }
+    }
+
+    pub const fn link(self) -> Link {
+        match self {
+            Self::Xdp | Self::TcIngress | Self::TcEgress => Link::Ethernet,
+            Self::TcIngressIp | Self::TcEgressIp => Link::Ip,
+        }
+    }
 
     pub const fn direction(self) -> Direction {
         match self {
-            Self::Xdp | Self::TcIngress => Direction::Forward,
-            Self::TcEgress => Direction::Reply,
+            Self::Xdp | Self::TcIngress | Self::TcIngressIp => Direction::Forward,
+            Self::TcEgress | Self::TcEgressIp => Direction::Reply,
         }
     }
 
@@ -46,8 +68,8 @@ impl Hook {
         match (self, verdict) {
             (Self::Xdp, Verdict::Pass | Verdict::Redirect) => XDP_PASS,
             (Self::Xdp, Verdict::Drop) => XDP_DROP,
-            (Self::TcIngress | Self::TcEgress, Verdict::Pass | Verdict::Redirect) => TC_ACT_UNSPEC,
-            (Self::TcIngress | Self::TcEgress, Verdict::Drop) => TC_ACT_SHOT,
+            (_, Verdict::Pass | Verdict::Redirect) => TC_ACT_UNSPEC,
+            (_, Verdict::Drop) => TC_ACT_SHOT,
         }
     }
 }
@@ -144,11 +166,10 @@ impl Kernel {
     }
 
     fn test_run(&self, hook: Hook, options: TestRunOptions<'_>) -> Result<aya::TestRunResult, ProgramError> {
-        let program = |name| self.object.program(name).expect("the object has the program");
+        let program = self.object.program(hook.program()).expect("the object has the program");
         match hook {
-            Hook::Xdp => <&Xdp>::try_from(program(names::XDP_INGRESS))?.test_run(options),
-            Hook::TcIngress => <&SchedClassifier>::try_from(program(names::TC_INGRESS))?.test_run(options),
-            Hook::TcEgress => <&SchedClassifier>::try_from(program(names::TC_EGRESS))?.test_run(options),
+            Hook::Xdp => <&Xdp>::try_from(program)?.test_run(options),
+            _ => <&SchedClassifier>::try_from(program)?.test_run(options),
         }
     }
 
@@ -186,7 +207,7 @@ impl Kernel {
     }
 
     pub fn verified_instructions(&self) -> Vec<(&'static str, u32)> {
-        [names::XDP_INGRESS, names::TC_INGRESS, names::TC_EGRESS]
+        [names::XDP_INGRESS, names::TC_INGRESS, names::TC_EGRESS, names::TC_INGRESS_IP, names::TC_EGRESS_IP]
             .into_iter()
             .map(|name| {
                 let info = self.object.program(name).expect("the object has the program").info();

@@ -17,7 +17,7 @@ use aya::{
     util::KernelVersion,
 };
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
-use redirect_common::maps::names;
+use redirect_common::{maps::names, parse::Link};
 use tracing::{info, warn};
 
 use super::{
@@ -73,15 +73,18 @@ pub(super) fn attach(object: &mut Ebpf, name: &str, role: Role, hook: Hook) -> R
     let driver = driver(name);
     let software = driver.as_deref().is_none_or(|driver| SOFTWARE_DRIVERS.contains(&driver));
 
-    let egress = attach_tc(object, names::TC_EGRESS, name, TcAttachType::Egress)?;
+    let link =
+        link(name).map_err(|source| Error::System { what: format!("ask for the link type of {name}"), source })?;
+
+    let egress = attach_tc(object, egress_program(link), name, TcAttachType::Egress)?;
     let (ingress, mode) = match hook {
-        Hook::Tc => (attach_tc_ingress(object, name)?, tc_mode()),
-        Hook::Auto if software => (attach_tc_ingress(object, name)?, tc_mode()),
+        Hook::Tc => (attach_tc_ingress(object, link, name)?, tc_mode()),
+        Hook::Auto if software => (attach_tc_ingress(object, link, name)?, tc_mode()),
         Hook::Auto => match attach_xdp(object, name) {
             Ok(link) => (Ingress::Xdp { _link: link }, Mode::Xdp),
             Err(error) => {
                 info!(interface = name, driver, %error, "no native XDP; using tc");
-                (attach_tc_ingress(object, name)?, tc_mode())
+                (attach_tc_ingress(object, link, name)?, tc_mode())
             }
         },
         Hook::Xdp => {
@@ -115,8 +118,19 @@ fn attach_xdp(object: &mut Ebpf, name: &str) -> Result<XdpLink, Error> {
     link.map_err(|error| refused(name, "XDP", &error))
 }
 
-fn attach_tc_ingress(object: &mut Ebpf, name: &str) -> Result<Ingress, Error> {
-    attach_tc(object, names::TC_INGRESS, name, TcAttachType::Ingress).map(|link| Ingress::Tc { _link: link })
+fn attach_tc_ingress(object: &mut Ebpf, link: Link, name: &str) -> Result<Ingress, Error> {
+    let program = match link {
+        Link::Ethernet => names::TC_INGRESS,
+        Link::Ip => names::TC_INGRESS_IP,
+    };
+    attach_tc(object, program, name, TcAttachType::Ingress).map(|link| Ingress::Tc { _link: link })
+}
+
+const fn egress_program(link: Link) -> &'static str {
+    match link {
+        Link::Ethernet => names::TC_EGRESS,
+        Link::Ip => names::TC_EGRESS_IP,
+    }
 }
 
 fn attach_tc(
@@ -155,9 +169,28 @@ fn index(name: &str) -> Result<u32, Error> {
     nix::net::if_::if_nametoindex(name).map_err(|_| Error::NoSuchInterface { name: name.to_owned() })
 }
 
-/// The name of the interface's driver, in the network namespace of this process; `None` where it tells none.
+/// What the interface's frames begin with. Ethernet devices say so, and loopback has an Ethernet header too; PPP, TUN and tunnel devices, of
+/// which there are many kinds, have none.
+fn link(name: &str) -> io::Result<Link> {
+    let mut request = request(name)?;
+    ioctl(libc::SIOCGIFHWADDR, &mut request)?;
+    // SAFETY: the kernel has just filled this member in, and any bytes are a valid address.
+    let kind = unsafe { request.ifr_ifru.ifru_hwaddr.sa_family };
+    Ok(if matches!(kind, libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK) { Link::Ethernet } else { Link::Ip })
+}
+
+/// The name of the interface's driver; `None` where it tells none.
 fn driver(name: &str) -> Option<String> {
-    ethtool_driver(name).ok()
+    const GET_DRIVER_INFO: u32 = 3;
+    const SIOCETHTOOL: libc::c_ulong = 0x8946;
+
+    // SAFETY: plain integers and arrays, for which zeros are valid.
+    let mut info: DriverInfo = unsafe { MaybeUninit::zeroed().assume_init() };
+    info.command = GET_DRIVER_INFO;
+    let mut request = request(name).ok()?;
+    request.ifr_ifru.ifru_data = std::ptr::from_mut(&mut info).cast();
+    ioctl(SIOCETHTOOL, &mut request).ok()?;
+    Some(CStr::from_bytes_until_nul(&info.driver).ok()?.to_string_lossy().into_owned())
 }
 
 /// `struct ethtool_drvinfo` (include/uapi/linux/ethtool.h).
@@ -173,27 +206,25 @@ struct DriverInfo {
     counts: [u32; 5],
 }
 
-fn ethtool_driver(name: &str) -> io::Result<String> {
-    const GET_DRIVER_INFO: u32 = 3;
-    const SIOCETHTOOL: libc::c_ulong = 0x8946;
-
+/// A request about an interface, all zeros but for the name.
+fn request(name: &str) -> io::Result<libc::ifreq> {
     let name = CString::new(name)?;
-    // SAFETY: plain integers and arrays, for which zeros are valid.
-    let mut info: DriverInfo = unsafe { MaybeUninit::zeroed().assume_init() };
-    info.command = GET_DRIVER_INFO;
-    // SAFETY: as above; `data` is the member of the union that this request uses.
+    // SAFETY: plain integers, arrays and a null pointer, for which zeros are valid.
     let mut request: libc::ifreq = unsafe { MaybeUninit::zeroed().assume_init() };
     let room = request.ifr_name.len() - 1;
     for (to, from) in request.ifr_name[..room].iter_mut().zip(name.as_bytes()) {
         *to = libc::c_char::from_ne_bytes([*from]);
     }
-    request.ifr_ifru.ifru_data = std::ptr::from_mut(&mut info).cast();
+    Ok(request)
+}
+
+/// In the network namespace of this process.
+fn ioctl(command: libc::c_ulong, request: &mut libc::ifreq) -> io::Result<()> {
     let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
-    // SAFETY: `request` and the `info` that it points to live until the call returns and are as large as the kernel expects.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, std::ptr::from_mut(&mut request)) };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
+    // SAFETY: `request`, and what it points to where the command wants that, live until the call returns and are as large as the kernel
+    // expects.
+    match unsafe { libc::ioctl(socket.as_raw_fd(), command, std::ptr::from_mut(request)) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
     }
-    let driver = CStr::from_bytes_until_nul(&info.driver).map_err(io::Error::other)?;
-    Ok(driver.to_string_lossy().into_owned())
 }
