@@ -16,6 +16,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io,
     net::{SocketAddr, SocketAddrV4, SocketAddrV6},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     str::FromStr,
     sync::{
@@ -227,9 +228,12 @@ pub struct Writer {
 /// Opens the store at `path`, creates it where there is none, and lets what the file owns follow `resources`.
 pub fn open(path: &Path, resources: &FileResources) -> Result<(Store, Writer), Error> {
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        fs::create_dir_all(parent).map_err(|source| Error::Open { path: path.to_owned(), source })?;
+        let create = fs::DirBuilder::new().recursive(true).mode(0o750).create(parent);
+        create.map_err(|source| Error::Open { path: path.to_owned(), source })?;
     }
     let lock = lock(path)?;
+    // Who the subscribers are is nobody else's business. SQLite gives its journals the mode of this file.
+    private_file(path)?;
     let mut connection = connect(path)?;
     migrate(&mut connection, path)?;
     adopt_file(&mut connection, resources)?;
@@ -1110,9 +1114,14 @@ fn embedded_name() -> Name {
 fn lock(path: &Path) -> Result<Flock<File>, Error> {
     let mut lock_path = path.as_os_str().to_owned();
     lock_path.push(".lock");
-    let open = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path);
-    let file = open.map_err(|source| Error::Open { path: lock_path.into(), source })?;
+    let file = private_file(Path::new(&lock_path))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| Error::Locked { path: path.to_owned() })
+}
+
+/// Opens a file that only its owner may read, and creates it where there is none.
+fn private_file(path: &Path) -> Result<File, Error> {
+    let open = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path);
+    open.map_err(|source| Error::Open { path: path.to_owned(), source })
 }
 
 fn connect(path: &Path) -> Result<Connection, Error> {

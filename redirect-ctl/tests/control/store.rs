@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
@@ -56,6 +57,10 @@ async fn what_was_acknowledged_is_there_after_reopening() {
     let committed = store.change(subscriber("10.0.0.0/8", "gold")).await.unwrap();
     assert_eq!((committed.revision, committed.outcome), (3, Outcome::Created));
     let before = store.snapshot();
+    for file in ["redirect.db", "redirect.db-wal", "redirect.db.lock"] {
+        let mode = std::fs::metadata(path.with_file_name(file)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{file} is open to others");
+    }
     drop(store);
     writer.join().unwrap();
 
