@@ -119,7 +119,8 @@ pub(crate) fn quietly(command: &mut Command) -> Result<String> {
 
 /// The command as one would type it.
 pub(crate) fn spelled(command: &Command) -> String {
-    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let program = Path::new(command.get_program());
+    let words = program.file_name().into_iter().chain(command.get_args());
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
