@@ -35,7 +35,7 @@ impl Capture {
     /// Captures on a device what `filter` of tcpdump lets through; everything if it is empty.
     pub fn start(lab: &Lab, host: &Namespace, device: &str, filter: &str) -> Result<Self> {
         let name = format!("{}-{device}", host.name());
-        let file = lab.folder().join(&name).with_extension("pcap");
+        let file = lab.folder().join(format!("{name}.pcap"));
         let mut command = Command::new("tcpdump");
         // 64 MiB of buffer: a burst must not lose packets that a test then misses. Each packet is written at once.
         command

@@ -209,7 +209,7 @@ impl Lab {
 
     /// Starts a program that stays; its log is `<name>.log` in the lab's folder.
     pub fn start(&self, host: &Namespace, name: &str, command: &mut Command) -> Result<Daemon> {
-        let log = self.folder.join(name).with_extension("log");
+        let log = self.folder.join(format!("{name}.log"));
         Daemon::start(host, command, &log)
     }
 
