@@ -8,7 +8,8 @@ use std::{
     time::Duration,
 };
 
-use redirect_ctl::dataplane::Operation;
+use redirect_common::policy;
+use redirect_ctl::{dataplane::Operation, desired::Action};
 
 use crate::support::{Lab, eventually};
 
@@ -90,12 +91,8 @@ async fn compare(lab: &Lab) {
         let class = state.classes[&state.subscribers[&prefix].class()];
         let wanted =
             classes["items"].as_array().unwrap().iter().find(|class| class["name"] == subscriber["class"]).unwrap();
-        let action = match class.action() {
-            redirect_common::policy::Action::Pass => "pass",
-            redirect_common::policy::Action::Block => "block",
-            redirect_common::policy::Action::Redirect => "redirect",
-        };
-        assert_eq!(wanted["action"], action, "{subscriber}");
+        let action: Action = wanted["action"].as_str().unwrap().parse().unwrap();
+        assert_eq!(class.action(), policy::Action::from(action), "{subscriber}");
     }
 }
 

@@ -146,12 +146,14 @@ async fn a_view_holds_what_was_touched_or_everything() {
     store.change(subscriber("10.0.0.1/32", "bypass")).await.unwrap();
     store.change(subscriber("10.0.0.2/32", "bypass")).await.unwrap();
     store.change(Change::DeleteSubscriber("10.0.0.1/32".parse().unwrap())).await.unwrap();
+    store.change(subscriber("10.0.0.3/32", "bypass")).await.unwrap();
     let first = touched(&store);
+    assert_eq!(first.len(), 3, "the newest change counts too: {first:?}");
     assert_eq!(first.get(&"10.0.0.1/32".parse().unwrap()), Some(&None));
     assert_eq!(first.get(&"10.0.0.2/32".parse().unwrap()), Some(&Some(class_id(&store, "bypass"))));
     assert_eq!(touched(&store).len(), 0, "taken twice");
     let Subscribers::All(all) = store.view(Scope::All).unwrap().subscribers else { panic!("not everything") };
-    assert_eq!(all.len(), 1);
+    assert_eq!(all.len(), 2);
 }
 
 #[tokio::test]
