@@ -39,6 +39,9 @@ pub trait Address: Copy + Debug + Default + Eq + Ord + 'static {
     /// What replacing `self` by `new` does to a checksum that covers it.
     fn delta(self, new: Self) -> Delta;
 
+    /// The sum of the address's words: its part of a pseudo header.
+    fn sum(self) -> Delta;
+
     /// A few bits that differ between addresses, for spreading; not a hash to rely on.
     fn spread(self) -> u32;
 
@@ -68,6 +71,11 @@ impl Address for V4 {
     #[inline(always)]
     fn delta(self, new: Self) -> Delta {
         Delta::of(self.0, new.0)
+    }
+
+    #[inline(always)]
+    fn sum(self) -> Delta {
+        Delta::ZERO.plus(self.0)
     }
 
     #[inline(always)]
@@ -120,6 +128,12 @@ impl Address for V6 {
             .and(Delta::of(old[1], new[1]))
             .and(Delta::of(old[2], new[2]))
             .and(Delta::of(old[3], new[3]))
+    }
+
+    #[inline(always)]
+    fn sum(self) -> Delta {
+        let [a, b, c, d] = self.quarters();
+        Delta::ZERO.plus(a).plus(b).plus(c).plus(d)
     }
 
     #[inline(always)]

@@ -13,6 +13,16 @@ impl Delta {
         Self(!old as u64 + new as u64)
     }
 
+    /// Nothing.
+    pub const ZERO: Self = Self(0);
+
+    /// The sum over four bytes that were zero before, as they lie in memory.
+    #[inline(always)]
+    #[must_use]
+    pub const fn plus(self, word: u32) -> Self {
+        Self(self.0 + word as u64)
+    }
+
     /// Both changes. A sum of 2^31 words still fits.
     #[inline(always)]
     #[must_use]

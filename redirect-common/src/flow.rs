@@ -93,6 +93,11 @@ impl Flags {
     }
 
     #[inline(always)]
+    pub const fn resets(self) -> bool {
+        self.0 & Self::RST != 0
+    }
+
+    #[inline(always)]
     pub const fn acknowledges(self) -> bool {
         self.0 & (Self::SYN | Self::ACK | Self::RST) == Self::ACK
     }

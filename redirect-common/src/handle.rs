@@ -11,6 +11,7 @@ use crate::{
     parse::{Family, Headers, Link, Segment, parse},
     policy::{Action, Class, Fallback},
     reason::{Reason, Verdict},
+    refuse::refuse,
     tables::{FamilyTables, InsertError, Table, Tables},
 };
 
@@ -39,12 +40,7 @@ impl Outcome {
 
 /// Decides a frame that goes in `direction`, edits it, and counts it by class and reason.
 #[inline(always)]
-pub fn handle<P: PacketMut + ?Sized, T: Tables>(
-    frame: &mut P,
-    link: Link,
-    tables: &T,
-    direction: Direction,
-) -> Verdict {
+pub fn handle<P: PacketMut, T: Tables>(frame: &mut P, link: Link, tables: &T, direction: Direction) -> Verdict {
     let bytes = frame.len() as u64;
     let mut parsed = parse(frame, link);
     if parsed == Err(Reason::Truncated) && frame.pull() {
@@ -52,8 +48,8 @@ pub fn handle<P: PacketMut + ?Sized, T: Tables>(
     }
     let outcome = match parsed {
         Ok(headers) => match headers.family {
-            Family::V4 => handle_segment::<P, T, V4>(frame, tables, &headers, direction),
-            Family::V6 => handle_segment::<P, T, V6>(frame, tables, &headers, direction),
+            Family::V4 => handle_segment::<P, T, V4>(frame, link, tables, &headers, direction),
+            Family::V6 => handle_segment::<P, T, V6>(frame, link, tables, &headers, direction),
         },
         Err(reason) => Outcome::unclassed(reason),
     };
@@ -62,9 +58,9 @@ pub fn handle<P: PacketMut + ?Sized, T: Tables>(
 }
 
 #[inline(always)]
-fn handle_segment<P, T, A>(frame: &mut P, tables: &T, headers: &Headers, direction: Direction) -> Outcome
+fn handle_segment<P, T, A>(frame: &mut P, link: Link, tables: &T, headers: &Headers, direction: Direction) -> Outcome
 where
-    P: PacketMut + ?Sized,
+    P: PacketMut,
     T: Tables + FamilyTables<A>,
     A: Address,
 {
@@ -76,6 +72,7 @@ where
     if !ours {
         return Outcome::unclassed(Reason::OtherPort);
     }
+    let headers = &headers.blurred(tables.zero());
     let Some(segment) = Segment::<A>::read(frame, headers) else { return Outcome::unclassed(Reason::Truncated) };
     // Where the decision is to redirect, it also says with which tuple.
     let mut to = segment.tuple;
@@ -83,14 +80,18 @@ where
         Direction::Forward => forward(tables, &segment, &mut to),
         Direction::Reply => reply(tables, &segment, &mut to),
     };
-    match outcome.reason.verdict() {
-        Verdict::Pass | Verdict::Drop => outcome,
-        Verdict::Redirect => {
-            match frame.edit(&Edit { l3: headers.l3, l4: headers.l4, from: &segment.tuple, to: &to }) {
-                Ok(()) => outcome,
-                Err(EditError) => Outcome::new(Reason::EditFailed, outcome.class),
-            }
+    let edited = match outcome.reason.verdict() {
+        Verdict::Pass | Verdict::Drop => Ok(()),
+        Verdict::Redirect => frame.edit(&Edit { l3: headers.l3, l4: headers.l4, from: &segment.tuple, to: &to }),
+        Verdict::Reject if segment.flags.resets() => return Outcome::new(Reason::ResetUnanswered, outcome.class),
+        Verdict::Reject if !tables.take_reset(tables.now_s()) => {
+            return Outcome::new(Reason::RejectLimited, outcome.class);
         }
+        Verdict::Reject => refuse(frame, link, headers, &segment),
+    };
+    match edited {
+        Ok(()) => outcome,
+        Err(EditError) => Outcome::new(Reason::EditFailed, outcome.class),
     }
 }
 
@@ -198,6 +199,7 @@ fn apply_policy<T: Tables + FamilyTables<A>, A: Address>(
     let reason = match class.action() {
         Action::Pass => Reason::ClassPass,
         Action::Block => Reason::ClassBlock,
+        Action::Reject => Reason::ClassReject,
         Action::Redirect if segment.flags.opens() => open_flow(tables, &segment.tuple, number, class, now_s, to),
         Action::Redirect => Reason::NoFlow,
     };
@@ -218,6 +220,7 @@ fn open_flow<T: Tables + FamilyTables<A>, A: Address>(
         return match class.on_relay_down() {
             Fallback::Pass => Reason::RelayDownPass,
             Fallback::Block => Reason::RelayDownBlock,
+            Fallback::Reject => Reason::RelayDownReject,
         };
     };
     let [source, _] = key.addresses;
@@ -237,6 +240,7 @@ fn open_flow<T: Tables + FamilyTables<A>, A: Address>(
     match class.on_relay_down() {
         Fallback::Pass => Reason::ClashPass,
         Fallback::Block => Reason::ClashBlock,
+        Fallback::Reject => Reason::ClashReject,
     }
 }
 

@@ -27,6 +27,7 @@ pub mod packet;
 pub mod parse;
 pub mod policy;
 pub mod reason;
+pub mod refuse;
 pub mod tables;
 #[cfg(any(test, feature = "testkit"))]
 pub mod testkit;

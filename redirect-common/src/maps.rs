@@ -9,7 +9,8 @@
 //! | `FLOWS_V4`, `FLOWS_V6` | hash | tuple -> Flow | 131,072 (two a flow) | 112 and 160 B an entry |
 //! | `RELAY_PORTS` | array | port / 64 -> 64 bits | 1,024 | 8 KiB |
 //! | `SETTINGS` | array | 0 -> [`Settings`](crate::policy::Settings) | 1 | |
-//! | `COUNTERS` | per-CPU array | class x reason -> [`Count`](crate::maps::Count) | 1,600 | 25 KiB a CPU |
+//! | `RESETS` | per-CPU array | 0 -> [`Resets`] | 1 | 8 B a CPU |
+//! | `COUNTERS` | per-CPU array | class x reason -> [`Count`] | 1,920 | 30 KiB a CPU |
 //!
 //! An entry of a hash costs the element header of 48 B, key and value rounded up to 8 B each, and a bucket of 16 B.
 
@@ -50,6 +51,17 @@ pub struct Count {
     pub bytes: u64,
 }
 
+/// Resets that one CPU sends within a second: a bound for a flood that forges its sources, far above what subscribers cause.
+pub const RESETS_PER_SECOND_MAX: u32 = 1_000_000;
+
+/// Resets sent in the current second: the value of `RESETS`, one for each CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resets {
+    pub second_s: u32,
+    pub sent: u32,
+}
+
 /// Names as they stand in the BPF object.
 pub mod names {
     pub const HOSTS_V4: &str = "HOSTS_V4";
@@ -64,6 +76,7 @@ pub mod names {
     pub const FLOWS_V6: &str = "FLOWS_V6";
     pub const RELAY_PORTS: &str = "RELAY_PORTS";
     pub const SETTINGS: &str = "SETTINGS";
+    pub const RESETS: &str = "RESETS";
     pub const COUNTERS: &str = "COUNTERS";
     /// Programs.
     pub const XDP_INGRESS: &str = "redirect_xdp";
@@ -74,9 +87,13 @@ pub mod names {
     pub const TC_EGRESS_IP: &str = "redirect_out_ip";
 }
 
-// SAFETY: two u64, no padding, every bit pattern valid.
 #[cfg(feature = "user")]
-unsafe impl aya::Pod for Count {}
+mod pod {
+    // SAFETY: two u64, no padding, every bit pattern valid.
+    unsafe impl aya::Pod for super::Count {}
+    // SAFETY: two u32, no padding, every bit pattern valid.
+    unsafe impl aya::Pod for super::Resets {}
+}
 
 #[cfg(test)]
 mod tests {

@@ -2,7 +2,8 @@
 
 use crate::{
     address::Address,
-    edit::{Edit, EditError, incremental},
+    checksum::Delta,
+    edit::{Edit, EditError},
     wire::Wire,
 };
 
@@ -24,12 +25,23 @@ pub trait Packet {
     }
 }
 
-/// A frame whose addresses and ports can be changed, each kind in its own way: see [`crate::edit`].
+/// A frame that can be changed, each kind in its own way: see [`crate::edit`].
 pub trait PacketMut: Packet {
+    /// Replaces the tuple of a segment.
     fn edit<A: Address>(&mut self, edit: &Edit<'_, A>) -> Result<(), EditError>;
+
+    /// Writes a value at `offset` bytes; checksums stay as they are.
+    fn write<T: Wire>(&mut self, offset: usize, value: T) -> Result<(), EditError>;
+
+    /// Sets the checksum of the TCP header at `l4` from scratch: the sums over the pseudo header, and over the segment with its checksum
+    /// zero.
+    fn set_tcp_checksum(&mut self, l4: usize, pseudo_header: Delta, segment: Delta) -> Result<(), EditError>;
+
+    /// Cuts the frame to `len` bytes at most.
+    fn truncate(&mut self, len: usize) -> Result<(), EditError>;
 }
 
-/// Bytes that can be written in place: what [`incremental`] needs.
+/// Bytes that can be written in place: what [`incremental`](crate::edit::incremental) needs.
 pub trait BytesMut: Packet {
     fn at_mut<T: Wire>(&mut self, offset: usize) -> Option<&mut T>;
 }
@@ -51,11 +63,5 @@ impl BytesMut for [u8] {
         let bytes = self.get_mut(offset..offset.checked_add(size_of::<T>())?)?;
         // SAFETY: as in `at`, and `bytes` is borrowed exclusively.
         Some(unsafe { &mut *bytes.as_mut_ptr().cast() })
-    }
-}
-
-impl PacketMut for [u8] {
-    fn edit<A: Address>(&mut self, edit: &Edit<'_, A>) -> Result<(), EditError> {
-        incremental(self, edit)
     }
 }

@@ -26,7 +26,34 @@ pub struct Headers {
     pub l4: usize,
     /// Source and destination port, as they lie in the TCP header.
     pub ports: [[u8; 2]; 2],
+    /// Length of the TCP payload, in bytes.
+    pub payload_len: usize,
+    /// Offset of the PPPoE session header, in bytes; 0 where there is none.
+    pub pppoe: usize,
 }
+
+impl Headers {
+    /// The same, of which the verifier knows the bounds only; `zero` is [`Tables::zero`](crate::tables::Tables::zero).
+    #[inline(always)]
+    #[must_use]
+    pub const fn blurred(&self, zero: usize) -> Self {
+        /// Above every offset of an IP header: Ethernet, two tags, PPPoE.
+        const L3_MASK: usize = 0x3f;
+        /// Above every offset of a TCP header: four extension headers of 2,048 bytes at most.
+        const L4_MASK: usize = 0x3fff;
+        Self {
+            l3: (self.l3 + zero) & L3_MASK,
+            l4: (self.l4 + zero) & L4_MASK,
+            pppoe: (self.pppoe + zero) & L3_MASK,
+            ..*self
+        }
+    }
+}
+
+const _: () = assert!(
+    size_of::<Ethernet>() + VLAN_TAGS_MAX * size_of::<Vlan>() + size_of::<Pppoe>() < 0x3f
+        && 0x3f + size_of::<Ipv6>() + EXTENSIONS_MAX * 2048 < 0x3fff
+);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
@@ -118,6 +145,7 @@ fn parse_pppoe<P: Packet + ?Sized>(frame: &P, offset: usize) -> Result<Headers, 
         ppp::IPV6 => parse_ipv6(frame, l3, end),
         _ => Err(Reason::NotIp),
     }
+    .map(|headers| Headers { pppoe: offset, ..headers })
 }
 
 #[inline(always)]
@@ -205,7 +233,8 @@ fn parse_tcp<P: Packet + ?Sized>(
     if header_len < size_of::<Tcp>() || l4 + header_len > end {
         return Err(Reason::Malformed);
     }
-    Ok(Headers { family, l3, l4, ports: [tcp.source_port, tcp.destination_port] })
+    let ports = [tcp.source_port, tcp.destination_port];
+    Ok(Headers { family, l3, l4, ports, payload_len: end - l4 - header_len, pppoe: 0 })
 }
 
 #[cfg(test)]

@@ -36,6 +36,7 @@ pub enum Action {
     Pass = 0,
     Block = 1,
     Redirect = 2,
+    Reject = 3,
 }
 
 /// What is done with a flow that should be redirected and cannot be.
@@ -44,6 +45,7 @@ pub enum Action {
 pub enum Fallback {
     Pass = 0,
     Block = 1,
+    Reject = 2,
 }
 
 /// A class: the value of the class map, indexed by the class's number.
@@ -73,6 +75,7 @@ impl Class {
         match self.action {
             1 => Action::Block,
             2 => Action::Redirect,
+            3 => Action::Reject,
             _ => Action::Pass,
         }
     }
@@ -80,6 +83,7 @@ impl Class {
     pub const fn on_relay_down(self) -> Fallback {
         match self.on_relay_down {
             1 => Fallback::Block,
+            2 => Fallback::Reject,
             _ => Fallback::Pass,
         }
     }
@@ -134,12 +138,18 @@ pub struct Settings {
     pub revision: u64,
     /// Coarse clock, seconds since boot. The daemon advances it once a second, so the packet path reads the time without a clock call.
     pub clock_s: u32,
-    _pad: u32,
+    /// Always 0: see [`Tables::zero`](crate::tables::Tables::zero).
+    zero: u32,
 }
 
 impl Settings {
     pub const fn new(revision: u64, clock_s: u32) -> Self {
-        Self { revision, clock_s, _pad: 0 }
+        Self { revision, clock_s, zero: 0 }
+    }
+
+    #[inline(always)]
+    pub const fn zero(&self) -> u32 {
+        self.zero
     }
 }
 

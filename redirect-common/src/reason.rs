@@ -11,6 +11,8 @@ pub enum Verdict {
     Drop,
     /// Goes on with another tuple: toward the relay, or back to the subscriber.
     Redirect,
+    /// Goes back as a TCP reset.
+    Reject,
 }
 
 impl Verdict {
@@ -19,6 +21,7 @@ impl Verdict {
             Self::Pass => "pass",
             Self::Drop => "drop",
             Self::Redirect => "redirect",
+            Self::Reject => "reject",
         }
     }
 }
@@ -63,11 +66,16 @@ reasons! {
     NoClass = "no_class", Pass, "The source is no subscriber.";
     ClassPass = "class_pass", Pass, "The subscriber's class passes port 25.";
     ClassBlock = "class_block", Drop, "The subscriber's class blocks port 25.";
+    ClassReject = "class_reject", Reject, "The subscriber's class rejects port 25.";
     NoFlow = "no_flow", Pass, "A segment in mid-stream of a connection that was never redirected.";
     RelayDownPass = "relay_down_pass", Pass, "No relay for this address family; the class says pass.";
     RelayDownBlock = "relay_down_block", Drop, "No relay for this address family; the class says block.";
+    RelayDownReject = "relay_down_reject", Reject, "No relay for this address family; the class says reject.";
     ClashPass = "clash_pass", Pass, "No free client port toward the relay; the class says pass.";
     ClashBlock = "clash_block", Drop, "No free client port toward the relay; the class says block.";
+    ClashReject = "clash_reject", Reject, "No free client port toward the relay; the class says reject.";
+    ResetUnanswered = "reset_unanswered", Drop, "A reset that would have to be rejected: resets get no answer.";
+    RejectLimited = "reject_limited", Drop, "To be rejected, but this CPU has sent its resets of the second.";
     FlowNew = "flow_new", Redirect, "A SYN that opens a redirected flow.";
     FlowHalfOpen = "flow_half_open", Redirect, "A segment of a redirected flow before its handshake is complete.";
     FlowPromoted = "flow_promoted", Redirect, "The segment that completed the handshake of a redirected flow.";

@@ -49,6 +49,13 @@ pub trait Tables: FamilyTables<V4> + FamilyTables<V6> {
     /// Coarse time in seconds.
     fn now_s(&self) -> u32;
 
+    /// Always 0, which only people know. Added to a number, it makes the verifier forget how the number came about, so that it walks what
+    /// follows once, and not again for every way that leads there.
+    fn zero(&self) -> usize;
+
+    /// Takes one of the resets that this CPU may send in the second `now_s`; `false` where none is left.
+    fn take_reset(&self, now_s: u32) -> bool;
+
     /// Counts a packet of `bytes` bytes.
     fn count(&self, class: u16, reason: Reason, bytes: u64);
 }

@@ -1,15 +1,24 @@
 //! What tests need on the host: tables in memory, a builder of frames, and checksums computed from scratch.
 
-use std::{cell::RefCell, collections::BTreeMap, net::IpAddr, vec::Vec};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    net::IpAddr,
+    vec::Vec,
+};
 
 use crate::{
     address::{Address, V4, V6},
+    checksum::Delta,
+    edit::{Edit, EditError, incremental},
     flow::{Flags, Flow, Tuple},
     maps::Count,
+    packet::{BytesMut, Packet, PacketMut},
     parse::Link,
     policy::{Class, Relay, Subscriber},
     reason::Reason,
     tables::{FamilyTables, InsertError, Table, Tables},
+    wire::{TCP_CHECKSUM, Wire},
 };
 
 /// RFC 1071 over the concatenation of `parts`, each of even length but the last: the checksum that belongs into the header.
@@ -45,6 +54,8 @@ pub struct MemoryTables {
     pub now_s: u32,
     /// Entries that the established table of each family takes.
     pub established_max: usize,
+    /// Resets that may still be sent, whatever the second.
+    pub resets_left: Cell<u32>,
     pub counts: RefCell<BTreeMap<(u16, Reason), Count>>,
 }
 
@@ -57,6 +68,7 @@ impl Default for MemoryTables {
             relays: BTreeMap::new(),
             now_s: 0,
             established_max: usize::MAX,
+            resets_left: Cell::new(u32::MAX),
             counts: RefCell::default(),
         }
     }
@@ -151,11 +163,57 @@ impl Tables for MemoryTables {
         self.now_s
     }
 
+    fn zero(&self) -> usize {
+        0
+    }
+
+    fn take_reset(&self, _now_s: u32) -> bool {
+        let left = self.resets_left.get();
+        self.resets_left.set(left.saturating_sub(1));
+        left > 0
+    }
+
     fn count(&self, class: u16, reason: Reason, bytes: u64) {
         let mut counts = self.counts.borrow_mut();
         let count = counts.entry((class, reason)).or_default();
         count.packets += 1;
         count.bytes += bytes;
+    }
+}
+
+impl Packet for Vec<u8> {
+    fn at<T: Wire>(&self, offset: usize) -> Option<&T> {
+        self.as_slice().at(offset)
+    }
+
+    fn len(&self) -> usize {
+        self.len()
+    }
+}
+
+impl BytesMut for Vec<u8> {
+    fn at_mut<T: Wire>(&mut self, offset: usize) -> Option<&mut T> {
+        self.as_mut_slice().at_mut(offset)
+    }
+}
+
+impl PacketMut for Vec<u8> {
+    fn edit<A: Address>(&mut self, edit: &Edit<'_, A>) -> Result<(), EditError> {
+        incremental(self, edit)
+    }
+
+    fn write<T: Wire>(&mut self, offset: usize, value: T) -> Result<(), EditError> {
+        *self.at_mut(offset).ok_or(EditError)? = value;
+        Ok(())
+    }
+
+    fn set_tcp_checksum(&mut self, l4: usize, pseudo_header: Delta, segment: Delta) -> Result<(), EditError> {
+        self.write(l4 + TCP_CHECKSUM, pseudo_header.and(segment).apply([0xff; 2]))
+    }
+
+    fn truncate(&mut self, len: usize) -> Result<(), EditError> {
+        Vec::truncate(self, len);
+        Ok(())
     }
 }
 

@@ -67,7 +67,11 @@ fn assert_checksums_right(ip: Ip, frame: &[u8]) {
     if ip == Ip::V4 {
         assert_eq!(internet_checksum(&[&frame[14..34]]), 0, "IPv4 header");
     }
-    let tcp = &frame[l4..];
+    let ip_payload_len = match ip {
+        Ip::V4 => usize::from(u16::from_be_bytes([frame[16], frame[17]])) - 20,
+        Ip::V6 => usize::from(u16::from_be_bytes([frame[18], frame[19]])),
+    };
+    let tcp = &frame[l4..l4 + ip_payload_len];
     let len = u32::try_from(tcp.len()).unwrap().to_be_bytes();
     assert_eq!(internet_checksum(&[&seen.source, &seen.destination, &len, &[0, 6], tcp]), 0, "TCP");
 }
@@ -83,11 +87,11 @@ fn relay_address(ip: Ip) -> Vec<u8> {
 fn send(tables: &MemoryTables, frame: &[u8], direction: Direction, class: u16, reason: Reason) -> Vec<u8> {
     tables.counts.borrow_mut().clear();
     let mut out = frame.to_vec();
-    let verdict = handle(&mut out[..], Link::Ethernet, tables, direction);
+    let verdict = handle(&mut out, Link::Ethernet, tables, direction);
     assert_eq!(tables.packets(), [(class, reason, 1)]);
     assert_eq!(tables.counts.borrow()[&(class, reason)].bytes, frame.len() as u64);
     assert_eq!(verdict, reason.verdict());
-    if verdict != Verdict::Redirect {
+    if matches!(verdict, Verdict::Pass | Verdict::Drop) {
         assert_eq!(out, frame, "{verdict:?} leaves a frame as it is");
     }
     out
@@ -192,12 +196,37 @@ fn a_subscriber_of_a_class_that_is_not_there_has_no_class() {
 
 #[test]
 fn without_a_relay_the_class_decides() {
-    for (fallback, reason) in [(Fallback::Pass, Reason::RelayDownPass), (Fallback::Block, Reason::RelayDownBlock)] {
+    for (fallback, reason) in [
+        (Fallback::Pass, Reason::RelayDownPass),
+        (Fallback::Block, Reason::RelayDownBlock),
+        (Fallback::Reject, Reason::RelayDownReject),
+    ] {
         let mut tables = tables();
         tables.classes.insert(REDIRECT, Class::new(Action::Redirect, fallback, 1));
         tables.relays.insert(1, Relay::new(None, Some("[fd00:20::1]:2525".parse().unwrap())));
         send(&tables, &FrameBuilder::syn(Ip::V4).build(), Direction::Forward, REDIRECT, reason);
         up(&tables, &FrameBuilder::syn(Ip::V6), Reason::FlowNew);
+    }
+}
+
+#[test]
+fn a_rejected_segment_comes_back_as_a_reset_and_a_reset_never_does() {
+    for ip in IPS {
+        let mut tables = tables();
+        tables.classes.insert(REDIRECT, Class::new(Action::Reject, Fallback::Pass, 0));
+        let syn = FrameBuilder { payload: b"early".to_vec(), ..FrameBuilder::syn(ip) };
+        let asked = see(ip, &syn.build());
+        let out = up(&tables, &syn, Reason::ClassReject);
+        let answer = see(ip, &out);
+        assert_eq!((answer.source, answer.source_port), (asked.destination, 25));
+        assert_eq!((answer.destination, answer.destination_port), (asked.source, 40_000));
+        assert_eq!(out[..12], [[0x02; 6], [0x02; 6]].concat(), "the builder's stations have one address");
+
+        let reset = FrameBuilder { flags: Flags::RST | Flags::ACK, ..FrameBuilder::syn(ip) };
+        send(&tables, &reset.build(), Direction::Forward, REDIRECT, Reason::ResetUnanswered);
+        tables.resets_left.set(0);
+        send(&tables, &syn.build(), Direction::Forward, REDIRECT, Reason::RejectLimited);
+        assert_eq!(entries(&tables), (0, 0));
     }
 }
 
@@ -372,7 +401,7 @@ proptest! {
     fn any_bytes_are_decided_and_changed_only_when_redirected(bytes in prop::collection::vec(any::<u8>(), 0..256), reply in any::<bool>()) {
         let tables = tables();
         let mut out = bytes.clone();
-        let verdict = handle(&mut out[..], Link::Ethernet, &tables, if reply { Direction::Reply } else { Direction::Forward });
+        let verdict = handle(&mut out, Link::Ethernet, &tables, if reply { Direction::Reply } else { Direction::Forward });
         prop_assert!(verdict == Verdict::Redirect || out == bytes);
         prop_assert_eq!(tables.packets().len(), 1);
     }
@@ -403,11 +432,11 @@ proptest! {
                 ..frame
             };
             let mut bytes = frame.build();
-            if handle(&mut bytes[..], Link::Ethernet, &tables, Direction::Forward) == Verdict::Redirect && answered && frame.tags.is_empty() {
+            if handle(&mut bytes, Link::Ethernet, &tables, Direction::Forward) == Verdict::Redirect && answered && frame.tags.is_empty() {
                 let client_port = see(frame.ip, &bytes).source_port;
                 let client = see(frame.ip, &bytes).source;
                 let mut answer = syn_ack(&frame).build_between(&relay_address(frame.ip), 2525, &client, client_port);
-                handle(&mut answer[..], Link::Ethernet, &tables, Direction::Reply);
+                handle(&mut answer, Link::Ethernet, &tables, Direction::Reply);
             }
         }
         let v4 = tables.v4.borrow();

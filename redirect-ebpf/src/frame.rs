@@ -2,10 +2,12 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM},
+    helpers::generated::{bpf_redirect, bpf_skb_change_tail, bpf_xdp_adjust_tail},
     programs::{TcContext, XdpContext},
 };
 use redirect_common::{
     address::Address,
+    checksum::Delta,
     edit::{Edit, EditError, incremental},
     packet::{BytesMut, Packet, PacketMut},
     wire::{TCP_CHECKSUM, Wire},
@@ -49,10 +51,40 @@ impl PacketMut for XdpFrame {
     fn edit<A: Address>(&mut self, edit: &Edit<'_, A>) -> Result<(), EditError> {
         incremental(self, edit)
     }
+
+    #[inline(always)]
+    fn write<T: Wire>(&mut self, offset: usize, value: T) -> Result<(), EditError> {
+        *self.at_mut(offset).ok_or(EditError)? = value;
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn set_tcp_checksum(&mut self, l4: usize, pseudo_header: Delta, segment: Delta) -> Result<(), EditError> {
+        self.write(l4 + TCP_CHECKSUM, pseudo_header.and(segment).apply([0xff; 2]))
+    }
+
+    #[inline(always)]
+    fn truncate(&mut self, len: usize) -> Result<(), EditError> {
+        let surplus = self.len().saturating_sub(len);
+        // SAFETY: the context is this program's own; the helper checks the length.
+        match unsafe { bpf_xdp_adjust_tail(self.0.ctx, -(surplus as i32)) } {
+            0 => Ok(()),
+            _ => Err(EditError),
+        }
+    }
 }
 
 /// A socket buffer, whose checksums only the kernel's helpers know how to keep right.
 pub(crate) struct SocketBuffer(pub(crate) TcContext);
+
+impl SocketBuffer {
+    /// Sends the buffer out of the device that it came in by; returns what the program has to answer for that.
+    #[inline(always)]
+    pub(crate) fn send_back(&self) -> i32 {
+        // SAFETY: the context is this program's own, and `ifindex` one of its readable fields.
+        unsafe { bpf_redirect((*self.0.skb.skb).ifindex, 0) as i32 }
+    }
+}
 
 impl Packet for SocketBuffer {
     #[inline(always)]
@@ -99,4 +131,37 @@ impl PacketMut for SocketBuffer {
         skb.store(edit.l3 + A::OFFSET, &edit.to.addresses, store_flags).map_err(|_| EditError)?;
         skb.store(edit.l4, &edit.to.ports, 0).map_err(|_| EditError)
     }
+
+    #[inline(always)]
+    fn write<T: Wire>(&mut self, offset: usize, value: T) -> Result<(), EditError> {
+        self.0.skb.store(offset, &Aligned(value).0, 0).map_err(|_| EditError)
+    }
+
+    /// A buffer of a local or virtual sender may be `CHECKSUM_PARTIAL`: then its field has to hold the sum over the pseudo header, and the
+    /// device adds the rest. From a field of zero, the helper makes just that of a change of the pseudo header, and passes over a change of
+    /// the segment; in a buffer of any other kind it takes both.
+    #[inline(always)]
+    fn set_tcp_checksum(&mut self, l4: usize, pseudo_header: Delta, segment: Delta) -> Result<(), EditError> {
+        let offset = l4 + TCP_CHECKSUM;
+        let skb = &self.0.skb;
+        skb.l4_csum_replace(offset, 0, pseudo_header.folded().into(), BPF_F_PSEUDO_HDR.into())
+            .map_err(|_| EditError)?;
+        skb.l4_csum_replace(offset, 0, segment.folded().into(), 0).map_err(|_| EditError)
+    }
+
+    #[inline(always)]
+    fn truncate(&mut self, len: usize) -> Result<(), EditError> {
+        if self.len() <= len {
+            return Ok(());
+        }
+        // SAFETY: the context is this program's own; the helper checks the length.
+        match unsafe { bpf_skb_change_tail(self.0.skb.skb, len as u32, 0) } {
+            0 => Ok(()),
+            _ => Err(EditError),
+        }
+    }
 }
+
+/// Placed as the verifier wants values on the stack.
+#[repr(C, align(8))]
+struct Aligned<T>(T);

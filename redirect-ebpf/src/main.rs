@@ -22,39 +22,42 @@ pub(crate) fn redirect_xdp(context: XdpContext) -> u32 {
     match handle(&mut XdpFrame(context), Link::Ethernet, &Maps, Direction::Forward) {
         Verdict::Pass | Verdict::Redirect => xdp_action::XDP_PASS,
         Verdict::Drop => xdp_action::XDP_DROP,
+        Verdict::Reject => xdp_action::XDP_TX,
     }
 }
 
 /// Subscriber -> relay, at ingress of a device.
 #[classifier]
 pub(crate) fn redirect_in(context: TcContext) -> i32 {
-    control_code(handle(&mut SocketBuffer(context), Link::Ethernet, &Maps, Direction::Forward))
+    classify(context, Link::Ethernet, Direction::Forward)
 }
 
 /// Relay -> subscriber, at egress of the device that the subscriber is behind.
 #[classifier]
 pub(crate) fn redirect_out(context: TcContext) -> i32 {
-    control_code(handle(&mut SocketBuffer(context), Link::Ethernet, &Maps, Direction::Reply))
+    classify(context, Link::Ethernet, Direction::Reply)
 }
 
 /// As `redirect_in`, on a device whose frames begin with an IP header.
 #[classifier]
 pub(crate) fn redirect_in_ip(context: TcContext) -> i32 {
-    control_code(handle(&mut SocketBuffer(context), Link::Ip, &Maps, Direction::Forward))
+    classify(context, Link::Ip, Direction::Forward)
 }
 
 /// As `redirect_out`, on a device whose frames begin with an IP header.
 #[classifier]
 pub(crate) fn redirect_out_ip(context: TcContext) -> i32 {
-    control_code(handle(&mut SocketBuffer(context), Link::Ip, &Maps, Direction::Reply))
+    classify(context, Link::Ip, Direction::Reply)
 }
 
 /// "Unspecified" lets other filters of the same hook see the packet as well.
 #[inline(always)]
-fn control_code(verdict: Verdict) -> i32 {
-    match verdict {
+fn classify(context: TcContext, link: Link, direction: Direction) -> i32 {
+    let mut buffer = SocketBuffer(context);
+    match handle(&mut buffer, link, &Maps, direction) {
         Verdict::Pass | Verdict::Redirect => TC_ACT_UNSPEC,
         Verdict::Drop => TC_ACT_SHOT,
+        Verdict::Reject => buffer.send_back(),
     }
 }
 

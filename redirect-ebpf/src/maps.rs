@@ -10,7 +10,7 @@ use redirect_common::{
     flow::{Flow, Tuple},
     maps::{
         CLASSES_MAX, COUNTERS_MAX, Count, ENTRIES_PER_FLOW, FLOWS_MAX, HALF_OPEN_MAX, RELAY_PORT_WORDS, RELAYS_MAX,
-        SUBSCRIBERS_MAX, counter_index,
+        RESETS_PER_SECOND_MAX, Resets, SUBSCRIBERS_MAX, counter_index,
     },
     policy::{Class, Relay, Settings, Subscriber},
     reason::Reason,
@@ -43,6 +43,8 @@ static FLOWS_V4: HashMap<Tuple<V4>, Flow<V4>> = HashMap::with_max_entries(FLOWS_
 static FLOWS_V6: HashMap<Tuple<V6>, Flow<V6>> = HashMap::with_max_entries(FLOWS_MAX * ENTRIES_PER_FLOW, 0);
 #[map]
 static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
+#[map]
+static RESETS: PerCpuArray<Resets> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static COUNTERS: PerCpuArray<Count> = PerCpuArray::with_max_entries(COUNTERS_MAX, 0);
 
@@ -143,6 +145,23 @@ impl Tables for Maps {
     #[inline(always)]
     fn now_s(&self) -> u32 {
         SETTINGS.get(0).map_or(0, |settings| settings.clock_s)
+    }
+
+    #[inline(always)]
+    fn zero(&self) -> usize {
+        SETTINGS.get(0).map_or(0, |settings| settings.zero() as usize)
+    }
+
+    #[inline(always)]
+    fn take_reset(&self, now_s: u32) -> bool {
+        let Some(resets) = RESETS.get_ptr_mut(0) else { return false };
+        // SAFETY: this CPU's own slot, as in `count`.
+        let resets = unsafe { &mut *resets };
+        if resets.second_s != now_s {
+            *resets = Resets { second_s: now_s, sent: 0 };
+        }
+        resets.sent += 1;
+        resets.sent <= RESETS_PER_SECOND_MAX
     }
 
     #[inline(always)]

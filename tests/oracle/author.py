@@ -20,7 +20,7 @@ RELAY = {4: "10.20.0.1", 6: "fd00:20::1"}
 RELAY_PORT = 2525
 SERVER = {4: "203.0.113.9", 6: "2001:db8::9"}
 # Added to the second number of a client's address: see policy() in oracle.rs.
-CLASS = {"redirect": 0, "pass": 1, "block": 2, "stranger": 99}
+CLASS = {"redirect": 0, "pass": 1, "block": 2, "reject": 3, "stranger": 99}
 ETHER = {"src": "02:00:00:00:00:05", "dst": "02:00:00:00:00:01"}
 
 TAGS = {
@@ -59,12 +59,12 @@ def client_of(family, who, number):
     return f"fd00:{20 + CLASS[who]}::{number:x}"
 
 
-def framed(link, datagram):
+def framed(link, datagram, macs=ETHER):
     """Bytes of a frame, with every length and checksum computed by scapy."""
     if link is None:
         return bytes(datagram)
     tags, session = link
-    frame = Ether(**ETHER)
+    frame = Ether(**macs)
     for kind, vlan in tags:
         frame = frame / kind(vlan=vlan, prio=3)
     if session:
@@ -151,6 +151,49 @@ def bystanders(about, link, network, family):
     line(f"{about}: a real server", link, "egress", packet(link, network, SERVER[family], client, real), "other_port")
 
 
+def answered(link, network, source, destination, transport):
+    """The frame that goes back: the same link, addresses changed, hop limit 64, at least 60 bytes of Ethernet."""
+    datagram = network(destination, source) / transport
+    if datagram.name == "IP":
+        datagram.ttl = 64
+    else:
+        datagram.hlim = 64
+    if link is None:
+        return framed(None, datagram)
+    tags, session = link
+    macs = dict(src=ETHER["dst"], dst=ETHER["src"])
+    return framed((tags, session), datagram, macs)
+
+
+def refusals(about, link, network, family):
+    """Segments of a class that rejects, and the resets that answer them: RFC 9293 section 3.10.7.1."""
+    client = client_of(family, "reject", next(numbers))
+    server = SERVER[family]
+
+    def refused(name, segment, reset):
+        sent = packet(link, network, client, server, segment)
+        made = answered(link, network, client, server, TCP(sport=25, dport=46000, window=0, **reset))
+        # What is left of the sender's own frame fills Ethernet's minimum, if it had that much.
+        if link is not None:
+            made += sent[len(made):60]
+        line(f"{about}: {name}", link, "ingress", sent, "class_reject", made)
+
+    segment = dict(sport=46000, dport=25)
+    options = [("MSS", 1460), ("SAckOK", b""), ("Timestamp", (1, 0)), ("NOP", None), ("WScale", 7)]
+    refused("SYN", TCP(flags="S", seq=1000, **segment), dict(flags="RA", seq=0, ack=1001))
+    refused("SYN with options", TCP(flags="S", seq=2**32 - 1, options=options, **segment), dict(flags="RA", seq=0, ack=0))
+    refused("SYN with data", TCP(flags="S", seq=1000, **segment) / Raw(b"x" * 700), dict(flags="RA", seq=0, ack=1701))
+    refused("SYN with an odd number of octets", TCP(flags="S", seq=5, **segment) / Raw(b"xyz"), dict(flags="RA", seq=0, ack=9))
+    refused("FIN without ACK", TCP(flags="F", seq=7, **segment) / Raw(b"xy"), dict(flags="RA", seq=0, ack=10))
+    refused("nothing set", TCP(flags="", seq=7, **segment) / Raw(b"xy"), dict(flags="RA", seq=0, ack=9))
+    refused("ACK", TCP(flags="A", seq=9, ack=4711, options=options, **segment), dict(flags="R", seq=4711, ack=0))
+    refused("data", TCP(flags="PA", seq=9, ack=4711, urgptr=3, **segment) / Raw(b"EHLO\r\n" * 40), dict(flags="R", seq=4711, ack=0))
+    refused("FIN", TCP(flags="FA", seq=9, ack=2**32 - 1, **segment), dict(flags="R", seq=2**32 - 1, ack=0))
+    refused("SYN-ACK", TCP(flags="SA", seq=9, ack=77, **segment), dict(flags="R", seq=77, ack=0))
+    for flags in ("R", "RA"):
+        line(f"{about}: {flags}", link, "ingress", packet(link, network, client, server, TCP(flags=flags, **segment)), "reset_unanswered")
+
+
 def oddities():
     """Frames that are not of the matrix."""
     v4 = lambda **fields: IP(src=client_of(4, "redirect", next(numbers)), dst=SERVER[4], **fields)
@@ -188,4 +231,5 @@ def oddities():
 for (link_name, link), (net_name, (family, network)) in itertools.product(LINKS.items(), NETWORKS.items()):
     conversation(f"{link_name}, {net_name}", link, network, family)
     bystanders(f"{link_name}, {net_name}", link, network, family)
+    refusals(f"{link_name}, {net_name}", link, network, family)
 oddities()

@@ -6,13 +6,13 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use aya::{
     Ebpf, Pod, TestRunOptions,
-    maps::{Array, HashMap as BpfHashMap, LpmTrie, MapData, PerCpuArray, lpm_trie::Key},
+    maps::{Array, HashMap as BpfHashMap, LpmTrie, MapData, PerCpuArray, PerCpuValues, lpm_trie::Key},
     programs::{ProgramError, SchedClassifier, TestRun as _, Xdp},
 };
 use redirect_common::{
     address::{V4, V6},
     flow::{Direction, Flow, Tuple},
-    maps::{Count, counter_index, names},
+    maps::{Count, Resets, counter_index, names},
     parse::Link,
     policy::{Class, Relay, Settings, Subscriber},
     reason::{Reason, Verdict},
@@ -65,11 +65,15 @@ impl Hook {
         const XDP_PASS: u32 = 2;
         const TC_ACT_UNSPEC: u32 = u32::MAX;
         const TC_ACT_SHOT: u32 = 2;
+        const TC_ACT_REDIRECT: u32 = 7;
+        const XDP_TX: u32 = 3;
         match (self, verdict) {
             (Self::Xdp, Verdict::Pass | Verdict::Redirect) => XDP_PASS,
             (Self::Xdp, Verdict::Drop) => XDP_DROP,
             (_, Verdict::Pass | Verdict::Redirect) => TC_ACT_UNSPEC,
+            (Self::Xdp, Verdict::Reject) => XDP_TX,
             (_, Verdict::Drop) => TC_ACT_SHOT,
+            (_, Verdict::Reject) => TC_ACT_REDIRECT,
         }
     }
 }
@@ -92,6 +96,7 @@ pub type Entries<A> = BTreeMap<Tuple<A>, Flow<A>>;
 pub struct Kernel {
     object: Ebpf,
     settings: Array<MapData, Settings>,
+    resets: PerCpuArray<MapData, Resets>,
     counters: PerCpuArray<MapData, Count>,
 }
 
@@ -133,12 +138,20 @@ impl Kernel {
             .expect("a subscriber is set");
         }
         let settings = map(&mut object, names::SETTINGS);
+        let resets = map(&mut object, names::RESETS);
         let counters = map(&mut object, names::COUNTERS);
-        Self { object, settings, counters }
+        Self { object, settings, resets, counters }
     }
 
     pub fn set_clock(&mut self, now_s: u32) {
         self.settings.set(0, Settings::new(1, now_s), 0).expect("the clock is set");
+    }
+
+    /// Sets what every CPU has sent.
+    pub fn set_resets(&mut self, resets: Resets) {
+        let cpus = self.resets.get(&0, 0).expect("the resets are read").len();
+        let values = PerCpuValues::try_from(vec![resets; cpus]).expect("one value for each CPU");
+        self.resets.set(0, values, 0).expect("the resets are set");
     }
 
     /// Runs a program on a frame: what it answers and what the frame has become. `None` where the kernel's harness itself refuses the

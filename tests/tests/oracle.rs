@@ -50,9 +50,11 @@ fn policy() -> Policy {
             ("10.20.0.0", 16, 1),
             ("10.21.0.0", 16, 2),
             ("10.22.0.0", 16, 3),
+            ("10.23.0.0", 16, 4),
             ("fd00:20::", 32, 1),
             ("fd00:21::", 32, 2),
             ("fd00:22::", 32, 3),
+            ("fd00:23::", 32, 4),
         ]
         .map(|(address, len, class)| (address.parse().unwrap(), len, class))
         .into(),
@@ -60,6 +62,7 @@ fn policy() -> Policy {
             (1, Class::new(Action::Redirect, Fallback::Pass, 1)),
             (2, Class::new(Action::Pass, Fallback::Pass, 0)),
             (3, Class::new(Action::Block, Fallback::Pass, 0)),
+            (4, Class::new(Action::Reject, Fallback::Pass, 0)),
         ]
         .into(),
         relays: [(1, relay)].into(),
@@ -78,7 +81,7 @@ fn counted(kernel: &Kernel) -> BTreeMap<Reason, u64> {
 fn check(ingress: Hook) {
     let kernel = Kernel::load(&policy(), 1024);
     let lines = authored();
-    assert!(lines.len() > 3000, "the author wrote {} frames only", lines.len());
+    assert!(lines.len() > 4000, "the author wrote {} frames only", lines.len());
     let mut expected_counts: BTreeMap<Reason, u64> = BTreeMap::new();
     for line in &lines {
         let hook = match line.hook.as_str() {
@@ -109,7 +112,7 @@ fn check(ingress: Hook) {
         );
         assert_eq!(
             frame != expected,
-            reason.verdict() == Verdict::Redirect,
+            matches!(reason.verdict(), Verdict::Redirect | Verdict::Reject),
             "{}: the author contradicts itself",
             line.about
         );

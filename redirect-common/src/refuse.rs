@@ -1,0 +1,91 @@
+//! Refusing a connection: a segment becomes the TCP reset that answers it (RFC 9293 section 3.10.7.1).
+//!
+//! The frame goes back the way it came, so everything that carries it stays: VLAN tags, the PPPoE session, IP options and extension headers.
+//! Addresses and ports change places, lengths shrink, and what followed the TCP header is cut off.
+
+use crate::{
+    address::Address,
+    checksum::Delta,
+    edit::EditError,
+    flow::Flags,
+    packet::PacketMut,
+    parse::{Headers, Link, Segment},
+    wire::{Ethernet, Ipv4, Tcp, protocol},
+};
+
+/// Hop limit of a reset: the sender is a few hops away, but no closer than it says.
+const HOP_LIMIT: u8 = 64;
+/// The shortest Ethernet frame, without its check sequence (IEEE 802.3). Not every driver pads what XDP sends.
+const ETHERNET_LEN_MIN: usize = 60;
+
+/// Turns the frame of `segment` into the reset that answers it. Resets must not be answered; the caller sees to that.
+#[inline(never)]
+pub fn refuse<P: PacketMut, A: Address>(
+    frame: &mut P,
+    link: Link,
+    headers: &Headers,
+    segment: &Segment<A>,
+) -> Result<(), EditError> {
+    let tcp_len = size_of::<Tcp>();
+    let end = headers.l4 + tcp_len;
+    if link == Link::Ethernet {
+        let Ethernet { destination, source, .. } = *frame.at::<Ethernet>(0).ok_or(EditError)?;
+        frame.write(0, source)?;
+        frame.write(size_of_val(&source), destination)?;
+    }
+    let ip_len = ((end - headers.l3) as u16).to_be_bytes();
+    if headers.pppoe != 0 {
+        // The length counts the protocol number and what follows it.
+        let session_len = ((end - headers.l3 + 2) as u16).to_be_bytes();
+        frame.write(headers.pppoe + 4, session_len)?;
+    }
+    match A::HEADER_CHECKSUM {
+        Some(_) => shorten_ipv4(frame, headers.l3, ip_len)?,
+        None => {
+            let payload_len = ((end - headers.l3 - A::OFFSET - size_of::<[A::Octets; 2]>()) as u16).to_be_bytes();
+            frame.write(headers.l3 + 4, payload_len)?;
+            frame.write(headers.l3 + 7, HOP_LIMIT)?;
+        }
+    }
+    let reply = segment.tuple.reversed();
+    frame.write(headers.l3 + A::OFFSET, reply.addresses.map(A::octets))?;
+
+    let tcp = reset(segment, headers.payload_len as u32);
+    frame.write(headers.l4, tcp)?;
+    let [source, destination] = reply.addresses;
+    let pseudo_header =
+        source.sum().and(destination.sum()).plus(u32::from_ne_bytes([0, protocol::TCP, 0, tcp_len as u8]));
+    let segment = tcp.iter().fold(Delta::ZERO, |sum, word| sum.plus(u32::from_ne_bytes(*word)));
+    frame.set_tcp_checksum(headers.l4, pseudo_header, segment)?;
+    match link {
+        Link::Ethernet => frame.truncate(end.max(ETHERNET_LEN_MIN)),
+        Link::Ip => frame.truncate(end),
+    }
+}
+
+/// Length and time to live, and what they do to the header's checksum.
+#[inline(always)]
+fn shorten_ipv4<P: PacketMut>(frame: &mut P, l3: usize, total_len: [u8; 2]) -> Result<(), EditError> {
+    let old = *frame.at::<Ipv4>(l3).ok_or(EditError)?;
+    let pair = |[a, b]: [u8; 2]| u32::from_ne_bytes([a, b, 0, 0]);
+    let delta = Delta::of(pair(old.total_len), pair(total_len))
+        .and(Delta::of(pair([old.ttl, old.protocol]), pair([HOP_LIMIT, old.protocol])));
+    frame.write(l3 + 2, total_len)?;
+    frame.write(l3 + 8, HOP_LIMIT)?;
+    frame.write(l3 + 10, delta.apply(old.checksum))
+}
+
+/// The header of the answer, in words, its checksum zero. RFC 9293 section 3.10.7.1: the number that the segment acknowledges, or else an
+/// acknowledgment of the segment.
+#[inline(always)]
+fn reset<A: Address>(segment: &Segment<A>, payload_len: u32) -> [[u8; 4]; 5] {
+    let [[a, b], [c, d]] = segment.tuple.reversed().ports;
+    let flags = segment.flags.0;
+    let (sequence, acknowledgment, flags) = if flags & Flags::ACK != 0 {
+        (segment.acknowledgment, 0, Flags::RST)
+    } else {
+        let len = payload_len + u32::from(flags & Flags::SYN != 0) + u32::from(flags & Flags::FIN != 0);
+        (0, segment.sequence.wrapping_add(len), Flags::RST | Flags::ACK)
+    };
+    [[a, b, c, d], sequence.to_be_bytes(), acknowledgment.to_be_bytes(), [5 << 4, flags, 0, 0], [0; 4]]
+}
