@@ -47,6 +47,7 @@ words! {
         Redirect = "redirect",
         Pass = "pass",
         Block = "block",
+        Reject = "reject",
     }
 }
 
@@ -55,6 +56,7 @@ words! {
     Fallback {
         Pass = "pass",
         Block = "block",
+        Reject = "reject",
     }
 }
 
@@ -100,6 +102,7 @@ impl From<Action> for policy::Action {
             Action::Redirect => Self::Redirect,
             Action::Pass => Self::Pass,
             Action::Block => Self::Block,
+            Action::Reject => Self::Reject,
         }
     }
 }
@@ -109,6 +112,7 @@ impl From<Fallback> for policy::Fallback {
         match fallback {
             Fallback::Pass => Self::Pass,
             Fallback::Block => Self::Block,
+            Fallback::Reject => Self::Reject,
         }
     }
 }
