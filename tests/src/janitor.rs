@@ -15,6 +15,8 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
+use crate::process::search_path;
+
 /// A process is identified by its id and its start time, so that a reused id is never signalled.
 const SCRIPT: &str = r#"
 trap '' INT TERM HUP
@@ -68,6 +70,7 @@ impl Janitor {
     pub(crate) fn start() -> Result<(Self, Register)> {
         let mut shell = Command::new("sh")
             .args(["-c", SCRIPT])
+            .env("PATH", search_path())
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -144,6 +147,7 @@ pub fn remove_kept() -> Result<Vec<String>> {
         let list = fs::File::open(file.path()).with_context(|| format!("open {}", file.path().display()))?;
         Command::new("sh")
             .args(["-c", SCRIPT])
+            .env("PATH", search_path())
             .stdin(list)
             .stderr(Stdio::null())
             .status()

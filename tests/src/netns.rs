@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use nix::sched::{CloneFlags, setns};
 
-use crate::janitor::Register;
+use crate::{janitor::Register, process::search_path};
 
 /// One host of the lab. Its name is unique on this machine; the lab's register removes it.
 #[derive(Clone, Debug)]
@@ -103,6 +103,7 @@ impl Namespace {
 fn ip_batch(lines: &[impl AsRef<str>]) -> Result<()> {
     let mut ip = Command::new("ip")
         .args(["-batch", "-"])
+        .env("PATH", search_path())
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

@@ -1,6 +1,8 @@
 //! Programs inside a namespace: those that run to their end, with a deadline, and those that stay.
 
 use std::{
+    env,
+    ffi::OsString,
     fs::{self, File},
     io::Read,
     os::unix::process::CommandExt as _,
@@ -53,6 +55,13 @@ pub fn wait_until<T>(what: &str, limit: Duration, mut done: impl FnMut() -> Resu
     }
 }
 
+/// `PATH` with the folders of the administrator's programs, which a user's own lacks on Debian.
+pub(crate) fn search_path() -> OsString {
+    let mut path = env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into());
+    path.push(":/usr/sbin:/sbin");
+    path
+}
+
 impl Namespace {
     /// Runs a program to its end. One that takes longer than `limit` is killed, which is an error.
     pub fn run(&self, command: &mut Command, limit: Duration) -> Result<Finished> {
@@ -76,6 +85,7 @@ impl Namespace {
 
     fn start(&self, command: &mut Command) -> Result<Child> {
         // A child belongs to the namespace of the thread that starts it.
+        command.env("PATH", search_path());
         self.enter(|| command.spawn()).with_context(|| format!("run {command:?} in {}", self.name()))
     }
 }
