@@ -8,12 +8,14 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Result;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use redirect_tests::{
     Family, Mode, Namespace, SILENCE, Scene,
     capture::Capture,
     in_every_mode, postfix,
-    smtp::{Client, Mail, Manner, Reply, Server, port_25},
+    smtp::{Client, Mail, Manner, PATIENCE, Reply, Server, port_25},
+    wait_until,
 };
 
 const FROM: &str = "guest@client.example";
@@ -116,8 +118,8 @@ fn ten_mebibytes_are_byte_exact(scene: &mut Scene) {
 }
 
 fn every_mtu_will_do(scene: &mut Scene) {
-    // The driver hands a program frames of one page at most.
-    let mtus: &[u16] = if scene.mode == Mode::Xdp { &[1280, 1492, 3000] } else { &[1280, 1492, 9000] };
+    // Of a frame beyond a page the driver hands a program the first buffer.
+    let mtus = [1280, 1492, 3000, 9000];
     let message = lines((0..2000).map(|number| number % 998));
     for mtu in mtus {
         let resize = |host: &Namespace, device: &str| host.ip(&[format!("link set {device} mtu {mtu}")]).unwrap();
@@ -200,22 +202,30 @@ fn a_thousand_connections_at_once(scene: &mut Scene) {
     let all_connected = Barrier::new(CONNECTIONS);
     let message = |number: usize| format!("Subject: {number}\r\n\r\n{}\r\n", "x".repeat(number)).into_bytes();
     let family = |number: usize| Family::BOTH[number % 2];
-    thread::scope(|scope| {
-        for number in 0..CONNECTIONS {
+    let lost: Vec<String> = thread::scope(|scope| {
+        let client = |number: usize| {
             let (scene, all_connected) = (&*scene, &all_connected);
-            let client = move || {
+            let converse = move || -> Result<Reply> {
                 let mut client = connect(scene, family(number));
                 let hello = client.hello();
                 all_connected.wait();
-                hello.unwrap_or_else(|error| panic!("connection {number}: {error:#}"));
-                let reply = client.deliver(&format!("{number}@client.example"), TO, &message(number));
-                let reply = reply.unwrap_or_else(|error| panic!("connection {number}: {error:#}"));
-                assert_eq!(reply.code, 250, "connection {number}: {reply:?}");
-                client.expect("QUIT", 221).unwrap();
+                hello?;
+                let reply = client.deliver(&format!("{number}@client.example"), TO, &message(number))?;
+                client.expect("QUIT", 221)?;
+                Ok(reply)
             };
-            thread::Builder::new().stack_size(256 * 1024).spawn_scoped(scope, client).unwrap();
-        }
+            thread::Builder::new().stack_size(256 * 1024).spawn_scoped(scope, converse).unwrap()
+        };
+        let clients: Vec<_> = (0..CONNECTIONS).map(client).collect();
+        let outcomes = clients.into_iter().map(|client| client.join().unwrap());
+        let lost = outcomes.enumerate().filter_map(|(number, outcome)| match outcome {
+            Ok(reply) if reply.code == 250 => None,
+            Ok(reply) => Some(format!("connection {number}: {reply:?}")),
+            Err(error) => Some(format!("connection {number}: {error:#}")),
+        });
+        lost.collect()
     });
+    assert_eq!(lost.len(), 0, "lost {} of {CONNECTIONS}, such as {:?}", lost.len(), lost.first());
 
     let mut mails = scene.gateway.mails();
     assert_eq!(mails.len(), CONNECTIONS);
@@ -282,6 +292,24 @@ fn the_gateway_is_silent() {
     }
     assert_eq!(scene.gateway.mails(), []);
     assert_eq!(scene.gateway.cut(), []);
+}
+
+/// Who is not told that a message was taken sends it again.
+#[test]
+fn a_stop_waits_for_the_reply_to_a_message_on_its_way() {
+    let mut scene = Scene::with_gateway(Mode::Tc, Manner::Ponders).unwrap();
+    let mut client = connect(&scene, Family::V4);
+    client.hello().unwrap();
+    client.begin(FROM, TO).unwrap();
+    client.send(b"x\r\n.\r\n").unwrap();
+    wait_until("message", PATIENCE, || Ok(scene.gateway.mails().pop())).unwrap();
+    let stopping = thread::scope(|scope| {
+        let stopping = scope.spawn(|| scene.product.stop().unwrap());
+        assert_eq!(client.reply().unwrap().code, 250);
+        stopping.join().unwrap()
+    });
+    assert!(stopping.success());
+    assert_eq!(scene.gateway.mails().len(), 1);
 }
 
 #[test]

@@ -28,7 +28,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
 
     let mut tests = exec::cargo();
-    tests.args(["test", "--workspace"]);
+    // Of every test program: one that fails says nothing about the next.
+    tests.args(["test", "--workspace", "--no-fail-fast"]);
     if !args.filter.is_empty() {
         tests.arg("--").args(&args.filter);
     }
