@@ -72,6 +72,9 @@ where
     if !ours {
         return Outcome::unclassed(Reason::OtherPort);
     }
+    if direction == Direction::Reply && !frame.is_of_this_host() {
+        return Outcome::unclassed(Reason::ReplyForwarded);
+    }
     let headers = &headers.blurred(tables.zero());
     let Some(segment) = Segment::<A>::read(frame, headers) else { return Outcome::unclassed(Reason::Truncated) };
     // Where the decision is to redirect, it also says with which tuple.

@@ -19,7 +19,12 @@ pub trait Packet {
         self.len() == 0
     }
 
-    /// Makes more of the frame readable. `false` where there is no more to be had: then a short read means a short frame.
+    /// Whether this host made the frame, and did not forward it. Asked on the way out only.
+    fn is_of_this_host(&self) -> bool {
+        true
+    }
+
+    /// Makes more of the frame readable, or known. `false` where there is no more to be had: then a short read means a short frame.
     fn pull(&mut self) -> bool {
         false
     }

@@ -84,6 +84,7 @@ reasons! {
     ReplyHalfOpen = "reply_half_open", Redirect, "The relay's answer before the handshake is complete.";
     ReplyEstablished = "reply_established", Redirect, "The relay's segment in an established flow.";
     ReplyNoFlow = "reply_no_flow", Pass, "From a relay's port, but of no redirected flow.";
+    ReplyForwarded = "reply_forwarded", Pass, "From a relay's port, but forwarded: not from a relay of this host.";
     EditFailed = "edit_failed", Drop, "The kernel refused an edit half-way; such a packet must not leave.";
 }
 

@@ -39,13 +39,12 @@ pub fn refuse<P: PacketMut, A: Address>(
         let session_len = ((end - headers.l3 + 2) as u16).to_be_bytes();
         frame.write(headers.pppoe + 4, session_len)?;
     }
-    match A::HEADER_CHECKSUM {
-        Some(_) => shorten_ipv4(frame, headers.l3, ip_len)?,
-        None => {
-            let payload_len = ((end - headers.l3 - A::OFFSET - size_of::<[A::Octets; 2]>()) as u16).to_be_bytes();
-            frame.write(headers.l3 + 4, payload_len)?;
-            frame.write(headers.l3 + 7, HOP_LIMIT)?;
-        }
+    if A::HEADER_CHECKSUM.is_some() {
+        shorten_ipv4(frame, headers.l3, ip_len)?;
+    } else {
+        let payload_len = ((end - headers.l3 - A::OFFSET - size_of::<[A::Octets; 2]>()) as u16).to_be_bytes();
+        frame.write(headers.l3 + 4, payload_len)?;
+        frame.write(headers.l3 + 7, HOP_LIMIT)?;
     }
     let reply = segment.tuple.reversed();
     frame.write(headers.l3 + A::OFFSET, reply.addresses.map(A::octets))?;

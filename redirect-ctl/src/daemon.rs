@@ -3,14 +3,14 @@
 //! Start: store, expiry, first comparison with the kernel, sockets, relay listeners, and only then the interfaces, so that no redirected
 //! flow finds a relay that is not there; the API answers last. Whatever fails before the interfaces leaves nothing attached.
 //!
-//! Stop: interfaces first, so that new connections go their own way again; then the relay drains for a bounded time; then the rest. A task
-//! that ends by itself, by a panic or otherwise, stops the whole daemon with an error: it never lives on half.
+//! Stop: new connections find the relay down, so that their class decides; those that the relay has go on while it drains, for a bounded
+//! time, so that nobody misses the reply to a message that is on its way; then the interfaces are detached; then the rest. A task that ends by itself, by a panic or otherwise, stops the whole daemon with an error: it never lives on half.
 
 use std::{collections::HashMap, io, net::SocketAddr, sync::Arc, time::Instant};
 
 use redirect_relay::Relay;
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpSocket},
     runtime,
     sync::Semaphore,
     task::{self, JoinError, JoinSet},
@@ -24,7 +24,7 @@ use crate::{
     dataplane::Dataplane,
     desired::Time,
     limits,
-    reconcile::task::{Handle, Reconciler},
+    reconcile::task::{Handle, Reconciler, Stage},
     relay::FlowDirectory,
     store::{self, Change, Outcome, Store},
 };
@@ -104,7 +104,7 @@ async fn start_and_wait(
     let sockets = settings.sockets.iter().map(|path| server::Socket::bind(path)).collect::<Result<Vec<_>, _>>()?;
     let relay = Arc::new(Relay::new(relay_settings(&settings), FlowDirectory::new(flows, store.watch())));
     for address in settings.relay.listeners() {
-        let listener = TcpListener::bind(address).await.map_err(|source| Error::Relay { address, source })?;
+        let listener = listen(address).map_err(|source| Error::Relay { address, source })?;
         let (relay, stop) = (Arc::clone(&relay), stops.relay.clone());
         tasks.spawn(&format!("the relay on {address}"), async move {
             redirect_relay::run(listener, relay, stop).await;
@@ -118,7 +118,7 @@ async fn start_and_wait(
         here.block_on(reconciler.run(stop));
         Ok(())
     });
-    handle.set_attach(true);
+    handle.set_stage(Stage::Attached);
     handle.attempted(store.snapshot().tables.interfaces.len(), limits::API_APPLY_WAIT).await;
 
     let (expiring, stop) = (store.clone(), stops.api.clone());
@@ -153,13 +153,26 @@ async fn start_and_wait(
 async fn stop_in_order(handle: &Handle, stops: &Stops, tasks: &mut Tasks) {
     tracing::info!("stopping");
     stops.api.cancel();
-    handle.set_attach(false);
-    if !handle.detached(limits::DETACH_WAIT).await {
-        tracing::error!("some interfaces are still attached; they are released when the process ends");
+    handle.set_stage(Stage::Draining);
+    if !handle.reached(Stage::Draining, limits::DETACH_WAIT).await {
+        tracing::error!("new connections still reach the relay while it drains, and are turned away");
     }
     stops.relay.cancel();
     tasks.wait_for("the relay", limits::RELAY_DRAIN + limits::API_DRAIN).await;
+    handle.set_stage(Stage::Detached);
+    if !handle.detached(limits::DETACH_WAIT).await {
+        tracing::error!("some interfaces are still attached; they are released when the process ends");
+    }
     tracing::info!("stopped");
+}
+
+/// A client waits for the relay's greeting, so a connection that overflows the accept queue under SYN cookies would wait in vain: the queue
+/// is long.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(limits::RELAY_ACCEPT_QUEUE)
 }
 
 fn relay_settings(settings: &Settings) -> redirect_relay::Settings {

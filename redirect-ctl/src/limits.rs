@@ -69,6 +69,8 @@ pub const COLLECT_ENTRIES: (usize, usize) = (512, 8_192);
 pub const DETACH_WAIT: Duration = Duration::from_secs(5);
 /// Sessions of the relay have this long to finish their message at a stop.
 pub const RELAY_DRAIN: Duration = Duration::from_secs(5);
+/// Connections that wait to be accepted by a listener of the relay; the kernel takes no more than `net.core.somaxconn`, 4,096 by default.
+pub const RELAY_ACCEPT_QUEUE: u32 = 4_096;
 /// Resolving a gateway's name.
 pub const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Addresses of a gateway that are tried.

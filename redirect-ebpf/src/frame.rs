@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM},
-    helpers::generated::{bpf_redirect, bpf_skb_change_tail, bpf_xdp_adjust_tail},
+    helpers::generated::{bpf_redirect, bpf_skb_change_tail, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
     programs::{TcContext, XdpContext},
 };
 use redirect_common::{
@@ -22,19 +22,39 @@ fn within<T: Wire>(start: usize, end: usize, offset: usize) -> Option<*mut T> {
     (start + offset + size_of::<T>() <= end).then_some((start + offset) as *mut T)
 }
 
-/// A frame in the driver, with complete checksums.
-pub(crate) struct XdpFrame(pub(crate) XdpContext);
+/// A frame in the driver, with complete checksums. A jumbo frame may lie in several buffers, of which the first is readable.
+pub(crate) struct XdpFrame {
+    context: XdpContext,
+    /// Of the first buffer, until the whole is asked for.
+    len: usize,
+}
+
+impl XdpFrame {
+    #[inline(always)]
+    pub(crate) fn new(context: XdpContext) -> Self {
+        let len = context.data_end() - context.data();
+        Self { context, len }
+    }
+}
 
 impl Packet for XdpFrame {
     #[inline(always)]
     fn at<T: Wire>(&self, offset: usize) -> Option<&T> {
         // SAFETY: within the frame, as the verifier checks too; `Wire` makes any bytes a valid `T`.
-        within(self.0.data(), self.0.data_end(), offset).map(|header: *mut T| unsafe { &*header })
+        within(self.context.data(), self.context.data_end(), offset).map(|header: *mut T| unsafe { &*header })
     }
 
     #[inline(always)]
     fn len(&self) -> usize {
-        self.0.data_end() - self.0.data()
+        self.len
+    }
+
+    #[inline(always)]
+    fn pull(&mut self) -> bool {
+        let first = self.len;
+        // SAFETY: the context is this program's own.
+        self.len = unsafe { bpf_xdp_get_buff_len(self.context.ctx) } as usize;
+        self.len > first
     }
 }
 
@@ -42,7 +62,7 @@ impl BytesMut for XdpFrame {
     #[inline(always)]
     fn at_mut<T: Wire>(&mut self, offset: usize) -> Option<&mut T> {
         // SAFETY: as in `at`; the program owns the frame while it runs, and `self` is borrowed exclusively.
-        within(self.0.data(), self.0.data_end(), offset).map(|header: *mut T| unsafe { &mut *header })
+        within(self.context.data(), self.context.data_end(), offset).map(|header: *mut T| unsafe { &mut *header })
     }
 }
 
@@ -67,7 +87,7 @@ impl PacketMut for XdpFrame {
     fn truncate(&mut self, len: usize) -> Result<(), EditError> {
         let surplus = self.len().saturating_sub(len);
         // SAFETY: the context is this program's own; the helper checks the length.
-        match unsafe { bpf_xdp_adjust_tail(self.0.ctx, -(surplus as i32)) } {
+        match unsafe { bpf_xdp_adjust_tail(self.context.ctx, -(surplus as i32)) } {
             0 => Ok(()),
             _ => Err(EditError),
         }
@@ -96,6 +116,12 @@ impl Packet for SocketBuffer {
     #[inline(always)]
     fn len(&self) -> usize {
         self.0.len() as usize
+    }
+
+    #[inline(always)]
+    fn is_of_this_host(&self) -> bool {
+        // SAFETY: the context is this program's own, and `ingress_ifindex` one of its readable fields.
+        unsafe { (*self.0.skb.skb).ingress_ifindex == 0 }
     }
 
     #[inline(always)]

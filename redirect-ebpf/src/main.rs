@@ -1,5 +1,10 @@
 //! The BPF programs: one for each hook, each a few lines around [`redirect_common::handle::handle`].
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "helpers take and return words wider or narrower than what they carry: lengths of frames and codes of actions"
+)]
 
 mod frame;
 mod maps;
@@ -19,7 +24,7 @@ use crate::{
 /// Subscriber -> relay, where the driver runs XDP.
 #[xdp(frags)]
 pub(crate) fn redirect_xdp(context: XdpContext) -> u32 {
-    match handle(&mut XdpFrame(context), Link::Ethernet, &Maps, Direction::Forward) {
+    match handle(&mut XdpFrame::new(context), Link::Ethernet, &Maps, Direction::Forward) {
         Verdict::Pass | Verdict::Redirect => xdp_action::XDP_PASS,
         Verdict::Drop => xdp_action::XDP_DROP,
         Verdict::Reject => xdp_action::XDP_TX,

@@ -59,7 +59,6 @@ struct AlignedKey<T> {
 }
 
 impl<T> AlignedKey<T> {
-    #[expect(clippy::cast_possible_truncation, reason = "an address has 32 or 128 bits")]
     const BITS: u32 = size_of::<T>() as u32 * 8;
 
     #[inline(always)]

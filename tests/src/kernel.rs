@@ -169,6 +169,24 @@ impl Kernel {
         }
     }
 
+    /// As [`Kernel::run`] with a socket buffer that came in by another device, and so was forwarded.
+    pub fn run_forwarded(&self, hook: Hook, frame: &[u8]) -> (u32, Vec<u8>) {
+        /// Offset of `ingress_ifindex` in `struct __sk_buff` (include/uapi/linux/bpf.h).
+        const INGRESS_IFINDEX: usize = 36;
+        let mut context = [0; INGRESS_IFINDEX + 4];
+        context[INGRESS_IFINDEX..].copy_from_slice(&1u32.to_ne_bytes());
+        let mut out = vec![0; frame.len() + 64];
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            ..TestRunOptions::default()
+        };
+        let result = self.test_run(hook, options).expect("a whole frame can be run");
+        out.truncate(result.data_size_out as usize);
+        (result.return_value, out)
+    }
+
     /// Nanoseconds for a run, averaged over `repeat` runs. The frame is not restored in between.
     pub fn time(&self, hook: Hook, frame: &[u8], repeat: u32) -> u64 {
         let mut out = vec![0; frame.len() + 64];

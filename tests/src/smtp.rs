@@ -245,7 +245,12 @@ pub enum Manner {
     Accepts,
     /// Closes as soon as the message is complete, without a reply.
     HangsUpAfterTheMessage,
+    /// Takes its time to say that it has taken a message.
+    Ponders,
 }
+
+/// How long a server that ponders does so: longer than a stop without anything to wait for takes.
+const PONDERING: Duration = Duration::from_secs(2);
 
 /// A mail server on some addresses of a host.
 pub struct Server {
@@ -399,6 +404,9 @@ impl<'a> Session<'a> {
                     lock(&self.shared.mails).push(mail);
                     if self.shared.manner == Manner::HangsUpAfterTheMessage {
                         return Ok(());
+                    }
+                    if self.shared.manner == Manner::Ponders {
+                        thread::sleep(PONDERING);
                     }
                     self.say("250 2.0.0 taken")?;
                 }

@@ -157,8 +157,12 @@ fn frame(link: Link, random: &mut Random) -> Vec<u8> {
     if random.below(3) > 0 {
         return builder.build();
     }
-    // An answer of the relay.
-    let (relay, client) = match ip {
+    relay_answer(&builder)
+}
+
+/// The frame from the relay to the client instead.
+fn relay_answer(builder: &FrameBuilder) -> Vec<u8> {
+    let (relay, client) = match builder.ip {
         Ip::V4 => (vec![10, 20, 0, 1], builder.client_v4().to_vec()),
         Ip::V6 => ([&[0xfd, 0, 0, 0x20][..], &[0; 11], &[1]].concat(), builder.client_v6().to_vec()),
     };
@@ -242,8 +246,14 @@ fn differential(ingress: Hook, egress: Hook, frames: u32, seed: u64) {
     let taken: Vec<Reason> = kernel.counts().keys().map(|(_, reason)| *reason).collect();
     let missing: Vec<Reason> = Reason::ALL.iter().copied().filter(|reason| !taken.contains(reason)).collect();
     // These have tests of their own, below.
-    let unreachable =
-        [Reason::EditFailed, Reason::ClashPass, Reason::ClashBlock, Reason::ClashReject, Reason::RejectLimited];
+    let unreachable = [
+        Reason::EditFailed,
+        Reason::ClashPass,
+        Reason::ClashBlock,
+        Reason::ClashReject,
+        Reason::RejectLimited,
+        Reason::ReplyForwarded,
+    ];
     assert!(missing.iter().all(|reason| unreachable.contains(reason)), "never seen: {missing:?}");
 }
 
@@ -309,6 +319,19 @@ fn a_clash_is_mapped_to_another_port_and_decided_by_the_class_when_none_is_free(
             assert_eq!(kernel.count(REDIRECT, reason).packets, 1);
             assert_eq!(kernel.count(REDIRECT, Reason::FlowNew).packets, u64::from(PORT_TRIES));
         }
+    }
+}
+
+#[test]
+fn what_is_forwarded_is_no_answer_of_our_relay() {
+    for ip in [Ip::V4, Ip::V6] {
+        let kernel = Kernel::load(&policy(), FLOWS_MAX);
+        kernel.run(Hook::TcIngress, &FrameBuilder::syn(ip).build()).unwrap();
+        let answer = relay_answer(&FrameBuilder { flags: Flags::RST, ..FrameBuilder::syn(ip) });
+        let forged = kernel.run_forwarded(Hook::TcEgress, &answer);
+        assert_eq!(forged, (Hook::TcEgress.code(Verdict::Pass), answer.clone()));
+        assert_eq!(kernel.count(0, Reason::ReplyForwarded).packets, 1);
+        assert_ne!(kernel.run(Hook::TcEgress, &answer).unwrap().1, answer, "the relay's own is translated");
     }
 }
 

@@ -6,6 +6,7 @@ use std::{
 };
 
 use clap::Parser;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use redirect_ctl::{
     cli::DaemonCli,
     config::{self, LogFormat, Settings},
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     log(settings.log);
+    raise_descriptor_limit(settings.relay.sessions_max);
     match run(settings) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&*error, 1),
@@ -58,6 +60,23 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         Capacities { flows_max: settings.dataplane.flows_max, subscribers_max: settings.dataplane.subscribers_max };
     let dataplane = KernelDataplane::load(capacities)?;
     Ok(daemon::run(settings, dataplane, shutdown).await?)
+}
+
+/// A session of the relay takes two descriptors. The soft limit is for programs that cannot do with more than 1,024; this one can.
+fn raise_descriptor_limit(sessions_max: u32) {
+    const DESCRIPTORS_PER_SESSION: u64 = 2;
+    const OTHERS: u64 = 512;
+    let wanted = u64::from(sessions_max) * DESCRIPTORS_PER_SESSION + OTHERS;
+    let hard = match getrlimit(Resource::RLIMIT_NOFILE) {
+        Ok((_, hard)) => hard,
+        Err(error) => return tracing::warn!(%error, "cannot read the limit of file descriptors"),
+    };
+    if let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+        tracing::warn!(%error, "cannot raise the limit of file descriptors");
+    }
+    if hard < wanted {
+        tracing::warn!(hard, wanted, "too few file descriptors for relay.sessions_max; raise LimitNOFILE or lower it");
+    }
 }
 
 fn log(format: LogFormat) {

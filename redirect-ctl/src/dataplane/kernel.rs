@@ -60,7 +60,10 @@ pub fn load(capacities: Capacities) -> Result<Ebpf, Error> {
         loader.map_max_entries(name, capacities.subscribers_max);
     }
     let mut object = loader.load(OBJECT).map_err(|error| not_loaded(&error))?;
-    program::<Xdp>(&mut object, names::XDP_INGRESS)?.load().map_err(|error| not_loaded(&error))?;
+    // Frames in several buffers need Linux 5.18; below it there is tc.
+    if let Err(error) = program::<Xdp>(&mut object, names::XDP_INGRESS)?.load() {
+        tracing::warn!(error = %not_loaded(&error), "this kernel does not take the XDP program; hook = \"auto\" is tc");
+    }
     for name in [names::TC_INGRESS, names::TC_EGRESS, names::TC_INGRESS_IP, names::TC_EGRESS_IP] {
         program::<SchedClassifier>(&mut object, name)?.load().map_err(|error| not_loaded(&error))?;
     }

@@ -148,7 +148,8 @@ mod tests {
                     .into_iter()
                     .map(|(id, (action, relay))| {
                         let relay = if relays.contains_key(&relay) { relay } else { 0 };
-                        let action = [Action::Pass, Action::Block, Action::Redirect, Action::Reject][usize::from(action)];
+                        let action =
+                            [Action::Pass, Action::Block, Action::Redirect, Action::Reject][usize::from(action)];
                         (id, Class::new(action, Fallback::Pass, relay))
                     })
                     .collect();

@@ -1,7 +1,7 @@
 //! The only owner of the data plane: carries out plans, keeps the packet path's clock, collects idle flows, answers questions.
 //!
 //! It runs on a thread of its own, since every call into the kernel blocks. Others hold a [`Handle`]: they may ask, wait for a revision,
-//! and say whether interfaces are to be attached at all; nobody else touches a map.
+//! and say how far the data plane is to go, its [`Stage`]; nobody else touches a map.
 //!
 //! - A change reads and writes the keys that it touched. After any error the next attempt compares everything, after a wait that doubles;
 //!   until then changes gather in the store.
@@ -28,6 +28,29 @@ use crate::{
     store::{self, Scope, Store, Subscribers},
 };
 
+/// How far the data plane goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stage {
+    /// No interface is attached yet.
+    #[default]
+    Prepared,
+    Attached,
+    /// Interfaces stay attached and flows go on, but relays have no endpoints: a new flow finds its relay down, and the class decides.
+    Draining,
+    /// No interface is attached any more.
+    Detached,
+}
+
+impl Stage {
+    const fn attaches(self) -> bool {
+        matches!(self, Self::Attached | Self::Draining)
+    }
+
+    const fn takes_flows(self) -> bool {
+        matches!(self, Self::Prepared | Self::Attached)
+    }
+}
+
 /// What the reconciler knows about the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
@@ -40,6 +63,8 @@ pub struct Observed {
     /// Why idle flows are not collected.
     pub collect_error: Option<String>,
     pub interfaces: BTreeMap<String, InterfaceStatus>,
+    /// The stage of the last comparison that succeeded.
+    pub stage: Stage,
     /// As of the last sweep.
     pub flows: FlowCounts,
     /// Idle flows removed since the start.
@@ -83,7 +108,7 @@ enum Question {
 pub struct Handle {
     questions: mpsc::Sender<Question>,
     observed: watch::Receiver<Observed>,
-    attach: watch::Sender<bool>,
+    stage: watch::Sender<Stage>,
 }
 
 impl Handle {
@@ -105,9 +130,15 @@ impl Handle {
         timeout(wait, observed.wait_for(|observed| observed.applied >= revision)).await.is_ok_and(|found| found.is_ok())
     }
 
-    /// Says whether interfaces are to be attached. They are not until this is called.
-    pub fn set_attach(&self, attach: bool) {
-        self.attach.send_replace(attach);
+    /// The data plane begins as [`Stage::Prepared`].
+    pub fn set_stage(&self, stage: Stage) {
+        self.stage.send_replace(stage);
+    }
+
+    /// Whether the data plane is at `stage`, at the latest after `wait`.
+    pub async fn reached(&self, stage: Stage, wait: Duration) -> bool {
+        let mut observed = self.observed.clone();
+        timeout(wait, observed.wait_for(|observed| observed.stage == stage)).await.is_ok_and(|found| found.is_ok())
     }
 
     /// Returns once `count` interfaces are attached or have said why not, at the latest after `wait`.
@@ -139,7 +170,7 @@ pub struct Reconciler<D> {
     store: Store,
     questions: mpsc::Receiver<Question>,
     observed: watch::Sender<Observed>,
-    attach: watch::Receiver<bool>,
+    stage: watch::Receiver<Stage>,
     /// Entries that a step of the collection looks at.
     collect_budget: usize,
     full_due: Instant,
@@ -185,7 +216,7 @@ impl<D: Dataplane> Reconciler<D> {
     pub fn new(dataplane: D, store: Store, flows_max: u32) -> (Self, Handle) {
         let (question_sender, questions) = mpsc::channel(limits::RECONCILE_QUEUE_MAX);
         let (observed, observed_receiver) = watch::channel(Observed::default());
-        let (attach_sender, attach) = watch::channel(false);
+        let (stage_sender, stage) = watch::channel(Stage::default());
         let steps = limits::COLLECT_SWEEP.as_millis() / limits::COLLECT_INTERVAL.as_millis();
         // Two families, two directions.
         let entries = u128::from(flows_max) * 4 / steps;
@@ -195,7 +226,7 @@ impl<D: Dataplane> Reconciler<D> {
             store,
             questions,
             observed,
-            attach,
+            stage,
             collect_budget: usize::try_from(entries).unwrap_or(most).clamp(least, most),
             full_due: Instant::now(),
             retry: None,
@@ -203,7 +234,7 @@ impl<D: Dataplane> Reconciler<D> {
             interface_retries: BTreeMap::new(),
             ticked: Instant::now(),
         };
-        let handle = Handle { questions: question_sender, observed: observed_receiver, attach: attach_sender };
+        let handle = Handle { questions: question_sender, observed: observed_receiver, stage: stage_sender };
         (reconciler, handle)
     }
 
@@ -218,7 +249,7 @@ impl<D: Dataplane> Reconciler<D> {
     /// Runs until `shutdown`. Attachments that are left are removed when the data plane is dropped.
     pub async fn run(mut self, shutdown: CancellationToken) {
         let mut revisions = self.store.watch();
-        let mut attach = self.attach.clone();
+        let mut stage = self.stage.clone();
         let mut ticks = interval(limits::TICK);
         let mut collections = interval(limits::COLLECT_INTERVAL);
         for timer in [&mut ticks, &mut collections] {
@@ -236,7 +267,7 @@ impl<D: Dataplane> Reconciler<D> {
                     }
                     self.sync_unless_waiting();
                 }
-                Ok(()) = attach.changed() => self.sync_unless_waiting(),
+                Ok(()) = stage.changed() => self.sync_unless_waiting(),
                 _ = ticks.tick() => {
                     self.tick();
                     if self.interfaces_differ() {
@@ -275,7 +306,7 @@ impl<D: Dataplane> Reconciler<D> {
         };
         self.order = Order::SetsFirst;
         match result {
-            Ok(Synced { revision, full }) => {
+            Ok(Synced { revision, stage, full }) => {
                 if self.retry.take().is_some() {
                     tracing::info!(revision, "the kernel follows the store again");
                 }
@@ -285,6 +316,7 @@ impl<D: Dataplane> Reconciler<D> {
                 self.store.set_applied(revision);
                 self.publish(|observed| {
                     observed.applied = revision;
+                    observed.stage = stage;
                     observed.error = None;
                     observed.full_syncs += u64::from(full);
                 });
@@ -324,6 +356,7 @@ impl<D: Dataplane> Reconciler<D> {
 
     fn attempt(&mut self, scope: Scope) -> Result<Synced, SyncError> {
         let started = Instant::now();
+        let stage = *self.stage.borrow();
         let view = self.store.view(scope)?;
         let tables = &view.snapshot.tables;
         let attached = self.dataplane.interfaces();
@@ -349,7 +382,12 @@ impl<D: Dataplane> Reconciler<D> {
         };
         let desired = Desired {
             revision: view.snapshot.revision,
-            relays: tables.relays.values().filter_map(|relay| Some((relay.id, kernel_relay(relay)?))).collect(),
+            relays: tables
+                .relays
+                .values()
+                .filter_map(|relay| Some((relay.id, kernel_relay(relay)?)))
+                .map(|(id, relay)| (id, if stage.takes_flows() { relay } else { policy::Relay::default() }))
+                .collect(),
             classes: tables.classes.values().map(|class| (class.id, kernel_class(class, tables))).collect(),
             subscribers,
             interfaces,
@@ -382,7 +420,7 @@ impl<D: Dataplane> Reconciler<D> {
         }
         // Whoever was due and not part of the plan is as it should be.
         self.interface_retries.retain(|_, interface| interface.retry.at > started);
-        Ok(Synced { revision: desired.revision, full })
+        Ok(Synced { revision: desired.revision, stage, full })
     }
 
     /// The interfaces that a plan is to deal with: without those that refused a moment ago.
@@ -391,7 +429,7 @@ impl<D: Dataplane> Reconciler<D> {
         tables: &Tables,
         attached: &BTreeMap<String, dataplane::Attachment>,
     ) -> BTreeMap<String, (dataplane::Role, dataplane::Hook)> {
-        let attach = *self.attach.borrow();
+        let attach = self.stage.borrow().attaches();
         let wanted: BTreeMap<_, _> = tables
             .interfaces
             .values()
@@ -487,6 +525,7 @@ impl<D: Dataplane> Reconciler<D> {
 
 struct Synced {
     revision: u64,
+    stage: Stage,
     full: bool,
 }
 

@@ -156,7 +156,7 @@ const BAD_BODIES: &[(&str, &str, u16, &str, Option<&str>)] = &[
     ("/v1/subscribers/::ffff:10.0.0.1", r#"{"class":"configured"}"#, 422, "invalid", Some("/prefix")),
     ("/v1/classes/gold", "{}", 422, "invalid", Some("/action")),
     ("/v1/classes/gold", r#"{"action":"redirect"}"#, 422, "invalid", Some("/relay")),
-    ("/v1/classes/gold", r#"{"action":"reject"}"#, 422, "invalid", Some("/action")),
+    ("/v1/classes/gold", r#"{"action":"refuse"}"#, 422, "invalid", Some("/action")),
     ("/v1/classes/gold", r#"{"action":"redirect","relay":"nowhere"}"#, 422, "invalid", Some("/relay")),
     ("/v1/classes/gold", r#"{"action":"pass","gateway":"nowhere"}"#, 422, "invalid", Some("/gateway")),
     ("/v1/classes/gold", r#"{"action":"pass","on_relay_down":"redirect"}"#, 422, "invalid", Some("/on_relay_down")),

@@ -129,7 +129,7 @@ async fn usage_is_an_error_of_its_own() {
         "subscriber set 10.0.0.0/8 --class bypass --ttl 1h --expires 2099-01-01T00:00:00Z",
         "subscriber set 10.0.0.0/8 --class bypass --ttl 0s",
         "subscriber set 10.0.0.0/8 --class bypass --ttl soon",
-        "class set gold --action reject",
+        "class set gold --action refuse",
         "relay set postfix",
         "gateway set mx --address 300.1.1.1",
         "gateway set mx --address mx --port 0",

@@ -2,10 +2,11 @@
 
 use std::{os::unix::fs::PermissionsExt, time::Duration};
 
+use redirect_common::policy::Relay;
 use redirect_ctl::{
     api::types::FlowListQuery,
     daemon,
-    dataplane::{FlowRecord, FlowState, model::ModelDataplane},
+    dataplane::{FlowRecord, FlowState, Operation, model::ModelDataplane},
 };
 use tempfile::TempDir;
 use tokio::{
@@ -40,7 +41,7 @@ async fn a_stop_removes_attachments_and_socket_and_a_start_brings_everything_bac
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn interfaces_are_attached_last_and_detached_first() {
+async fn interfaces_are_attached_last_and_detached_when_the_relay_has_drained() {
     let lab = Lab::start().await;
     lab.put("/v1/subscribers/10.0.0.0_8", r#"{"class":"configured"}"#).await.expect(201);
     let model = lab.model.clone();
@@ -53,6 +54,8 @@ async fn interfaces_are_attached_last_and_detached_first() {
     lab.stop().await;
     let state = model.state();
     assert!(state.log.last().unwrap().to_string().starts_with("detach"), "{:?}", state.log);
+    let relays = state.log.iter().rev().find(|operation| matches!(operation, Operation::SetRelay { .. })).unwrap();
+    assert_eq!(*relays, Operation::SetRelay { id: 1, relay: Relay::default() }, "no new flows while the relay drains");
     // The tables stay as they are: nobody looks at them any more, and taking them apart would take time.
     assert_eq!(state.subscribers.len(), 1);
 }

@@ -162,12 +162,12 @@ where
             if !flow.serves(Direction::Forward, key) {
                 continue;
             }
-            let last_seen_s = flow.seen_s.max(other.seen_s);
-            if idle_s(now_s, last_seen_s) > state(flow, &other).idle_max_s() {
+            let state = state(flow, &other);
+            if idle_s(now_s, flow.seen_s.max(other.seen_s)) > state.idle_max_s() {
                 // The forward entry first: from then on nothing more goes to the relay.
                 removed += usize::from(self.established.remove(key)?);
                 removed += usize::from(self.established.remove(&other_key)?);
-            } else {
+            } else if state != State::Closed {
                 counts.established += 1;
             }
         }

@@ -16,7 +16,10 @@ use aya::{
     },
     util::KernelVersion,
 };
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use nix::{
+    errno::Errno,
+    sys::socket::{AddressFamily, SockFlag, SockType, socket},
+};
 use redirect_common::{maps::names, parse::Link};
 use tracing::{info, warn};
 
@@ -61,9 +64,13 @@ enum Ingress {
 }
 
 impl Attached {
-    /// Whether the interface is still the one that the programs were attached to.
+    /// Whether the interface is still the one that the programs were attached to. Where that cannot be asked, nothing speaks against it.
     pub(super) fn is_alive(&self, name: &str) -> bool {
-        index(name).is_ok_and(|index| index == self.index)
+        match index(name) {
+            Ok(index) => index == self.index,
+            Err(Error::NoSuchInterface { .. }) => false,
+            Err(_) => true,
+        }
     }
 }
 
@@ -88,6 +95,7 @@ pub(super) fn attach(object: &mut Ebpf, name: &str, role: Role, hook: Hook) -> R
             }
         },
         Hook::Xdp => {
+            let link = attach_xdp(object, name)?;
             if software {
                 warn!(
                     interface = name,
@@ -96,7 +104,7 @@ pub(super) fn attach(object: &mut Ebpf, name: &str, role: Role, hook: Hook) -> R
                              switch tx checksum offload off at the sender, or set hook = \"auto\""
                 );
             }
-            (Ingress::Xdp { _link: attach_xdp(object, name)? }, Mode::Xdp)
+            (Ingress::Xdp { _link: link }, Mode::Xdp)
         }
     };
     info!(interface = name, driver, %mode, "attached");
@@ -166,7 +174,10 @@ fn refused(name: &str, hook: &str, error: &ProgramError) -> Error {
 }
 
 fn index(name: &str) -> Result<u32, Error> {
-    nix::net::if_::if_nametoindex(name).map_err(|_| Error::NoSuchInterface { name: name.to_owned() })
+    nix::net::if_::if_nametoindex(name).map_err(|error| match error {
+        Errno::ENODEV => Error::NoSuchInterface { name: name.to_owned() },
+        other => Error::System { what: format!("look interface {name} up"), source: other.into() },
+    })
 }
 
 /// What the interface's frames begin with. Ethernet devices say so, and loopback has an Ethernet header too; PPP, TUN and tunnel devices, of
