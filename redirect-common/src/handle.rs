@@ -76,6 +76,9 @@ where
         return Outcome::unclassed(Reason::ReplyForwarded);
     }
     let headers = &headers.blurred(tables.zero());
+    if headers.first_fragment {
+        return handle_fragment::<P, T, A>(frame, tables, headers, direction);
+    }
     let Some(segment) = Segment::<A>::read(frame, headers) else { return Outcome::unclassed(Reason::Truncated) };
     // Where the decision is to redirect, it also says with which tuple.
     let mut to = segment.tuple;
@@ -96,6 +99,29 @@ where
         Ok(()) => outcome,
         Err(EditError) => Outcome::new(Reason::EditFailed, outcome.class),
     }
+}
+
+/// A first fragment to port 25. Without it the others are nothing, so it alone decides. To redirect it would take the others too.
+#[inline(always)]
+fn handle_fragment<P, T, A>(frame: &P, tables: &T, headers: &Headers, direction: Direction) -> Outcome
+where
+    P: PacketMut,
+    T: Tables + FamilyTables<A>,
+    A: Address,
+{
+    let addresses = frame.at::<[A::Octets; 2]>(headers.l3 + A::OFFSET).copied();
+    let (Direction::Forward, Some([source, _])) = (direction, addresses) else {
+        return Outcome::unclassed(Reason::Fragment);
+    };
+    let Some((number, class)) = class_of(tables, &A::from_octets(source)) else {
+        return Outcome::unclassed(Reason::Fragment);
+    };
+    let passes = match class.action() {
+        Action::Pass => true,
+        Action::Redirect => class.on_relay_down() == Fallback::Pass,
+        Action::Block | Action::Reject => false,
+    };
+    Outcome::new(if passes { Reason::Fragment } else { Reason::FragmentBlock }, number)
 }
 
 /// A segment from a subscriber to port 25.
@@ -194,11 +220,9 @@ fn apply_policy<T: Tables + FamilyTables<A>, A: Address>(
     now_s: u32,
     to: &mut Tuple<A>,
 ) -> Outcome {
-    let Some(subscriber) = tables.subscriber(&segment.tuple.addresses[0]) else {
+    let Some((number, class)) = class_of(tables, &segment.tuple.addresses[0]) else {
         return Outcome::unclassed(Reason::NoClass);
     };
-    let number = subscriber.class();
-    let Some(class) = tables.class(number) else { return Outcome::unclassed(Reason::NoClass) };
     let reason = match class.action() {
         Action::Pass => Reason::ClassPass,
         Action::Block => Reason::ClassBlock,
@@ -207,6 +231,13 @@ fn apply_policy<T: Tables + FamilyTables<A>, A: Address>(
         Action::Redirect => Reason::NoFlow,
     };
     Outcome::new(reason, number)
+}
+
+/// The class of a source address, and its number.
+#[inline(always)]
+fn class_of<T: Tables + FamilyTables<A>, A: Address>(tables: &T, source: &A) -> Option<(u16, Class)> {
+    let number = tables.subscriber(source)?.class();
+    Some((number, tables.class(number)?))
 }
 
 /// A SYN to redirect: reserves a tuple toward the relay and enters the pair as half-open.

@@ -16,7 +16,13 @@ pub const VLAN_TAGS_MAX: usize = 2;
 /// IPv6 extension headers followed.
 pub const EXTENSIONS_MAX: usize = 4;
 
-/// Where the headers of a TCP segment are, in a frame that holds them whole.
+/// RFC 791 section 3.1; the don't-fragment bit is free to be set.
+const IPV4_MORE_FRAGMENTS: u16 = 0x2000;
+const IPV4_FRAGMENT_OFFSET: u16 = 0x1fff;
+/// RFC 8200 section 4.5. A fragment header without offset and without more fragments (RFC 6946) is taken for a first fragment.
+const IPV6_FRAGMENT_OFFSET: u16 = 0xfff8;
+
+/// Where the headers of a TCP segment are, in a frame that holds them whole, or the first fragment of one, which holds its ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Headers {
     pub family: Family,
@@ -30,6 +36,8 @@ pub struct Headers {
     pub payload_len: usize,
     /// Offset of the PPPoE session header, in bytes; 0 where there is none.
     pub pppoe: usize,
+    /// More fragments follow: of the TCP header only the ports are sure to be there.
+    pub first_fragment: bool,
 }
 
 impl Headers {
@@ -164,8 +172,8 @@ fn parse_ipv4<P: Packet + ?Sized>(frame: &P, l3: usize, limit: usize) -> Result<
     if ip.protocol != protocol::TCP {
         return Err(Reason::NotTcp);
     }
-    // More-fragments bit and offset; the don't-fragment bit is free to be set.
-    if u16::from_be_bytes(ip.fragment) & 0x3fff != 0 {
+    let fragment = u16::from_be_bytes(ip.fragment);
+    if fragment & IPV4_FRAGMENT_OFFSET != 0 {
         return Err(Reason::Fragment);
     }
     let end = match usize::from(u16::from_be_bytes(ip.total_len)) {
@@ -176,7 +184,10 @@ fn parse_ipv4<P: Packet + ?Sized>(frame: &P, l3: usize, limit: usize) -> Result<
     if end > limit {
         return Err(Reason::Truncated);
     }
-    parse_tcp(frame, Family::V4, l3, l3 + header_len, end)
+    match fragment & IPV4_MORE_FRAGMENTS {
+        0 => parse_tcp(frame, Family::V4, l3, l3 + header_len, end),
+        _ => parse_first_fragment(frame, Family::V4, l3, l3 + header_len, end),
+    }
 }
 
 /// RFC 8200 sections 3 and 4. The datagram has to end at `limit` at the latest.
@@ -196,10 +207,19 @@ fn parse_ipv6<P: Packet + ?Sized>(frame: &P, l3: usize, limit: usize) -> Result<
     if end > limit {
         return Err(Reason::Truncated);
     }
+    let mut first_fragment = false;
     for _ in 0..EXTENSIONS_MAX {
         match next_header {
             protocol::TCP => break,
-            protocol::FRAGMENT => return Err(Reason::Fragment),
+            protocol::FRAGMENT => {
+                let fragment = frame.at::<Extension>(l4).ok_or(Reason::Truncated)?;
+                if u16::from_be_bytes([fragment.third, fragment.fourth]) & IPV6_FRAGMENT_OFFSET != 0 {
+                    return Err(Reason::Fragment);
+                }
+                first_fragment = true;
+                next_header = fragment.next_header;
+                l4 += size_of::<Extension>();
+            }
             protocol::HOP_BY_HOP | protocol::DESTINATION | protocol::ROUTING => {
                 let extension = frame.at::<Extension>(l4).ok_or(Reason::Truncated)?;
                 if next_header == protocol::ROUTING && extension.fourth != 0 {
@@ -212,9 +232,9 @@ fn parse_ipv6<P: Packet + ?Sized>(frame: &P, l3: usize, limit: usize) -> Result<
         }
     }
     match next_header {
+        protocol::TCP if first_fragment => parse_first_fragment(frame, Family::V6, l3, l4, end),
         protocol::TCP => parse_tcp(frame, Family::V6, l3, l4, end),
-        protocol::FRAGMENT => Err(Reason::Fragment),
-        protocol::HOP_BY_HOP | protocol::DESTINATION | protocol::ROUTING => Err(Reason::TooDeep),
+        protocol::FRAGMENT | protocol::HOP_BY_HOP | protocol::DESTINATION | protocol::ROUTING => Err(Reason::TooDeep),
         _ => Err(Reason::NotTcp),
     }
 }
@@ -234,7 +254,23 @@ fn parse_tcp<P: Packet + ?Sized>(
         return Err(Reason::Malformed);
     }
     let ports = [tcp.source_port, tcp.destination_port];
-    Ok(Headers { family, l3, l4, ports, payload_len: end - l4 - header_len, pppoe: 0 })
+    Ok(Headers { family, l3, l4, ports, payload_len: end - l4 - header_len, pppoe: 0, first_fragment: false })
+}
+
+/// A first fragment may be as short as eight bytes (RFC 791 section 3.2), so its ports are all that is read.
+#[inline(always)]
+fn parse_first_fragment<P: Packet + ?Sized>(
+    frame: &P,
+    family: Family,
+    l3: usize,
+    l4: usize,
+    end: usize,
+) -> Result<Headers, Reason> {
+    let ports = *frame.at::<[[u8; 2]; 2]>(l4).ok_or(Reason::Truncated)?;
+    if l4 + size_of_val(&ports) > end {
+        return Err(Reason::Malformed);
+    }
+    Ok(Headers { family, l3, l4, ports, payload_len: 0, pppoe: 0, first_fragment: true })
 }
 
 #[cfg(test)]
@@ -280,15 +316,34 @@ mod tests {
         check(&FrameBuilder { ethertype: Some(0x0806), ..v4() }, Err(Reason::NotIp));
         check(&FrameBuilder { protocol: 17, ..v4() }, Err(Reason::NotTcp));
         check(&FrameBuilder { protocol: 17, ..v6() }, Err(Reason::NotTcp));
-        check(&FrameBuilder { fragment: 0x2000, ..v4() }, Err(Reason::Fragment));
         check(&FrameBuilder { fragment: 0x00b9, ..v4() }, Err(Reason::Fragment));
         check(&FrameBuilder { fragment: 0x4000, ..v4() }, Ok([[0x9c, 0x40], [0, 25]]));
-        check(&FrameBuilder { extensions: vec![44], ..v6() }, Err(Reason::Fragment));
-        check(&FrameBuilder { extensions: vec![0, 44], ..v6() }, Err(Reason::Fragment));
+        check(&FrameBuilder { fragment: 0x2001, ..v4() }, Err(Reason::Fragment));
         check(&FrameBuilder { segments_left: 1, extensions: vec![43], ..v6() }, Err(Reason::SourceRouted));
         check(&FrameBuilder { tcp_offset: 4, ..v4() }, Err(Reason::Malformed));
         check(&FrameBuilder { tcp_offset: 15, ..v4() }, Err(Reason::Malformed));
         check(&FrameBuilder { tcp_offset: 15, ..v6() }, Err(Reason::Malformed));
+    }
+
+    #[test]
+    fn of_a_first_fragment_the_ports_are_read_and_of_later_ones_nothing() {
+        let ports = [[0x9c, 0x40], [0, 25]];
+        let v4 = FrameBuilder { fragment: 0x2000, ..FrameBuilder::syn(Ip::V4) };
+        let v6 = FrameBuilder { extensions: vec![0, 44], ..FrameBuilder::syn(Ip::V6) };
+        for frame in [&v4, &v6] {
+            let headers = parse(&frame.build()[..], Link::Ethernet).unwrap();
+            assert!(headers.first_fragment && headers.ports == ports, "{headers:?}");
+        }
+        // Eight bytes of TCP are enough: lengths say so, and the frame ends there.
+        let mut tiny = v4.build();
+        tiny[17] = 28;
+        let headers = parse(&tiny[..42], Link::Ethernet).unwrap();
+        assert!(headers.first_fragment && headers.ports == ports, "{headers:?}");
+        tiny[17] = 23;
+        assert_eq!(parse(&tiny[..42], Link::Ethernet), Err(Reason::Malformed), "three bytes are not");
+        let mut later = v6.build();
+        later[14 + 40 + 8 + 3] = 8;
+        assert_eq!(parse(&later[..], Link::Ethernet), Err(Reason::Fragment));
     }
 
     #[test]

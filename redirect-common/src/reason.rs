@@ -60,7 +60,8 @@ reasons! {
     OtherPort = "other_port", Pass, "TCP, but no port of ours.";
     Truncated = "truncated", Pass, "The frame ends before the headers that it announces.";
     Malformed = "malformed", Pass, "A header contradicts itself.";
-    Fragment = "fragment", Pass, "A fragment: its ports cannot be trusted.";
+    Fragment = "fragment", Pass, "A fragment of a datagram that is not ours to stop.";
+    FragmentBlock = "fragment_block", Drop, "A first fragment to port 25 that the class lets nobody send, or that cannot be redirected.";
     TooDeep = "too_deep", Pass, "More VLAN tags or IPv6 extension headers than we follow.";
     SourceRouted = "source_routed", Pass, "A routing header with hops left: the destination is not the final one.";
     NoClass = "no_class", Pass, "The source is no subscriber.";

@@ -188,6 +188,30 @@ fn classes_decide_by_the_longest_prefix() {
 }
 
 #[test]
+fn a_first_fragment_is_stopped_where_its_class_stops_it() {
+    for (action, fallback, reason) in [
+        (Action::Pass, Fallback::Pass, Reason::Fragment),
+        (Action::Block, Fallback::Pass, Reason::FragmentBlock),
+        (Action::Reject, Fallback::Pass, Reason::FragmentBlock),
+        (Action::Redirect, Fallback::Pass, Reason::Fragment),
+        (Action::Redirect, Fallback::Block, Reason::FragmentBlock),
+        (Action::Redirect, Fallback::Reject, Reason::FragmentBlock),
+    ] {
+        let mut tables = tables();
+        tables.classes.insert(REDIRECT, Class::new(action, fallback, 1));
+        let v4 = FrameBuilder { fragment: 0x2000, ..FrameBuilder::syn(Ip::V4) };
+        let v6 = FrameBuilder { extensions: vec![44], ..FrameBuilder::syn(Ip::V6) };
+        for frame in [v4, v6] {
+            send(&tables, &frame.build(), Direction::Forward, REDIRECT, reason);
+            let other_port = FrameBuilder { server_port: 443, ..frame.clone() };
+            send(&tables, &other_port.build(), Direction::Forward, 0, Reason::OtherPort);
+            let reply = frame.build_between(&relay_address(frame.ip), 2525, &relay_address(frame.ip), 40_000);
+            send(&tables, &reply, Direction::Reply, 0, Reason::Fragment);
+        }
+    }
+}
+
+#[test]
 fn a_subscriber_of_a_class_that_is_not_there_has_no_class() {
     let mut tables = tables();
     tables.classes.remove(&REDIRECT);

@@ -205,10 +205,18 @@ def oddities():
 
         if link is not None and not link[1]:
             odd("ARP", "not_ip", ARP(pdst="10.20.0.1"))
-        odd("first fragment", "fragment", v4(flags="MF") / syn)
-        odd("later fragment", "fragment", v4(frag=3, proto=6) / Raw(b"\0\0\0\x19" * 5))
-        odd("IPv6 first fragment", "fragment", v6() / IPv6ExtHdrFragment(m=1) / syn)
-        odd("IPv6 later fragment", "fragment", v6() / IPv6ExtHdrFragment(offset=9, nh=6) / Raw(b"\0\0\0\x19" * 5))
+        for who in CLASS:
+            stopped = "fragment_block" if who in ("block", "reject") else "fragment"
+            source, source6 = (client_of(family, who, next(numbers)) for family in (4, 6))
+            first = IP(src=source, dst=SERVER[4], flags="MF")
+            odd(f"first fragment, {who}", stopped, first / syn)
+            # Ports and a sequence number: the least that a fragment can carry.
+            odd(f"tiny first fragment, {who}", stopped, IP(src=source, dst=SERVER[4], flags="MF", proto=6) / Raw(bytes(syn)[:8]))
+            odd(f"first fragment to another port, {who}", "other_port", first / TCP(sport=44000, dport=443, flags="S"))
+            odd(f"later fragment, {who}", "fragment", IP(src=source, dst=SERVER[4], frag=3, proto=6) / Raw(b"\0\0\0\x19" * 5))
+            head6 = IPv6(src=source6, dst=SERVER[6])
+            odd(f"IPv6 first fragment, {who}", stopped, head6 / IPv6ExtHdrFragment(m=1) / syn)
+            odd(f"IPv6 later fragment, {who}", "fragment", head6 / IPv6ExtHdrFragment(offset=9, nh=6) / Raw(b"\0\0\0\x19" * 5))
         odd("source route", "source_routed", v6() / IPv6ExtHdrRouting(type=0, segleft=1, addresses=["2001:db8::77"]) / syn)
         deep = v6()
         for _ in range(5):
