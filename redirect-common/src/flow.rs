@@ -103,6 +103,9 @@ impl Flags {
     }
 }
 
+/// Beside the direction of a reply's entry: the relay is this host's own.
+const OWN: u8 = 0x80;
+
 /// An entry of a flow table. Packets update it in place; each direction writes its own entry only.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -117,6 +120,7 @@ pub struct Flow<A> {
     pub isn: u32,
     /// Number of the class that decided.
     pub class: u16,
+    /// [`Direction`], and [`OWN`].
     direction: u8,
     /// Which of SYN (with ACK), FIN and RST the sender of this direction has sent, as TCP control bits.
     sent: u8,
@@ -131,13 +135,25 @@ impl<A: Address> Flow<A> {
         Self { to, created_s: now_s, seen_s: now_s, isn: 0, class, direction: direction as u8, sent: 0 }
     }
 
+    /// The same, of a relay that is this host's own where `own` says so.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(self, own: bool) -> Self {
+        Self { direction: if own { self.direction | OWN } else { self.direction }, ..self }
+    }
+
+    #[inline(always)]
+    pub const fn is_own(&self) -> bool {
+        self.direction & OWN != 0
+    }
+
     /// Whether this entry is for packets of `tuple` going in `direction`.
     ///
     /// A map may give the memory of a removed entry to another flow while a packet still holds it, so the subscriber's address, which no
     /// rewriting changes, is compared as well.
     #[inline(always)]
     pub fn serves(&self, direction: Direction, tuple: &Tuple<A>) -> bool {
-        self.direction == direction as u8
+        self.direction & !OWN == direction as u8
             && match direction {
                 Direction::Forward => self.to.addresses[0] == tuple.addresses[0],
                 Direction::Reply => self.to.addresses[1] == tuple.addresses[1],

@@ -72,9 +72,6 @@ where
     if !ours {
         return Outcome::unclassed(Reason::OtherPort);
     }
-    if direction == Direction::Reply && !frame.is_of_this_host() {
-        return Outcome::unclassed(Reason::ReplyForwarded);
-    }
     let headers = &headers.blurred(tables.zero());
     if headers.first_fragment {
         return handle_fragment::<P, T, A>(frame, tables, headers, direction);
@@ -84,7 +81,7 @@ where
     let mut to = segment.tuple;
     let outcome = match direction {
         Direction::Forward => forward(tables, &segment, &mut to),
-        Direction::Reply => reply(tables, &segment, &mut to),
+        Direction::Reply => reply(tables, &segment, frame.is_of_this_host(), &mut to),
     };
     let edited = match outcome.reason.verdict() {
         Verdict::Pass | Verdict::Drop => Ok(()),
@@ -250,7 +247,8 @@ fn open_flow<T: Tables + FamilyTables<A>, A: Address>(
     now_s: u32,
     to: &mut Tuple<A>,
 ) -> Reason {
-    let Some((address, port)) = tables.relay(class.relay()).as_ref().and_then(A::endpoint) else {
+    let relay = tables.relay(class.relay()).unwrap_or_default();
+    let Some((address, port)) = A::endpoint(&relay) else {
         return match class.on_relay_down() {
             Fallback::Pass => Reason::RelayDownPass,
             Fallback::Block => Reason::RelayDownBlock,
@@ -259,7 +257,7 @@ fn open_flow<T: Tables + FamilyTables<A>, A: Address>(
     };
     let [source, _] = key.addresses;
     *to = Tuple::new([source, address], [key.ports[0], port]);
-    let mut flow = Flow::new(Direction::Reply, key.reversed(), number, now_s);
+    let mut flow = Flow::new(Direction::Reply, key.reversed(), number, now_s).of(relay.is_own());
     for attempt in 1..=PORT_TRIES {
         if reserve(tables, &to.reversed(), &flow) {
             flow = Flow::new(Direction::Forward, *to, number, now_s);
@@ -315,30 +313,35 @@ fn other_port<A: Address>(key: &Tuple<A>, attempt: u32) -> [u8; 2] {
 
 /// A segment from a relay's port: gets back the tuple that the client expects.
 #[inline(always)]
-fn reply<T: Tables + FamilyTables<A>, A: Address>(tables: &T, segment: &Segment<A>, to: &mut Tuple<A>) -> Outcome {
+fn reply<T: Tables + FamilyTables<A>, A: Address>(
+    tables: &T,
+    segment: &Segment<A>,
+    of_this_host: bool,
+    to: &mut Tuple<A>,
+) -> Outcome {
     let now_s = tables.now_s();
-    let established = tables.flow(Table::Established, &segment.tuple, |flow| {
-        flow.serves(Direction::Reply, &segment.tuple).then(|| {
-            flow.note(segment.flags, now_s);
-            *to = flow.to;
-            flow.class
+    // Which flow's, if any, and whether the segment may speak for its relay.
+    let mut look_up = |table| {
+        tables.flow(table, &segment.tuple, |flow| {
+            flow.serves(Direction::Reply, &segment.tuple).then(|| {
+                let genuine = of_this_host || !flow.is_own();
+                if genuine {
+                    flow.note(segment.flags, now_s);
+                    if table == Table::HalfOpen && segment.flags.answers() {
+                        flow.note_answer(segment.sequence);
+                    }
+                    *to = flow.to;
+                }
+                (genuine, flow.class)
+            })
         })
-    });
-    if let Some(class) = established.flatten() {
-        return Outcome::new(Reason::ReplyEstablished, class);
+    };
+    if let Some((genuine, class)) = look_up(Table::Established).flatten() {
+        return Outcome::new(if genuine { Reason::ReplyEstablished } else { Reason::ReplyForwarded }, class);
     }
-    let half_open = tables.flow(Table::HalfOpen, &segment.tuple, |flow| {
-        flow.serves(Direction::Reply, &segment.tuple).then(|| {
-            flow.note(segment.flags, now_s);
-            if segment.flags.answers() {
-                flow.note_answer(segment.sequence);
-            }
-            *to = flow.to;
-            flow.class
-        })
-    });
-    match half_open.flatten() {
-        Some(class) => Outcome::new(Reason::ReplyHalfOpen, class),
+    match look_up(Table::HalfOpen).flatten() {
+        Some((true, class)) => Outcome::new(Reason::ReplyHalfOpen, class),
+        Some((false, class)) => Outcome::new(Reason::ReplyForwarded, class),
         None => Outcome::unclassed(Reason::ReplyNoFlow),
     }
 }

@@ -101,6 +101,8 @@ pub struct Relay {
     ipv6: [u8; 16],
     ipv4_port: [u8; 2],
     ipv6_port: [u8; 2],
+    own: u8,
+    _pad: [u8; 3],
 }
 
 impl Relay {
@@ -115,6 +117,17 @@ impl Relay {
             relay.ipv6_port = endpoint.port().to_be_bytes();
         }
         relay
+    }
+
+    /// The same, known to be served by this host: what is forwarded is not its answer, whatever it says.
+    #[must_use]
+    pub const fn own(self) -> Self {
+        Self { own: 1, ..self }
+    }
+
+    #[inline(always)]
+    pub const fn is_own(&self) -> bool {
+        self.own != 0
     }
 
     /// Address and port in network byte order, where the relay has an IPv4 endpoint.
@@ -154,7 +167,7 @@ impl Settings {
 }
 
 const _: () = assert!(size_of::<Subscriber>() == 4 && size_of::<Class>() == 8);
-const _: () = assert!(size_of::<Relay>() == 24 && align_of::<Relay>() == 1 && size_of::<Settings>() == 16);
+const _: () = assert!(size_of::<Relay>() == 28 && align_of::<Relay>() == 1 && size_of::<Settings>() == 16);
 
 #[cfg(feature = "user")]
 mod pod {

@@ -34,7 +34,8 @@ fn policy() -> Policy {
     let relay = Relay::new(
         Some("10.20.0.1:2525".parse::<SocketAddrV4>().unwrap()),
         Some("[fd00:20::1]:2525".parse::<SocketAddrV6>().unwrap()),
-    );
+    )
+    .own();
     let subscriber = |prefix: &str, class| {
         let (address, len) = prefix.split_once('/').unwrap();
         (address.parse().unwrap(), len.parse().unwrap(), class)
@@ -330,8 +331,16 @@ fn what_is_forwarded_is_no_answer_of_our_relay() {
         let answer = relay_answer(&FrameBuilder { flags: Flags::RST, ..FrameBuilder::syn(ip) });
         let forged = kernel.run_forwarded(Hook::TcEgress, &answer);
         assert_eq!(forged, (Hook::TcEgress.code(Verdict::Pass), answer.clone()));
-        assert_eq!(kernel.count(0, Reason::ReplyForwarded).packets, 1);
+        assert_eq!(kernel.count(REDIRECT, Reason::ReplyForwarded).packets, 1);
         assert_ne!(kernel.run(Hook::TcEgress, &answer).unwrap().1, answer, "the relay's own is translated");
+
+        // A relay elsewhere can only answer by way of us.
+        let mut policy = policy();
+        let endpoints = (Some("10.20.0.1:2525".parse().unwrap()), Some("[fd00:20::1]:2525".parse().unwrap()));
+        policy.relays.insert(1, Relay::new(endpoints.0, endpoints.1));
+        let kernel = Kernel::load(&policy, FLOWS_MAX);
+        kernel.run(Hook::TcIngress, &FrameBuilder::syn(ip).build()).unwrap();
+        assert_ne!(kernel.run_forwarded(Hook::TcEgress, &answer).1, answer, "translated");
     }
 }
 

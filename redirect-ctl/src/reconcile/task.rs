@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use super::plan::{Actual, Desired, Order, plan};
 use crate::{
     dataplane::{self, Counter, Dataplane, FlowCounts, FlowRecord, Mode, Operation},
-    desired::{Class, Relay, Tables},
+    desired::{Class, Relay, Source, Tables},
     limits,
     store::{self, Scope, Store, Subscribers},
 };
@@ -554,7 +554,12 @@ fn kernel_class(class: &Class, tables: &Tables) -> policy::Class {
 /// A relay without endpoints (the embedded one of a file that lists no listener) is none to the kernel.
 fn kernel_relay(relay: &Relay) -> Option<policy::Relay> {
     relay.spec.endpoints().next()?;
-    Some(policy::Relay::new(relay.spec.ipv4, relay.spec.ipv6))
+    let endpoints = policy::Relay::new(relay.spec.ipv4, relay.spec.ipv6);
+    Some(match relay.source {
+        // The embedded one.
+        Source::File => endpoints.own(),
+        Source::Api => endpoints,
+    })
 }
 
 /// `CLOCK_MONOTONIC` in seconds, the time base of the flow table.
