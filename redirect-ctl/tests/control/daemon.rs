@@ -42,7 +42,7 @@ async fn a_stop_removes_attachments_and_socket_and_a_start_brings_everything_bac
 
 #[tokio::test(flavor = "multi_thread")]
 async fn interfaces_are_attached_last_and_detached_when_the_relay_has_drained() {
-    let lab = Lab::start().await;
+    let (lab, _) = lab_with_relay().await;
     lab.put("/v1/subscribers/10.0.0.0_8", r#"{"class":"configured"}"#).await.expect(201);
     let model = lab.model.clone();
     {
