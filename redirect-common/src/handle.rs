@@ -38,9 +38,9 @@ impl Outcome {
     }
 }
 
-/// Decides a frame that goes in `direction`, edits it, and counts it by class and reason.
+/// Decides a frame that goes in `direction`, edits it, and counts it by class and reason. The reason's verdict is what happens to it.
 #[inline(always)]
-pub fn handle<P: PacketMut, T: Tables>(frame: &mut P, link: Link, tables: &T, direction: Direction) -> Verdict {
+pub fn handle<P: PacketMut, T: Tables>(frame: &mut P, link: Link, tables: &T, direction: Direction) -> Reason {
     let bytes = frame.len() as u64;
     let mut parsed = parse(frame, link);
     if parsed == Err(Reason::Truncated) && frame.pull() {
@@ -54,7 +54,7 @@ pub fn handle<P: PacketMut, T: Tables>(frame: &mut P, link: Link, tables: &T, di
         Err(reason) => Outcome::unclassed(reason),
     };
     tables.count(outcome.class, outcome.reason, bytes);
-    outcome.reason.verdict()
+    outcome.reason
 }
 
 #[inline(always)]

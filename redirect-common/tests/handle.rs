@@ -87,10 +87,10 @@ fn relay_address(ip: Ip) -> Vec<u8> {
 fn send(tables: &MemoryTables, frame: &[u8], direction: Direction, class: u16, reason: Reason) -> Vec<u8> {
     tables.counts.borrow_mut().clear();
     let mut out = frame.to_vec();
-    let verdict = handle(&mut out, Link::Ethernet, tables, direction);
+    assert_eq!(handle(&mut out, Link::Ethernet, tables, direction), reason);
+    let verdict = reason.verdict();
     assert_eq!(tables.packets(), [(class, reason, 1)]);
     assert_eq!(tables.counts.borrow()[&(class, reason)].bytes, frame.len() as u64);
-    assert_eq!(verdict, reason.verdict());
     if matches!(verdict, Verdict::Pass | Verdict::Drop) {
         assert_eq!(out, frame, "{verdict:?} leaves a frame as it is");
     }
@@ -425,7 +425,8 @@ proptest! {
     fn any_bytes_are_decided_and_changed_only_when_redirected(bytes in prop::collection::vec(any::<u8>(), 0..256), reply in any::<bool>()) {
         let tables = tables();
         let mut out = bytes.clone();
-        let verdict = handle(&mut out, Link::Ethernet, &tables, if reply { Direction::Reply } else { Direction::Forward });
+        let direction = if reply { Direction::Reply } else { Direction::Forward };
+        let verdict = handle(&mut out, Link::Ethernet, &tables, direction).verdict();
         prop_assert!(verdict == Verdict::Redirect || out == bytes);
         prop_assert_eq!(tables.packets().len(), 1);
     }
@@ -456,7 +457,7 @@ proptest! {
                 ..frame
             };
             let mut bytes = frame.build();
-            if handle(&mut bytes, Link::Ethernet, &tables, Direction::Forward) == Verdict::Redirect && answered && frame.tags.is_empty() {
+            if handle(&mut bytes, Link::Ethernet, &tables, Direction::Forward).verdict() == Verdict::Redirect && answered && frame.tags.is_empty() {
                 let client_port = see(frame.ip, &bytes).source_port;
                 let client = see(frame.ip, &bytes).source;
                 let mut answer = syn_ack(&frame).build_between(&relay_address(frame.ip), 2525, &client, client_port);

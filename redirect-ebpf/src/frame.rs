@@ -35,6 +35,10 @@ impl XdpFrame {
         let len = context.data_end() - context.data();
         Self { context, len }
     }
+
+    pub(crate) const fn context(&self) -> &XdpContext {
+        &self.context
+    }
 }
 
 impl Packet for XdpFrame {

@@ -10,11 +10,18 @@ mod frame;
 mod maps;
 
 use aya_ebpf::{
+    EbpfContext,
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
-use redirect_common::{flow::Direction, handle::handle, parse::Link, reason::Verdict};
+use aya_log_ebpf::warn;
+use redirect_common::{
+    flow::Direction,
+    handle::handle,
+    parse::Link,
+    reason::{Reason, Verdict},
+};
 
 use crate::{
     frame::{SocketBuffer, XdpFrame},
@@ -24,7 +31,10 @@ use crate::{
 /// Subscriber -> relay, where the driver runs XDP.
 #[xdp(frags)]
 pub(crate) fn redirect_xdp(context: XdpContext) -> u32 {
-    match handle(&mut XdpFrame::new(context), Link::Ethernet, &Maps, Direction::Forward) {
+    let mut frame = XdpFrame::new(context);
+    let reason = handle(&mut frame, Link::Ethernet, &Maps, Direction::Forward);
+    log(frame.context(), reason);
+    match reason.verdict() {
         Verdict::Pass | Verdict::Redirect => xdp_action::XDP_PASS,
         Verdict::Drop => xdp_action::XDP_DROP,
         Verdict::Reject => xdp_action::XDP_TX,
@@ -59,10 +69,20 @@ pub(crate) fn redirect_out_ip(context: TcContext) -> i32 {
 #[inline(always)]
 fn classify(context: TcContext, link: Link, direction: Direction) -> i32 {
     let mut buffer = SocketBuffer(context);
-    match handle(&mut buffer, link, &Maps, direction) {
+    let reason = handle(&mut buffer, link, &Maps, direction);
+    log(&buffer.0, reason);
+    match reason.verdict() {
         Verdict::Pass | Verdict::Redirect => TC_ACT_UNSPEC,
         Verdict::Drop => TC_ACT_SHOT,
         Verdict::Reject => buffer.send_back(),
+    }
+}
+
+/// Says what should never happen. Nothing else is logged: packets are counted.
+#[inline(always)]
+fn log(context: &impl EbpfContext, reason: Reason) {
+    if reason == Reason::EditFailed {
+        warn!(context, "the kernel refused an edit half-way; the packet is dropped");
     }
 }
 

@@ -229,7 +229,7 @@ fn differential(ingress: Hook, egress: Hook, frames: u32, seed: u64) {
             continue;
         };
         let mut expected = frame.clone();
-        let verdict = handle(&mut expected, hook.link(), &host, hook.direction());
+        let verdict = handle(&mut expected, hook.link(), &host, hook.direction()).verdict();
         assert_eq!(code, hook.code(verdict), "{hook:?} {frame:02x?}");
         let same = match hook {
             Hook::Xdp => out == expected,
@@ -284,7 +284,7 @@ fn ports_tried(policy: &Policy, ip: Ip) -> Vec<u16> {
         }
         let mut frame = FrameBuilder::syn(ip).build();
         assert_eq!(
-            handle(&mut frame, Link::Ethernet, &host, Direction::Forward),
+            handle(&mut frame, Link::Ethernet, &host, Direction::Forward).verdict(),
             Verdict::Redirect,
             "{} ports are taken",
             taken.len()

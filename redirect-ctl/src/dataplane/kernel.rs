@@ -16,6 +16,7 @@ use aya::{
     maps::{Array, HashMap as BpfHashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie::Key},
     programs::{SchedClassifier, Xdp},
 };
+use aya_log::EbpfLogger;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use redirect_common::{
     address::{Address, V4, V6},
@@ -110,6 +111,8 @@ where
 /// The data plane in the kernel. Dropping it detaches the programs and frees the maps.
 pub struct KernelDataplane {
     object: Ebpf,
+    /// What the programs have to say, which is next to nothing.
+    log: EbpfLogger<&'static dyn log::Log>,
     v4: SubscriberMaps<V4>,
     v6: SubscriberMaps<V6>,
     classes: Array<MapData, Class>,
@@ -126,6 +129,7 @@ impl KernelDataplane {
     /// Creates the maps and loads the programs; attaches nothing.
     pub fn load(capacities: Capacities) -> Result<Self, Error> {
         let mut object = load(capacities)?;
+        let log = EbpfLogger::init(&mut object).map_err(|error| not_loaded(&error))?;
         let flows = Arc::new(Flows::take(&mut object)?);
         Ok(Self {
             v4: SubscriberMaps {
@@ -144,6 +148,7 @@ impl KernelDataplane {
             collector: Collector::default(),
             flows,
             attached: BTreeMap::new(),
+            log,
             object,
         })
     }
@@ -289,6 +294,7 @@ impl Dataplane for KernelDataplane {
     }
 
     fn tick(&mut self, now_s: u32) -> Result<(), Error> {
+        self.log.flush();
         let revision = self.settings()?.revision;
         self.store_settings(Settings::new(revision, now_s))
     }
