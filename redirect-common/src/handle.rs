@@ -1,4 +1,4 @@
-//! The whole data plane: a frame and the tables in, a verdict out, the frame edited where the verdict is [`Verdict::Redirect`].
+//! The whole data plane: a frame and the tables in, a reason and its verdict out, the frame edited where that is [`Verdict::Redirect`].
 //!
 //! Whatever is malformed, unknown or undecidable passes untouched and is counted: we must never be the outage.
 
@@ -11,7 +11,6 @@ use crate::{
     parse::{Family, Headers, Link, Segment, parse},
     policy::{Action, Class, Fallback},
     reason::{Reason, Verdict},
-    refuse::refuse,
     tables::{FamilyTables, InsertError, Table, Tables},
 };
 
@@ -39,6 +38,9 @@ impl Outcome {
 }
 
 /// Decides a frame that goes in `direction`, edits it, and counts it by class and reason. The reason's verdict is what happens to it.
+///
+/// Where that is [`Verdict::Reject`] the frame is still as it came; [`refuse`](crate::refuse::refuse) makes the answer of it, in a
+/// function and a stack frame apart from what every packet runs through.
 #[inline(always)]
 pub fn handle<P: PacketMut, T: Tables>(frame: &mut P, link: Link, tables: &T, direction: Direction) -> Reason {
     let bytes = frame.len() as u64;
@@ -48,8 +50,8 @@ pub fn handle<P: PacketMut, T: Tables>(frame: &mut P, link: Link, tables: &T, di
     }
     let outcome = match parsed {
         Ok(headers) => match headers.family {
-            Family::V4 => handle_segment::<P, T, V4>(frame, link, tables, &headers, direction),
-            Family::V6 => handle_segment::<P, T, V6>(frame, link, tables, &headers, direction),
+            Family::V4 => handle_segment::<P, T, V4>(frame, tables, &headers, direction),
+            Family::V6 => handle_segment::<P, T, V6>(frame, tables, &headers, direction),
         },
         Err(reason) => Outcome::unclassed(reason),
     };
@@ -58,7 +60,7 @@ pub fn handle<P: PacketMut, T: Tables>(frame: &mut P, link: Link, tables: &T, di
 }
 
 #[inline(always)]
-fn handle_segment<P, T, A>(frame: &mut P, link: Link, tables: &T, headers: &Headers, direction: Direction) -> Outcome
+fn handle_segment<P, T, A>(frame: &mut P, tables: &T, headers: &Headers, direction: Direction) -> Outcome
 where
     P: PacketMut,
     T: Tables + FamilyTables<A>,
@@ -83,18 +85,16 @@ where
         Direction::Forward => forward(tables, &segment, &mut to),
         Direction::Reply => reply(tables, &segment, frame.is_of_this_host(), &mut to),
     };
-    let edited = match outcome.reason.verdict() {
-        Verdict::Pass | Verdict::Drop => Ok(()),
-        Verdict::Redirect => frame.edit(&Edit { l3: headers.l3, l4: headers.l4, from: &segment.tuple, to: &to }),
-        Verdict::Reject if segment.flags.resets() => return Outcome::new(Reason::ResetUnanswered, outcome.class),
-        Verdict::Reject if !tables.take_reset(tables.now_s()) => {
-            return Outcome::new(Reason::RejectLimited, outcome.class);
+    match outcome.reason.verdict() {
+        Verdict::Redirect => {
+            match frame.edit(&Edit { l3: headers.l3, l4: headers.l4, from: &segment.tuple, to: &to }) {
+                Ok(()) => outcome,
+                Err(EditError) => Outcome::new(Reason::EditFailed, outcome.class),
+            }
         }
-        Verdict::Reject => refuse(frame, link, headers, &segment),
-    };
-    match edited {
-        Ok(()) => outcome,
-        Err(EditError) => Outcome::new(Reason::EditFailed, outcome.class),
+        Verdict::Reject if segment.flags.resets() => Outcome::new(Reason::ResetUnanswered, outcome.class),
+        Verdict::Reject if !tables.take_reset(tables.now_s()) => Outcome::new(Reason::RejectLimited, outcome.class),
+        Verdict::Pass | Verdict::Drop | Verdict::Reject => outcome,
     }
 }
 

@@ -32,29 +32,23 @@ pub struct Headers {
     pub l4: usize,
     /// Source and destination port, as they lie in the TCP header.
     pub ports: [[u8; 2]; 2],
-    /// Length of the TCP payload, in bytes.
-    pub payload_len: usize,
-    /// Offset of the PPPoE session header, in bytes; 0 where there is none.
-    pub pppoe: usize,
+    /// A PPPoE session header stands just before the IP header.
+    pub pppoe: bool,
     /// More fragments follow: of the TCP header only the ports are sure to be there.
     pub first_fragment: bool,
 }
+
+/// Above every offset of an IP header: Ethernet, two tags, PPPoE.
+pub const L3_MASK: usize = 0x3f;
 
 impl Headers {
     /// The same, of which the verifier knows the bounds only; `zero` is [`Tables::zero`](crate::tables::Tables::zero).
     #[inline(always)]
     #[must_use]
     pub const fn blurred(&self, zero: usize) -> Self {
-        /// Above every offset of an IP header: Ethernet, two tags, PPPoE.
-        const L3_MASK: usize = 0x3f;
         /// Above every offset of a TCP header: four extension headers of 2,048 bytes at most.
         const L4_MASK: usize = 0x3fff;
-        Self {
-            l3: (self.l3 + zero) & L3_MASK,
-            l4: (self.l4 + zero) & L4_MASK,
-            pppoe: (self.pppoe + zero) & L3_MASK,
-            ..*self
-        }
+        Self { l3: (self.l3 + zero) & L3_MASK, l4: (self.l4 + zero) & L4_MASK, ..*self }
     }
 }
 
@@ -108,8 +102,8 @@ pub fn parse<P: Packet + ?Sized>(frame: &P, link: Link) -> Result<Headers, Reaso
         Link::Ethernet => parse_ethernet(frame),
         // Either header is longer, and the verifier follows no check of a single byte.
         Link::Ip => match frame.at::<Ipv4>(0).ok_or(Reason::Truncated)?.version_ihl >> 4 {
-            4 => parse_ipv4(frame, 0, frame.len()),
-            6 => parse_ipv6(frame, 0, frame.len()),
+            4 => parse_ipv4(frame, 0, frame.len(), false),
+            6 => parse_ipv6(frame, 0, frame.len(), false),
             _ => Err(Reason::NotIp),
         },
     }
@@ -127,8 +121,8 @@ fn parse_ethernet<P: Packet + ?Sized>(frame: &P) -> Result<Headers, Reason> {
         l3 += size_of::<Vlan>();
     }
     match ethertype {
-        ethertype::IPV4 => parse_ipv4(frame, l3, frame.len()),
-        ethertype::IPV6 => parse_ipv6(frame, l3, frame.len()),
+        ethertype::IPV4 => parse_ipv4(frame, l3, frame.len(), false),
+        ethertype::IPV6 => parse_ipv6(frame, l3, frame.len(), false),
         ethertype::PPPOE_SESSION => parse_pppoe(frame, l3),
         tag if is_vlan(tag) => Err(Reason::TooDeep),
         _ => Err(Reason::NotIp),
@@ -149,11 +143,10 @@ fn parse_pppoe<P: Packet + ?Sized>(frame: &P, offset: usize) -> Result<Headers, 
         return Err(Reason::Truncated);
     }
     match u16::from_be_bytes(pppoe.protocol) {
-        ppp::IPV4 => parse_ipv4(frame, l3, end),
-        ppp::IPV6 => parse_ipv6(frame, l3, end),
+        ppp::IPV4 => parse_ipv4(frame, l3, end, true),
+        ppp::IPV6 => parse_ipv6(frame, l3, end, true),
         _ => Err(Reason::NotIp),
     }
-    .map(|headers| Headers { pppoe: offset, ..headers })
 }
 
 #[inline(always)]
@@ -163,7 +156,7 @@ const fn is_vlan(ethertype: u16) -> bool {
 
 /// RFC 791 section 3.1. The datagram has to end at `limit` at the latest.
 #[inline(always)]
-fn parse_ipv4<P: Packet + ?Sized>(frame: &P, l3: usize, limit: usize) -> Result<Headers, Reason> {
+fn parse_ipv4<P: Packet + ?Sized>(frame: &P, l3: usize, limit: usize, pppoe: bool) -> Result<Headers, Reason> {
     let ip = frame.at::<Ipv4>(l3).ok_or(Reason::Truncated)?;
     let header_len = usize::from(ip.version_ihl & 0xf) * 4;
     if ip.version_ihl >> 4 != 4 || header_len < size_of::<Ipv4>() {
@@ -184,15 +177,15 @@ fn parse_ipv4<P: Packet + ?Sized>(frame: &P, l3: usize, limit: usize) -> Result<
     if end > limit {
         return Err(Reason::Truncated);
     }
-    match fragment & IPV4_MORE_FRAGMENTS {
-        0 => parse_tcp(frame, Family::V4, l3, l3 + header_len, end),
-        _ => parse_first_fragment(frame, Family::V4, l3, l3 + header_len, end),
-    }
+    let l4 = l3 + header_len;
+    let first_fragment = fragment & IPV4_MORE_FRAGMENTS != 0;
+    let ports = if first_fragment { first_fragment_ports(frame, l4, end) } else { segment_ports(frame, l4, end) }?;
+    Ok(Headers { family: Family::V4, l3, l4, ports, pppoe, first_fragment })
 }
 
 /// RFC 8200 sections 3 and 4. The datagram has to end at `limit` at the latest.
 #[inline(always)]
-fn parse_ipv6<P: Packet + ?Sized>(frame: &P, l3: usize, limit: usize) -> Result<Headers, Reason> {
+fn parse_ipv6<P: Packet + ?Sized>(frame: &P, l3: usize, limit: usize, pppoe: bool) -> Result<Headers, Reason> {
     let ip = frame.at::<Ipv6>(l3).ok_or(Reason::Truncated)?;
     if ip.version_class_flow[0] >> 4 != 6 {
         return Err(Reason::Malformed);
@@ -232,45 +225,35 @@ fn parse_ipv6<P: Packet + ?Sized>(frame: &P, l3: usize, limit: usize) -> Result<
         }
     }
     match next_header {
-        protocol::TCP if first_fragment => parse_first_fragment(frame, Family::V6, l3, l4, end),
-        protocol::TCP => parse_tcp(frame, Family::V6, l3, l4, end),
-        protocol::FRAGMENT | protocol::HOP_BY_HOP | protocol::DESTINATION | protocol::ROUTING => Err(Reason::TooDeep),
-        _ => Err(Reason::NotTcp),
+        protocol::TCP => {}
+        protocol::FRAGMENT | protocol::HOP_BY_HOP | protocol::DESTINATION | protocol::ROUTING => {
+            return Err(Reason::TooDeep);
+        }
+        _ => return Err(Reason::NotTcp),
     }
+    let ports = if first_fragment { first_fragment_ports(frame, l4, end) } else { segment_ports(frame, l4, end) }?;
+    Ok(Headers { family: Family::V6, l3, l4, ports, pppoe, first_fragment })
 }
 
-/// RFC 9293 section 3.1. `end` is where the datagram says that it ends.
+/// The ports of a whole TCP header (RFC 9293 section 3.1). `end` is where the datagram says that it ends.
 #[inline(always)]
-fn parse_tcp<P: Packet + ?Sized>(
-    frame: &P,
-    family: Family,
-    l3: usize,
-    l4: usize,
-    end: usize,
-) -> Result<Headers, Reason> {
+fn segment_ports<P: Packet + ?Sized>(frame: &P, l4: usize, end: usize) -> Result<[[u8; 2]; 2], Reason> {
     let tcp = frame.at::<Tcp>(l4).ok_or(Reason::Truncated)?;
     let header_len = usize::from(tcp.offset >> 4) * 4;
     if header_len < size_of::<Tcp>() || l4 + header_len > end {
         return Err(Reason::Malformed);
     }
-    let ports = [tcp.source_port, tcp.destination_port];
-    Ok(Headers { family, l3, l4, ports, payload_len: end - l4 - header_len, pppoe: 0, first_fragment: false })
+    Ok([tcp.source_port, tcp.destination_port])
 }
 
 /// A first fragment may be as short as eight bytes (RFC 791 section 3.2), so its ports are all that is read.
 #[inline(always)]
-fn parse_first_fragment<P: Packet + ?Sized>(
-    frame: &P,
-    family: Family,
-    l3: usize,
-    l4: usize,
-    end: usize,
-) -> Result<Headers, Reason> {
+fn first_fragment_ports<P: Packet + ?Sized>(frame: &P, l4: usize, end: usize) -> Result<[[u8; 2]; 2], Reason> {
     let ports = *frame.at::<[[u8; 2]; 2]>(l4).ok_or(Reason::Truncated)?;
     if l4 + size_of_val(&ports) > end {
         return Err(Reason::Malformed);
     }
-    Ok(Headers { family, l3, l4, ports, payload_len: 0, pppoe: 0, first_fragment: true })
+    Ok(ports)
 }
 
 #[cfg(test)]

@@ -47,7 +47,7 @@ macro_rules! reasons {
                 match self { $(Self::$name => $text),* }
             }
 
-            pub const fn verdict(self) -> Verdict {
+            const fn listed_verdict(self) -> Verdict {
                 match self { $(Self::$name => Verdict::$verdict),* }
             }
         }
@@ -92,7 +92,41 @@ reasons! {
 impl Reason {
     /// How many there are: the stride of the counters.
     pub const COUNT: usize = Self::ALL.len();
+
+    const PASS: u64 = Self::with(Verdict::Pass);
+    const DROP: u64 = Self::with(Verdict::Drop);
+    const REDIRECT: u64 = Self::with(Verdict::Redirect);
+
+    /// The reasons of a verdict, a bit each.
+    const fn with(verdict: Verdict) -> u64 {
+        let mut bits = 0;
+        let mut index = 0;
+        while index < Self::COUNT {
+            if Self::ALL[index].listed_verdict() as u8 == verdict as u8 {
+                bits |= 1 << index;
+            }
+            index += 1;
+        }
+        bits
+    }
+
+    /// By bits, because a walk through the list would cost every packet more than all its headers do.
+    #[inline(always)]
+    pub const fn verdict(self) -> Verdict {
+        let bit = 1 << self as u8;
+        if bit & Self::PASS != 0 {
+            Verdict::Pass
+        } else if bit & Self::REDIRECT != 0 {
+            Verdict::Redirect
+        } else if bit & Self::DROP != 0 {
+            Verdict::Drop
+        } else {
+            Verdict::Reject
+        }
+    }
 }
+
+const _: () = assert!(Reason::COUNT <= 64);
 
 #[cfg(test)]
 mod tests {
@@ -104,6 +138,7 @@ mod tests {
             assert_eq!(*reason as usize, index);
             assert!(Reason::ALL.iter().filter(|other| other.name() == reason.name()).count() == 1, "{}", reason.name());
             assert!(reason.text().ends_with('.'));
+            assert_eq!(reason.verdict(), reason.listed_verdict());
         }
     }
 }

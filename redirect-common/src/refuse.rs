@@ -4,13 +4,14 @@
 //! Addresses and ports change places, lengths shrink, and what followed the TCP header is cut off.
 
 use crate::{
-    address::Address,
+    address::{Address, V4, V6},
     checksum::Delta,
     edit::EditError,
     flow::Flags,
     packet::PacketMut,
-    parse::{Headers, Link, Segment},
-    wire::{Ethernet, Ipv4, Tcp, protocol},
+    parse::{Family, Headers, L3_MASK, Link, Segment, parse},
+    reason::Reason,
+    wire::{Ethernet, Ipv4, Ipv6, Tcp, protocol},
 };
 
 /// Hop limit of a reset: the sender is a few hops away, but no closer than it says.
@@ -18,14 +19,25 @@ const HOP_LIMIT: u8 = 64;
 /// The shortest Ethernet frame, without its check sequence (IEEE 802.3). Not every driver pads what XDP sends.
 const ETHERNET_LEN_MIN: usize = 60;
 
-/// Turns the frame of `segment` into the reset that answers it. Resets must not be answered; the caller sees to that.
+/// Turns a frame that [`handle`](crate::handle::handle) rejects into the reset that answers it; `zero` is
+/// [`Tables::zero`](crate::tables::Tables::zero).
+#[inline(always)]
+pub fn refuse<P: PacketMut>(frame: &mut P, link: Link, zero: usize) -> Result<(), EditError> {
+    let mut parsed = parse(frame, link);
+    if parsed == Err(Reason::Truncated) && frame.pull() {
+        parsed = parse(frame, link);
+    }
+    let headers = parsed.map_err(|_| EditError)?.blurred(zero);
+    match headers.family {
+        Family::V4 => answer::<P, V4>(frame, link, &headers),
+        Family::V6 => answer::<P, V6>(frame, link, &headers),
+    }
+}
+
+/// Not inlined, so that the compiler does not reason from the parser's checks to this function's: the verifier cannot follow it.
 #[inline(never)]
-pub fn refuse<P: PacketMut, A: Address>(
-    frame: &mut P,
-    link: Link,
-    headers: &Headers,
-    segment: &Segment<A>,
-) -> Result<(), EditError> {
+fn answer<P: PacketMut, A: Address>(frame: &mut P, link: Link, headers: &Headers) -> Result<(), EditError> {
+    let segment = &Segment::<A>::read(frame, headers).ok_or(EditError)?;
     let tcp_len = size_of::<Tcp>();
     let end = headers.l4 + tcp_len;
     if link == Link::Ethernet {
@@ -34,22 +46,23 @@ pub fn refuse<P: PacketMut, A: Address>(
         frame.write(size_of_val(&source), destination)?;
     }
     let ip_len = ((end - headers.l3) as u16).to_be_bytes();
-    if headers.pppoe != 0 {
-        // The length counts the protocol number and what follows it.
+    let payload_len = payload_len::<P, A>(frame, headers)?;
+    if headers.pppoe {
+        // The length counts the protocol number and what follows it; both are the last of the header.
         let session_len = ((end - headers.l3 + 2) as u16).to_be_bytes();
-        frame.write(headers.pppoe + 4, session_len)?;
+        frame.write(headers.l3.wrapping_sub(4) & L3_MASK, session_len)?;
     }
     if A::HEADER_CHECKSUM.is_some() {
         shorten_ipv4(frame, headers.l3, ip_len)?;
     } else {
-        let payload_len = ((end - headers.l3 - A::OFFSET - size_of::<[A::Octets; 2]>()) as u16).to_be_bytes();
-        frame.write(headers.l3 + 4, payload_len)?;
+        let ip_payload_len = ((end - headers.l3 - size_of::<Ipv6>()) as u16).to_be_bytes();
+        frame.write(headers.l3 + 4, ip_payload_len)?;
         frame.write(headers.l3 + 7, HOP_LIMIT)?;
     }
     let reply = segment.tuple.reversed();
     frame.write(headers.l3 + A::OFFSET, reply.addresses.map(A::octets))?;
 
-    let tcp = reset(segment, headers.payload_len as u32);
+    let tcp = reset(segment, payload_len);
     frame.write(headers.l4, tcp)?;
     let [source, destination] = reply.addresses;
     let pseudo_header =
@@ -60,6 +73,19 @@ pub fn refuse<P: PacketMut, A: Address>(
         Link::Ethernet => frame.truncate(end.max(ETHERNET_LEN_MIN)),
         Link::Ip => frame.truncate(end),
     }
+}
+
+/// Length of the TCP payload, in bytes, as the datagram's headers have it.
+#[inline(always)]
+fn payload_len<P: PacketMut, A: Address>(frame: &P, headers: &Headers) -> Result<u32, EditError> {
+    let datagram_len = if A::HEADER_CHECKSUM.is_some() {
+        usize::from(u16::from_be_bytes(frame.at::<Ipv4>(headers.l3).ok_or(EditError)?.total_len))
+    } else {
+        size_of::<Ipv6>() + usize::from(u16::from_be_bytes(frame.at::<Ipv6>(headers.l3).ok_or(EditError)?.payload_len))
+    };
+    let tcp_len = usize::from(frame.at::<Tcp>(headers.l4).ok_or(EditError)?.offset >> 4) * 4;
+    // The parser has seen that the headers fit.
+    Ok((headers.l3 + datagram_len).wrapping_sub(headers.l4 + tcp_len) as u32)
 }
 
 /// Length and time to live, and what they do to the header's checksum.

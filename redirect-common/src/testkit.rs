@@ -11,12 +11,14 @@ use crate::{
     address::{Address, V4, V6},
     checksum::Delta,
     edit::{Edit, EditError, incremental},
-    flow::{Flags, Flow, Tuple},
+    flow::{Direction, Flags, Flow, Tuple},
+    handle::handle,
     maps::Count,
     packet::{BytesMut, Packet, PacketMut},
     parse::Link,
     policy::{Class, Relay, Subscriber},
-    reason::Reason,
+    reason::{Reason, Verdict},
+    refuse::refuse,
     tables::{FamilyTables, InsertError, Table, Tables},
     wire::{TCP_CHECKSUM, Wire},
 };
@@ -215,6 +217,15 @@ impl PacketMut for Vec<u8> {
         Vec::truncate(self, len);
         Ok(())
     }
+}
+
+/// What a program does with a frame, the answer to a rejected one included.
+pub fn process(frame: &mut Vec<u8>, link: Link, tables: &MemoryTables, direction: Direction) -> Reason {
+    let reason = handle(frame, link, tables, direction);
+    if reason.verdict() == Verdict::Reject {
+        refuse(frame, link, tables.zero()).expect("a frame that was rejected can be refused");
+    }
+    reason
 }
 
 /// Address family of a built frame.

@@ -5,11 +5,10 @@ use proptest::prelude::*;
 use redirect_common::{
     address::V4,
     flow::{Direction, Flags, Flow, Tuple},
-    handle::handle,
     parse::Link,
     policy::{Action, Class, Fallback, Relay, Subscriber},
     reason::{Reason, Verdict},
-    testkit::{FrameBuilder, Ip, MemoryTables, internet_checksum},
+    testkit::{FrameBuilder, Ip, MemoryTables, internet_checksum, process},
 };
 
 const REDIRECT: u16 = 1;
@@ -87,7 +86,7 @@ fn relay_address(ip: Ip) -> Vec<u8> {
 fn send(tables: &MemoryTables, frame: &[u8], direction: Direction, class: u16, reason: Reason) -> Vec<u8> {
     tables.counts.borrow_mut().clear();
     let mut out = frame.to_vec();
-    assert_eq!(handle(&mut out, Link::Ethernet, tables, direction), reason);
+    assert_eq!(process(&mut out, Link::Ethernet, tables, direction), reason);
     let verdict = reason.verdict();
     assert_eq!(tables.packets(), [(class, reason, 1)]);
     assert_eq!(tables.counts.borrow()[&(class, reason)].bytes, frame.len() as u64);
@@ -426,7 +425,7 @@ proptest! {
         let tables = tables();
         let mut out = bytes.clone();
         let direction = if reply { Direction::Reply } else { Direction::Forward };
-        let verdict = handle(&mut out, Link::Ethernet, &tables, direction).verdict();
+        let verdict = process(&mut out, Link::Ethernet, &tables, direction).verdict();
         prop_assert!(verdict == Verdict::Redirect || out == bytes);
         prop_assert_eq!(tables.packets().len(), 1);
     }
@@ -457,11 +456,11 @@ proptest! {
                 ..frame
             };
             let mut bytes = frame.build();
-            if handle(&mut bytes, Link::Ethernet, &tables, Direction::Forward).verdict() == Verdict::Redirect && answered && frame.tags.is_empty() {
+            if process(&mut bytes, Link::Ethernet, &tables, Direction::Forward).verdict() == Verdict::Redirect && answered && frame.tags.is_empty() {
                 let client_port = see(frame.ip, &bytes).source_port;
                 let client = see(frame.ip, &bytes).source;
                 let mut answer = syn_ack(&frame).build_between(&relay_address(frame.ip), 2525, &client, client_port);
-                handle(&mut answer, Link::Ethernet, &tables, Direction::Reply);
+                process(&mut answer, Link::Ethernet, &tables, Direction::Reply);
             }
         }
         let v4 = tables.v4.borrow();

@@ -11,16 +11,19 @@ mod maps;
 
 use aya_ebpf::{
     EbpfContext,
-    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
+    bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action, xdp_md},
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
 use aya_log_ebpf::warn;
 use redirect_common::{
+    edit::EditError,
     flow::Direction,
     handle::handle,
     parse::Link,
     reason::{Reason, Verdict},
+    refuse::refuse,
+    tables::Tables as _,
 };
 
 use crate::{
@@ -37,7 +40,7 @@ pub(crate) fn redirect_xdp(context: XdpContext) -> u32 {
     match reason.verdict() {
         Verdict::Pass | Verdict::Redirect => xdp_action::XDP_PASS,
         Verdict::Drop => xdp_action::XDP_DROP,
-        Verdict::Reject => xdp_action::XDP_TX,
+        Verdict::Reject => refuse_frame(frame.context().ctx),
     }
 }
 
@@ -74,7 +77,26 @@ fn classify(context: TcContext, link: Link, direction: Direction) -> i32 {
     match reason.verdict() {
         Verdict::Pass | Verdict::Redirect => TC_ACT_UNSPEC,
         Verdict::Drop => TC_ACT_SHOT,
-        Verdict::Reject => buffer.send_back(),
+        Verdict::Reject => refuse_buffer(buffer.0.skb.skb, link == Link::Ethernet),
+    }
+}
+
+/// Has a frame of its own on the stack, and what it takes the address of is not what the other packets need.
+#[inline(never)]
+fn refuse_frame(context: *mut xdp_md) -> u32 {
+    match refuse(&mut XdpFrame::new(XdpContext::new(context)), Link::Ethernet, Maps.zero()) {
+        Ok(()) => xdp_action::XDP_TX,
+        Err(EditError) => xdp_action::XDP_DROP,
+    }
+}
+
+/// As `refuse_frame`.
+#[inline(never)]
+fn refuse_buffer(context: *mut __sk_buff, ethernet: bool) -> i32 {
+    let mut buffer = SocketBuffer(TcContext::new(context));
+    match refuse(&mut buffer, if ethernet { Link::Ethernet } else { Link::Ip }, Maps.zero()) {
+        Ok(()) => buffer.send_back(),
+        Err(EditError) => TC_ACT_SHOT,
     }
 }
 

@@ -7,12 +7,12 @@ use std::net::{SocketAddrV4, SocketAddrV6};
 
 use redirect_common::{
     flow::{Direction, Flags},
-    handle::{PORT_TRIES, handle},
+    handle::PORT_TRIES,
     maps::{RESETS_PER_SECOND_MAX, Resets, names},
     parse::Link,
     policy::{Action, Class, Fallback, Relay},
     reason::{Reason, Verdict},
-    testkit::{FrameBuilder, Ip, MemoryTables},
+    testkit::{FrameBuilder, Ip, MemoryTables, process},
 };
 use redirect_tests::kernel::{Hook, Kernel, Policy, model};
 
@@ -229,7 +229,7 @@ fn differential(ingress: Hook, egress: Hook, frames: u32, seed: u64) {
             continue;
         };
         let mut expected = frame.clone();
-        let verdict = handle(&mut expected, hook.link(), &host, hook.direction()).verdict();
+        let verdict = process(&mut expected, hook.link(), &host, hook.direction()).verdict();
         assert_eq!(code, hook.code(verdict), "{hook:?} {frame:02x?}");
         let same = match hook {
             Hook::Xdp => out == expected,
@@ -280,11 +280,11 @@ fn ports_tried(policy: &Policy, ip: Ip) -> Vec<u16> {
         let host = model(policy, FLOWS_MAX);
         for &client_port in &taken {
             let mut frame = FrameBuilder { client_port, server: 77, ..FrameBuilder::syn(ip) }.build();
-            handle(&mut frame, Link::Ethernet, &host, Direction::Forward);
+            process(&mut frame, Link::Ethernet, &host, Direction::Forward);
         }
         let mut frame = FrameBuilder::syn(ip).build();
         assert_eq!(
-            handle(&mut frame, Link::Ethernet, &host, Direction::Forward).verdict(),
+            process(&mut frame, Link::Ethernet, &host, Direction::Forward).verdict(),
             Verdict::Redirect,
             "{} ports are taken",
             taken.len()

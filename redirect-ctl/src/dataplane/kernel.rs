@@ -15,6 +15,7 @@ use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{Array, HashMap as BpfHashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie::Key},
     programs::{SchedClassifier, Xdp},
+    util::KernelVersion,
 };
 use aya_log::EbpfLogger;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -61,9 +62,13 @@ pub fn load(capacities: Capacities) -> Result<Ebpf, Error> {
         loader.map_max_entries(name, capacities.subscribers_max);
     }
     let mut object = loader.load(OBJECT).map_err(|error| not_loaded(&error))?;
-    // Frames in several buffers need Linux 5.18; below it there is tc.
-    if let Err(error) = program::<Xdp>(&mut object, names::XDP_INGRESS)?.load() {
-        tracing::warn!(error = %not_loaded(&error), "this kernel does not take the XDP program; hook = \"auto\" is tc");
+    match program::<Xdp>(&mut object, names::XDP_INGRESS)?.load() {
+        Ok(()) => {}
+        // Frames in several buffers need Linux 5.18; below it there is tc.
+        Err(error) if KernelVersion::current().is_ok_and(|version| version < KernelVersion::new(5, 18, 0)) => {
+            tracing::warn!(error = %not_loaded(&error), "no XDP on this kernel; hook = \"auto\" is tc");
+        }
+        Err(error) => return Err(not_loaded(&error)),
     }
     for name in [names::TC_INGRESS, names::TC_EGRESS, names::TC_INGRESS_IP, names::TC_EGRESS_IP] {
         program::<SchedClassifier>(&mut object, name)?.load().map_err(|error| not_loaded(&error))?;
