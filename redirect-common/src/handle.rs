@@ -8,7 +8,7 @@ use crate::{
     edit::{Edit, EditError},
     flow::{Direction, Flow, Tuple},
     packet::PacketMut,
-    parse::{Family, Headers, Link, Segment, parse},
+    parse::{Family, Headers, Link, Segment, parse_pulling},
     policy::{Action, Class, Fallback},
     reason::{Reason, Verdict},
     tables::{FamilyTables, InsertError, Table, Tables},
@@ -44,11 +44,7 @@ impl Outcome {
 #[inline(always)]
 pub fn handle<P: PacketMut, T: Tables>(frame: &mut P, link: Link, tables: &T, direction: Direction) -> Reason {
     let bytes = frame.len() as u64;
-    let mut parsed = parse(frame, link);
-    if parsed == Err(Reason::Truncated) && frame.pull() {
-        parsed = parse(frame, link);
-    }
-    let outcome = match parsed {
+    let outcome = match parse_pulling(frame, link) {
         Ok(headers) => match headers.family {
             Family::V4 => handle_segment::<P, T, V4>(frame, tables, &headers, direction),
             Family::V6 => handle_segment::<P, T, V6>(frame, tables, &headers, direction),

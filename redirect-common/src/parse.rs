@@ -95,7 +95,16 @@ pub enum Link {
     Ip,
 }
 
-/// Parses a frame.
+/// Parses a frame, and makes more of it readable where that is what it takes.
+#[inline(always)]
+pub fn parse_pulling<P: Packet>(frame: &mut P, link: Link) -> Result<Headers, Reason> {
+    match parse(frame, link) {
+        Err(Reason::Truncated) if frame.pull() => parse(frame, link),
+        parsed => parsed,
+    }
+}
+
+/// Parses what of a frame is readable.
 #[inline(always)]
 pub fn parse<P: Packet + ?Sized>(frame: &P, link: Link) -> Result<Headers, Reason> {
     match link {

@@ -9,8 +9,7 @@ use crate::{
     edit::EditError,
     flow::Flags,
     packet::PacketMut,
-    parse::{Family, Headers, L3_MASK, Link, Segment, parse},
-    reason::Reason,
+    parse::{Family, Headers, L3_MASK, Link, Segment, parse_pulling},
     wire::{Ethernet, Ipv4, Ipv6, Tcp, protocol},
 };
 
@@ -23,11 +22,7 @@ const ETHERNET_LEN_MIN: usize = 60;
 /// [`Tables::zero`](crate::tables::Tables::zero).
 #[inline(always)]
 pub fn refuse<P: PacketMut>(frame: &mut P, link: Link, zero: usize) -> Result<(), EditError> {
-    let mut parsed = parse(frame, link);
-    if parsed == Err(Reason::Truncated) && frame.pull() {
-        parsed = parse(frame, link);
-    }
-    let headers = parsed.map_err(|_| EditError)?.blurred(zero);
+    let headers = parse_pulling(frame, link).map_err(|_| EditError)?.blurred(zero);
     match headers.family {
         Family::V4 => answer::<P, V4>(frame, link, &headers),
         Family::V6 => answer::<P, V6>(frame, link, &headers),
