@@ -10,7 +10,7 @@
 //! | `RELAY_PORTS` | array | port / 64 -> 64 bits | 1,024 | 8 KiB |
 //! | `SETTINGS` | array | 0 -> [`Settings`](crate::policy::Settings) | 1 | |
 //! | `RESETS` | per-CPU array | 0 -> [`Resets`] | 1 | 8 B a CPU |
-//! | `COUNTERS` | per-CPU array | class x reason -> [`Count`] | 1,984 | 31 KiB a CPU |
+//! | `COUNTERS` | per-CPU array | class x reason -> [`Count`] | 2,048 | 32 KiB a CPU |
 //!
 //! An entry of a hash costs the element header of 48 B, key and value rounded up to 8 B each, and a bucket of 16 B.
 

@@ -40,21 +40,21 @@ pub struct Headers {
 
 /// Above every offset of an IP header: Ethernet, two tags, PPPoE.
 pub const L3_MASK: usize = 0x3f;
+/// Above every offset of a TCP header: four extension headers of 2,048 bytes at most.
+const L4_MASK: usize = 0x3fff;
 
 impl Headers {
     /// The same, of which the verifier knows the bounds only; `zero` is [`Tables::zero`](crate::tables::Tables::zero).
     #[inline(always)]
     #[must_use]
     pub const fn blurred(&self, zero: usize) -> Self {
-        /// Above every offset of a TCP header: four extension headers of 2,048 bytes at most.
-        const L4_MASK: usize = 0x3fff;
         Self { l3: (self.l3 + zero) & L3_MASK, l4: (self.l4 + zero) & L4_MASK, ..*self }
     }
 }
 
 const _: () = assert!(
-    size_of::<Ethernet>() + VLAN_TAGS_MAX * size_of::<Vlan>() + size_of::<Pppoe>() < 0x3f
-        && 0x3f + size_of::<Ipv6>() + EXTENSIONS_MAX * 2048 < 0x3fff
+    size_of::<Ethernet>() + VLAN_TAGS_MAX * size_of::<Vlan>() + size_of::<Pppoe>() < L3_MASK
+        && L3_MASK + size_of::<Ipv6>() + EXTENSIONS_MAX * 2048 < L4_MASK
 );
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -81,7 +81,7 @@ fn classify(context: TcContext, link: Link, direction: Direction) -> i32 {
     }
 }
 
-/// Has a frame of its own on the stack, and what it takes the address of is not what the other packets need.
+/// Not inlined: it gets a frame of its own on the stack, and stays out of what every packet runs through.
 #[inline(never)]
 fn refuse_frame(context: *mut xdp_md) -> u32 {
     match refuse(&mut XdpFrame::new(XdpContext::new(context)), Link::Ethernet, Maps.zero()) {

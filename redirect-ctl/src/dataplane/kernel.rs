@@ -76,14 +76,20 @@ pub fn load(capacities: Capacities) -> Result<Ebpf, Error> {
     Ok(object)
 }
 
-/// The whole chain of causes in one line; the verifier's log is its last part.
-fn not_loaded(error: &dyn std::error::Error) -> Error {
-    let mut reason = error.to_string();
+/// An error and the whole chain of its causes in one line.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        reason = format!("{reason}: {cause}");
+        text = format!("{text}: {cause}");
         source = cause.source();
     }
+    text
+}
+
+/// The verifier's log, where there is one, is the last of the causes.
+fn not_loaded(error: &dyn std::error::Error) -> Error {
+    let mut reason = with_causes(error);
     if reason.contains("EPERM") || reason.contains("Operation not permitted") {
         reason = format!("{reason}; redirectd needs root, or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON");
     }

@@ -25,7 +25,7 @@ use tracing::{info, warn};
 
 use super::{
     super::{Attachment, Error, Hook, Mode, Role},
-    program,
+    program, with_causes,
 };
 
 /// Drivers whose packets may reach XDP with a partial checksum, because a local or a virtual sender left it to a device that does not
@@ -161,12 +161,7 @@ fn attach_tc(
 }
 
 fn refused(name: &str, hook: &str, error: &ProgramError) -> Error {
-    let mut reason = format!("{hook} refused: {error}");
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        reason = format!("{reason}: {cause}");
-        source = cause.source();
-    }
+    let mut reason = format!("{hook} refused: {}", with_causes(error));
     if reason.contains("EBUSY") || reason.contains("(os error 16)") {
         reason = format!("{reason}; another program holds the hook: see `ip link show {name}`");
     }
