@@ -8,6 +8,7 @@
 //! - [`store`]: SQLite, one writer, a revision for every change
 //! - [`reconcile`]: the pure planner and the one task that owns the kernel's state
 //! - [`dataplane`]: the door to the kernel, and a model of it for tests
+//! - [`host`]: routes, sysctls and relays' sockets of the host
 //! - [`api`]: REST over the Unix socket, its types and its client; [`metrics`]: Prometheus
 //! - [`cli`] and [`commands`]: `redirect-ctl`
 //! - [`relay`]: tells the embedded relay who a connection comes from and which gateway is its
@@ -20,6 +21,7 @@ pub mod config;
 pub mod daemon;
 pub mod dataplane;
 pub mod desired;
+pub mod host;
 pub mod limits;
 pub mod metrics;
 pub mod reconcile;

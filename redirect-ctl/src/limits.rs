@@ -65,6 +65,17 @@ pub const COLLECT_SWEEP: Duration = Duration::from_secs(30);
 /// Entries that one step of the collection looks at, at least and at most: about 1 microsecond each, so 3 % of a CPU at most.
 pub const COLLECT_ENTRIES: (usize, usize) = (512, 8_192);
 
+/// The kernel answers a netlink request within this time.
+pub const NETLINK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Foreign sources that are remembered: half of the neighbours that the kernel keeps by default (`gc_thresh3`, 1,024), so that forged ones
+/// leave room for the rest.
+pub const FOREIGN_SOURCES_MAX: usize = 512;
+/// Who has not answered an ARP request by then is not there: the kernel gives up after three, a second apart.
+pub const FOREIGN_SOURCE_PROBATION: Duration = Duration::from_secs(5);
+/// A foreign source without a packet for so long is forgotten. Longer than the longest silence of SMTP, 10 minutes for the reply to a
+/// message (RFC 5321 section 4.5.3.2.6).
+pub const FOREIGN_SOURCE_IDLE_MAX: Duration = Duration::from_mins(15);
+
 /// Attachments are removed within this time at a stop; what is left goes with the process.
 pub const DETACH_WAIT: Duration = Duration::from_secs(5);
 /// Sessions of the relay have this long to finish their message at a stop.
