@@ -103,7 +103,7 @@ impl Packet {
     #[must_use]
     pub fn tcp(&self) -> Option<Segment> {
         let ip = self.payload();
-        let (from, to, header): (IpAddr, IpAddr, usize) = match self.ethertype()? {
+        let (from, to, length): (IpAddr, IpAddr, usize) = match self.ethertype()? {
             ETHERTYPE_IPV4 if *ip.get(9)? == PROTOCOL_TCP && [ip[6] & 0x1f, ip[7]] == [0, 0] => {
                 let address = |at: usize| Some(Ipv4Addr::from(<[u8; 4]>::try_from(ip.get(at..at + 4)?).ok()?).into());
                 (address(12)?, address(16)?, usize::from(ip[0] & 15) * 4)
@@ -114,16 +114,37 @@ impl Packet {
             }
             _ => return None,
         };
-        let tcp = ip.get(header..)?;
+        let header = if from.is_ipv4() {
+            Header { hops: ip[8], traffic_class: ip[1], dont_fragment: ip[6] & 0x40 != 0 }
+        } else {
+            Header { hops: ip[7], traffic_class: ip[0] << 4 | ip[1] >> 4, dont_fragment: true }
+        };
+        let tcp = ip.get(length..)?;
         let data = usize::from(*tcp.get(12)? >> 4) * 4;
+        let word = |at: usize| Some(u32::from_be_bytes(tcp.get(at..at + 4)?.try_into().ok()?));
         Some(Segment {
             from: SocketAddr::new(from, u16::from_be_bytes([tcp[0], tcp[1]])),
             to: SocketAddr::new(to, u16::from_be_bytes([tcp[2], tcp[3]])),
+            header,
+            sequence: word(4)?,
+            acknowledgment: word(8)?,
             flags: *tcp.get(13)?,
+            options: tcp.get(20..data)?.to_vec(),
             data: tcp.get(data..)?.to_vec(),
             checksum_holds: raw::checksum(&[&raw::pseudo_header(from, to, PROTOCOL_TCP, tcp.len()), tcp]) == 0,
         })
     }
+}
+
+/// What stands in an IP header beside addresses and lengths, and what a router may change of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Header {
+    /// TTL or hop limit.
+    pub hops: u8,
+    /// Type of service or traffic class.
+    pub traffic_class: u8,
+    /// As always with IPv6.
+    pub dont_fragment: bool,
 }
 
 /// A TCP segment of a captured packet.
@@ -131,7 +152,12 @@ impl Packet {
 pub struct Segment {
     pub from: SocketAddr,
     pub to: SocketAddr,
+    pub header: Header,
+    pub sequence: u32,
+    pub acknowledgment: u32,
     pub flags: u8,
+    /// As they are on the wire, padding included.
+    pub options: Vec<u8>,
     pub data: Vec<u8>,
     /// Means nothing for packets of a sender with checksum offload, which the capture sees unfinished.
     pub checksum_holds: bool,

@@ -90,6 +90,15 @@ impl Family {
         }
     }
 
+    /// One of [`NUMBERED_SERVERS`] more servers, counted from 1; [`Lab::number_servers`] makes them.
+    #[must_use]
+    pub fn numbered_server(self, number: u8) -> IpAddr {
+        match self {
+            Self::V4 => Ipv4Addr::new(203, 0, 113, 100 + number).into(),
+            Self::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0x113, 0, 0, 0, 1, number.into()).into(),
+        }
+    }
+
     /// The operator's mail gateway.
     #[must_use]
     pub fn gateway(self) -> IpAddr {
@@ -99,6 +108,9 @@ impl Family {
         }
     }
 }
+
+/// How many servers on the Internet have a number instead of a name.
+pub const NUMBERED_SERVERS: u8 = 100;
 
 /// The hardware address of the client's device; fixed, so that frames can be written by hand.
 pub const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0x20, 2];
@@ -193,6 +205,14 @@ impl Lab {
         host(&self.internet, &["2001:db8:113::10/64", "2001:db8:113::11/64"], "2001:db8:113::1")?;
         host(&self.gateway, &["192.0.2.25/24"], "192.0.2.1")?;
         host(&self.gateway, &["2001:db8:2::25/64"], "2001:db8:2::1")
+    }
+
+    /// Gives the Internet [`NUMBERED_SERVERS`] more servers.
+    pub fn number_servers(&self) -> Result<()> {
+        let servers = |family: Family| (1..=NUMBERED_SERVERS).map(move |number| family.numbered_server(number));
+        let v4 = servers(Family::V4).map(|server| format!("address add {server}/24 dev eth0"));
+        let v6 = servers(Family::V6).map(|server| format!("address add {server}/64 dev eth0 nodad"));
+        self.internet.ip(&v4.chain(v6).collect::<Vec<_>>())
     }
 
     /// The lab's unique name, with which those of its namespaces begin.

@@ -16,9 +16,10 @@ mod product;
 pub mod raw;
 mod scene;
 pub mod smtp;
+pub mod tcp;
 
 pub use janitor::remove_kept;
-pub use lab::{CLIENT_MAC, Family, Lab, ROUTER_MAC};
+pub use lab::{CLIENT_MAC, Family, Lab, NUMBERED_SERVERS, ROUTER_MAC};
 pub use netns::Namespace;
 pub use process::{Daemon, Finished, wait_until};
 pub use product::{Product, binary, configuration};

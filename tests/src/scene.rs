@@ -1,14 +1,20 @@
 //! The stage of an end-to-end test: the lab with the product in its router, servers on the Internet and at the gateway, and a
 //! subscriber of each kind.
 
-use std::{fmt, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::{
     lab::{Family, Lab},
     product::{Product, configuration},
     smtp::{Manner, Server, port_25},
+    tcp::{Place, Relay},
 };
 
 /// How the product is hooked into the subscribers' interface, and what its link does.
@@ -93,6 +99,41 @@ impl Scene {
             &["gateway", "set", "default", "--address", &Family::V4.gateway().to_string(), "--port", "25"],
         )?;
         Ok(Self { mode, product, internet, gateway, lab })
+    }
+
+    /// Redirects the subscribers of class `configured` to a relay that the test plays.
+    pub fn play_relay(&self, place: Place) -> Result<Relay> {
+        let relay = Relay::open(&self.lab, place)?;
+        let [v4, v6] = Family::BOTH.map(|family| relay.endpoint(family).to_string());
+        self.ctl(&["relay", "set", "played", "--ipv4", &v4, "--ipv6", &v6])?;
+        self.ctl(&[
+            "class",
+            "set",
+            "configured",
+            "--action",
+            "redirect",
+            "--relay",
+            "played",
+            "--on-relay-down",
+            "block",
+        ])?;
+        Ok(relay)
+    }
+
+    /// The redirected connections of this client, as `flow list` shows them.
+    pub fn flows(&self, client: IpAddr) -> Result<Vec<serde_json::Value>> {
+        let list = ["flow", "list", "--client", &client.to_string(), "--limit", "1000"];
+        let list = self.product.json(&self.lab, &list)?;
+        list.as_array().cloned().context("a list of flows")
+    }
+
+    /// Which server the client of each connection meant, by the address that the relay sees of the client.
+    pub fn originals(&self, client: IpAddr) -> Result<BTreeMap<SocketAddr, SocketAddr>> {
+        let original = |flow: &serde_json::Value| {
+            let port = flow["mapped_port"].as_u64().and_then(|port| u16::try_from(port).ok())?;
+            Some((SocketAddr::new(client, port), flow["server"].as_str()?.parse().ok()?))
+        };
+        self.flows(client)?.iter().map(|flow| original(flow).with_context(|| format!("no flow: {flow}"))).collect()
     }
 
     /// As [`Product::ctl`].

@@ -5,7 +5,6 @@
 use std::{
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
     net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream},
-    os::fd::AsRawFd as _,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -15,15 +14,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use nix::sys::{
-    socket::{self, AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, setsockopt, sockopt},
-    time::TimeVal,
-};
+use nix::sys::socket::{Backlog, listen};
 
-use crate::{netns::Namespace, process::wait_until};
-
-/// How long a client waits for a connection and for each reply: far longer than any takes, so that a test that fails ends.
-pub const PATIENCE: Duration = Duration::from_mins(1);
+pub use crate::tcp::PATIENCE;
+use crate::{netns::Namespace, process::wait_until, tcp::dial};
 
 /// One reply, its lines without the code.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,11 +57,7 @@ impl Client {
         to: SocketAddr,
         limit: Duration,
     ) -> io::Result<Self> {
-        let from = from.into();
-        let writer = host.enter(|| dial(from, to, limit))?;
-        writer.set_nodelay(true)?;
-        writer.set_read_timeout(Some(PATIENCE))?;
-        writer.set_write_timeout(Some(PATIENCE))?;
+        let writer = dial(host, from, to, limit)?;
         Ok(Self { reader: BufReader::new(writer.try_clone()?), writer })
     }
 
@@ -160,28 +150,6 @@ impl Client {
         let mut rest = Vec::new();
         self.reader.read_to_end(&mut rest)?;
         Ok(rest)
-    }
-}
-
-fn dial(from: SocketAddr, to: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
-    let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    let socket = socket::socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-    setsockopt(&socket, sockopt::ReuseAddr, &true)?;
-    // Bounds connect() as well (socket(7)), which then fails with EINPROGRESS.
-    let seconds = i64::try_from(limit.as_secs()).unwrap_or(i64::MAX);
-    setsockopt(&socket, sockopt::SendTimeout, &TimeVal::new(seconds, limit.subsec_micros().into()))?;
-    let descriptor = socket.as_raw_fd();
-    let connected = match (from, to) {
-        (SocketAddr::V4(from), SocketAddr::V4(to)) => socket::bind(descriptor, &SockaddrIn::from(from))
-            .and_then(|()| socket::connect(descriptor, &SockaddrIn::from(to))),
-        (SocketAddr::V6(from), SocketAddr::V6(to)) => socket::bind(descriptor, &SockaddrIn6::from(from))
-            .and_then(|()| socket::connect(descriptor, &SockaddrIn6::from(to))),
-        _ => Err(nix::Error::EAFNOSUPPORT),
-    };
-    match connected {
-        Ok(()) => Ok(TcpStream::from(socket)),
-        Err(nix::Error::EINPROGRESS) => Err(io::ErrorKind::TimedOut.into()),
-        Err(error) => Err(error.into()),
     }
 }
 
@@ -279,7 +247,7 @@ impl Server {
         for address in addresses {
             let listener = host.enter(|| TcpListener::bind(address)).with_context(|| format!("listen on {address}"))?;
             // The default backlog is too short for a thousand connections at once.
-            socket::listen(&listener, socket::Backlog::MAXALLOWABLE).context("lengthen the backlog")?;
+            listen(&listener, Backlog::MAXALLOWABLE).context("lengthen the backlog")?;
             listener.set_nonblocking(true)?;
             let shared = Arc::clone(&shared);
             accepting.push(host.spawn(STACK_BYTES, move || accept(&listener, &shared))?);

@@ -233,11 +233,8 @@ fn flows_are_listed(scene: &mut Scene) {
         let mut client = connect(scene, from, to).unwrap();
         client.hello().unwrap();
         let local = client.local_addr().unwrap();
-        let listed = |scene: &Scene| {
-            let list = scene.product.json(&scene.lab, &["flow", "list", "--client", &from.to_string()]).unwrap();
-            let flows = list.as_array().or_else(|| list.get("items")?.as_array()).cloned().unwrap();
-            flows.into_iter().find(|flow| flow["client"] == local.to_string())
-        };
+        let listed =
+            |scene: &Scene| scene.flows(from).unwrap().into_iter().find(|flow| flow["client"] == local.to_string());
         let flow = listed(scene).unwrap();
         assert_eq!(flow["server"], port_25(to).to_string());
         assert_eq!(flow["relay"], SocketAddr::new(family.router(), 2525).to_string());

@@ -15,6 +15,7 @@ use redirect_tests::{
     capture::Capture,
     in_every_mode, postfix,
     smtp::{Client, Mail, Manner, PATIENCE, Reply, Server, port_25},
+    tcp::noise,
     wait_until,
 };
 
@@ -42,17 +43,6 @@ fn check_delivered(mail: &Mail, message: &[u8], subscriber: IpAddr) {
     let received = String::from_utf8_lossy(received);
     assert!(received.contains(&subscriber.to_string()), "{received}");
     assert!(rest == message, "{} bytes differ from the {} that were sent", rest.len(), message.len());
-}
-
-/// Bytes that look random and are the same in every run: xorshift64.
-fn noise(seed: u64) -> impl Iterator<Item = u8> {
-    let mut state = seed;
-    std::iter::repeat_with(move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()[3]
-    })
 }
 
 /// Lines of the given lengths, of any byte that may stand in a line (RFC 6152: all but NUL, CR and LF).
