@@ -16,6 +16,7 @@ mod product;
 pub mod raw;
 mod scene;
 pub mod smtp;
+pub mod story;
 pub mod tcp;
 
 pub use janitor::remove_kept;

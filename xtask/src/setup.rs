@@ -36,7 +36,7 @@ enum Presence {
     File(&'static str),
 }
 
-const TOOLS: [Tool; 6] = [
+const TOOLS: [Tool; 7] = [
     Tool {
         presence: Presence::Program("ip"),
         package: "iproute2",
@@ -44,6 +44,11 @@ const TOOLS: [Tool; 6] = [
     },
     Tool { presence: Presence::Program("ethtool"), package: "ethtool", purpose: "switches the offloads of a link" },
     Tool { presence: Presence::Program("tcpdump"), package: "tcpdump", purpose: "captures what a link carries" },
+    Tool {
+        presence: Presence::Program("nft"),
+        package: "nftables",
+        purpose: "is what our redirecting is compared with",
+    },
     Tool { presence: Presence::Program("swaks"), package: "swaks", purpose: "is the mail client of the demo" },
     Tool {
         presence: Presence::File("/usr/share/perl5/IO/Socket/INET6.pm"),
