@@ -4,6 +4,7 @@
 //! Everything it makes is inside namespaces of unique names and in one temporary folder, and is removed however the process
 //! ends (see [`Lab`]). It needs root, and says so.
 
+pub mod bpf;
 pub mod capture;
 pub mod floor;
 mod janitor;

@@ -11,8 +11,14 @@ use crate::{
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The suite, e.g. `packet`
+    /// The suite: `packet` or `path`
     suite: String,
+    /// Few and short turns (`path`): to see whether it works, and roughly how well
+    #[arg(long)]
+    quick: bool,
+    /// Only rows whose names begin so (`path`)
+    #[arg(long, value_name = "PREFIX")]
+    only: Option<String>,
     /// Write the rows to this file as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -21,6 +27,9 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let root = Root::require("a benchmark (it loads eBPF programs)")?;
     setup::ensure()?;
+    if args.suite == "path" {
+        setup::ensure_peers()?;
+    }
 
     exec::say("building the workspace in the release profile");
     let packages = ["-p", "redirect-ctl", "-p", "redirect-tests"];
@@ -31,6 +40,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 
     let mut bench = root.command(exec::target_dir()?.join("release/bench"));
     bench.arg(&args.suite);
+    if args.quick {
+        bench.arg("--quick");
+    }
+    if let Some(prefix) = &args.only {
+        bench.arg("--only").arg(prefix);
+    }
     if let Some(file) = &args.json {
         bench.arg("--json").arg(file);
     }

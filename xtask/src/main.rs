@@ -42,7 +42,8 @@ enum Task {
     )]
     Demo(demo::Args),
     /// Run a benchmark suite as root, in the release profile
-    #[command(after_help = "Examples:\n  cargo xtask bench packet\n  cargo xtask bench packet --json packet.json")]
+    #[command(after_help = "Examples:\n  cargo xtask bench packet\n  cargo xtask bench packet --json packet.json\n  \
+                            cargo xtask bench path --only bystander_ --quick")]
     Bench(bench::Args),
 }
 

@@ -62,6 +62,13 @@ const TOOLS: [Tool; 7] = [
     },
 ];
 
+/// What the benchmark of the path measures ours beside.
+const PEERS: [Tool; 3] = [
+    Tool { presence: Presence::Program("nft"), package: "nftables", purpose: "is measured beside ours" },
+    Tool { presence: Presence::Program("iptables-legacy"), package: "iptables", purpose: "is measured beside ours" },
+    Tool { presence: Presence::Program("ipset"), package: "ipset", purpose: "is measured beside ours" },
+];
+
 impl Tool {
     fn is_present(&self) -> bool {
         match self.presence {
@@ -111,10 +118,7 @@ pub(crate) fn ensure() -> Result<bool> {
         return Ok(false);
     }
 
-    for tool in &missing.tools {
-        exec::say(format!("installing {} (apt): {}", tool.package, tool.purpose));
-    }
-    apt_install(&missing.tools.iter().map(|tool| tool.package).collect::<Vec<_>>())?;
+    install_tools(&missing.tools)?;
     if missing.sink {
         exec::say(
             "unpacking smtp-sink from Debian's package postfix (not installing it): is the mail server of the demo",
@@ -137,6 +141,23 @@ pub(crate) fn ensure() -> Result<bool> {
     }
     exec::say("ready");
     Ok(true)
+}
+
+/// Installs what only the benchmark of the path uses, as far as it is missing.
+pub(crate) fn ensure_peers() -> Result<()> {
+    let missing: Vec<_> = PEERS.iter().filter(|tool| !tool.is_present()).collect();
+    install_tools(&missing)?;
+    match missing.iter().find(|tool| !tool.is_present()) {
+        Some(tool) => bail!("installed without an error, but still absent: {}", tool.package),
+        None => Ok(()),
+    }
+}
+
+fn install_tools(tools: &[&Tool]) -> Result<()> {
+    for tool in tools {
+        exec::say(format!("installing {} (apt): {}", tool.package, tool.purpose));
+    }
+    apt_install(&tools.iter().map(|tool| tool.package).collect::<Vec<_>>())
 }
 
 /// Installs packages without asking and without what they only recommend.

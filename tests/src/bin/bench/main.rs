@@ -1,11 +1,12 @@
 //! Benchmarks. Every row puts ours beside a peer or a floor, measured in turns in the same run.
 
 mod packet;
+mod path;
 mod report;
 
 use std::path::PathBuf;
 
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
 #[command(
@@ -13,22 +14,26 @@ use clap::{Parser, ValueEnum};
     after_help = "Example:\n  cargo xtask bench packet --json packet.json"
 )]
 struct Arguments {
+    #[command(subcommand)]
     suite: Suite,
     /// Writes the rows as JSON as well.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     json: Option<PathBuf>,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Subcommand)]
 enum Suite {
     /// The programs frame by frame, beside a program that only passes.
     Packet,
+    /// The way through the router, in namespaces, beside what people use instead.
+    Path(path::Options),
 }
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let report = match arguments.suite {
         Suite::Packet => packet::run()?,
+        Suite::Path(options) => path::run(&options)?,
     };
     report.print()?;
     match arguments.json {

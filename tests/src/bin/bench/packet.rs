@@ -16,7 +16,7 @@ use redirect_tests::{
     kernel::{Hook, Kernel, Policy},
 };
 
-use crate::report::{Report, Row};
+use crate::report::{Report, Row, Unit};
 
 /// Turns of ours and theirs.
 const TURNS: usize = 9;
@@ -67,7 +67,7 @@ fn repeated(kernel: &Kernel, hook: Hook, frame: &[u8], class: u16, reason: Reaso
         anyhow::ensure!(counted == u64::from(REPEAT), "{name}: {counted} of {REPEAT} runs left by {}", reason.name());
         turns.push((as_f64(ours), as_f64(floor.time(frame, REPEAT)?)));
     }
-    Ok(Row::nanoseconds(name, FLOOR, &turns))
+    Ok(Row::new(name, Unit::NANOSECONDS, FLOOR, &turns))
 }
 
 /// SYNs of ever new clients, one run each.
@@ -91,7 +91,7 @@ fn new_flows(kernel: &Kernel, hook: Hook, ip: Ip, next_port: &mut u32, name: &st
         anyhow::ensure!(counted == u64::from(NEW_FLOWS), "{name}: {counted} of {NEW_FLOWS} SYNs were redirected");
         turns.push((median(ours), median(theirs)));
     }
-    Ok(Row::nanoseconds(name, FLOOR, &turns))
+    Ok(Row::new(name, Unit::NANOSECONDS, FLOOR, &turns))
 }
 
 fn median(mut values: Vec<u64>) -> f64 {
@@ -115,7 +115,7 @@ pub(crate) fn run() -> anyhow::Result<Report> {
         let floor_turns: Result<Vec<_>, std::io::Error> = (0..TURNS)
             .map(|_| Ok((as_f64(floor.time(&small, REPEAT)?), as_f64(floor.time(&small, REPEAT)?))))
             .collect();
-        rows.push(Row::nanoseconds(&format!("{label}_floor"), FLOOR, &floor_turns?));
+        rows.push(Row::new(&format!("{label}_floor"), Unit::NANOSECONDS, FLOOR, &floor_turns?));
         for (frame, size) in [(small, "64"), (other_port(1500 - 40), "1500")] {
             rows.push(repeated(&kernel, hook, &frame, 0, Reason::OtherPort, &format!("{label}_bystander_tcp_{size}"))?);
         }

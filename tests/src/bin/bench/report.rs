@@ -14,9 +14,9 @@ pub(crate) struct Report {
     pub(crate) rows: Vec<Row>,
 }
 
-#[derive(Serialize)]
+#[derive(Clone, Serialize)]
 pub(crate) struct Row {
-    name: String,
+    pub(crate) name: String,
     unit: &'static str,
     /// Which is better, `lower` or `higher`.
     better: &'static str,
@@ -36,14 +36,33 @@ struct Spread {
     max: f64,
 }
 
+/// What a row counts, and whether more of it is better.
+#[derive(Clone, Copy)]
+pub(crate) struct Unit {
+    name: &'static str,
+    better: &'static str,
+}
+
+impl Unit {
+    pub(crate) const NANOSECONDS: Self = Self { name: "ns", better: "lower" };
+    pub(crate) const PACKETS_PER_SECOND: Self = Self::higher("packets/s");
+    pub(crate) const GIGABITS_PER_SECOND: Self = Self::higher("Gbit/s");
+    pub(crate) const CONNECTIONS_PER_SECOND: Self = Self::higher("connections/s");
+    pub(crate) const CONNECTIONS: Self = Self::higher("connections");
+
+    const fn higher(name: &'static str) -> Self {
+        Self { name, better: "higher" }
+    }
+}
+
 impl Row {
-    /// `turns` has ours and theirs of each turn, in nanoseconds.
-    pub(crate) fn nanoseconds(name: &str, peer: &'static str, turns: &[(f64, f64)]) -> Self {
+    /// `turns` has ours and theirs of each turn.
+    pub(crate) fn new(name: &str, unit: Unit, peer: &'static str, turns: &[(f64, f64)]) -> Self {
         let ratio = Spread::of(turns.iter().map(|(ours, theirs)| ours / theirs));
         Self {
             name: name.to_owned(),
-            unit: "ns",
-            better: "lower",
+            unit: unit.name,
+            better: unit.better,
             ours: Spread::of(turns.iter().map(|(ours, _)| *ours)).median,
             peer,
             theirs: Spread::of(turns.iter().map(|(_, theirs)| *theirs)).median,
@@ -68,12 +87,12 @@ impl Spread {
 impl Report {
     pub(crate) fn print(&self) -> io::Result<()> {
         let mut out = io::stdout().lock();
-        writeln!(out, "{:34} {:>8} {:>8} {:>8}  ratio min / median / max", self.suite, "ours", "peer", "net")?;
+        writeln!(out, "{:44} {:>10} {:>10} {:>10}  ratio min / median / max", self.suite, "ours", "peer", "net")?;
         for row in &self.rows {
             let Row { name, ours, theirs, ratio, peer, unit, .. } = row;
             writeln!(
                 out,
-                "{name:34} {ours:8.1} {theirs:8.1} {:8.1}  {:.2} / {:.2} / {:.2}  ({unit}, beside {peer})",
+                "{name:44} {ours:10.1} {theirs:10.1} {:10.1}  {:.2} / {:.2} / {:.2}  ({unit}, beside {peer})",
                 ours - theirs,
                 ratio.min,
                 ratio.median,

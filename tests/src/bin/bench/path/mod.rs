@@ -1,0 +1,68 @@
+//! What the way through the router costs, beside nothing at all and beside what people use instead, in namespaces.
+//!
+//! Three stages, each with a lab for every one that takes part: bystanders, whom nothing is done to; subscribers who are blocked or
+//! rejected; and redirected connections. In every turn each takes part once, in an order that changes from turn to turn. Ratios are taken
+//! within a turn.
+
+mod connections;
+mod cpu;
+mod generator;
+mod packets;
+mod site;
+mod traffic;
+mod turns;
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::report::{Report, Row};
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Few and short turns: to see whether it works, and roughly how well.
+    #[arg(long)]
+    quick: bool,
+    /// Only rows whose names begin so.
+    #[arg(long, value_name = "PREFIX", default_value = "", hide_default_value = true)]
+    only: String,
+}
+
+/// How much is measured.
+struct Effort {
+    turns: usize,
+    /// Packets of a part of a turn.
+    packets: u32,
+    bulk: Duration,
+    connections: u32,
+    sustained: u32,
+}
+
+const FULL: Effort =
+    Effort { turns: 21, packets: 40_000, bulk: Duration::from_millis(500), connections: 8_000, sustained: 700_000 };
+const QUICK: Effort =
+    Effort { turns: 3, packets: 20_000, bulk: Duration::from_millis(200), connections: 4_000, sustained: 300_000 };
+
+/// What every stage has to know.
+struct Bench<'a> {
+    options: &'a Options,
+    effort: &'static Effort,
+    cpu: usize,
+}
+
+impl Bench<'_> {
+    /// Whether rows are asked for whose names begin with `name`.
+    fn wants(&self, name: &str) -> bool {
+        name.starts_with(&self.options.only) || self.options.only.starts_with(name)
+    }
+}
+
+pub(crate) fn run(options: &Options) -> Result<Report> {
+    let effort = if options.quick { &QUICK } else { &FULL };
+    let bench = Bench { options, effort, cpu: cpu::choose()? };
+    let stages = [packets::bystanders, packets::refused, connections::redirected];
+    let rows: Result<Vec<Vec<Row>>> = stages.into_iter().map(|stage| stage(&bench)).collect();
+    let mut rows = rows?.concat();
+    rows.retain(|row| row.name.starts_with(&options.only));
+    Ok(Report { suite: "path", rows })
+}

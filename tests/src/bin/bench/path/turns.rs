@@ -1,0 +1,70 @@
+//! Turns, and the rows that come of them.
+
+use anyhow::{Context as _, Result};
+
+use super::{
+    Bench,
+    site::{Occupant, Site},
+};
+use crate::report::{Row, Unit};
+
+/// What each site did in every turn, at the index of the site.
+pub(crate) type Samples = Vec<Vec<f64>>;
+
+/// Makes a site for each occupant, unless there are none.
+pub(crate) fn set_up(occupants: &[Occupant], make: impl Fn(Occupant) -> Result<Site>) -> Result<Vec<Site>> {
+    let names: Vec<_> = occupants.iter().map(|occupant| occupant.name()).collect();
+    eprintln!("setting up {}", names.join(", "));
+    occupants.iter().map(|occupant| make(*occupant).with_context(|| format!("set {} up", occupant.name()))).collect()
+}
+
+/// Measures every site once in every turn. The order is rotated from turn to turn, and every other turn is reversed.
+pub(crate) fn take(
+    bench: &Bench<'_>,
+    name: &str,
+    sites: &mut [Site],
+    mut measure: impl FnMut(&mut Site) -> Result<f64>,
+) -> Result<Samples> {
+    let turns = bench.effort.turns;
+    eprintln!("{name}: {turns} turns of {}", sites.len());
+    let mut samples = vec![Vec::new(); sites.len()];
+    for turn in 0..turns {
+        let mut order: Vec<_> = (0..sites.len()).collect();
+        order.rotate_left(turn % sites.len());
+        if turn % 2 == 1 {
+            order.reverse();
+        }
+        for index in order {
+            let site = &mut sites[index];
+            let sample = measure(site).with_context(|| format!("{name}, {}", site.occupant.name()))?;
+            samples[index].push(sample);
+        }
+    }
+    Ok(samples)
+}
+
+/// A row for each of ours beside each peer, where a site without anything is the peer named `floor`. A second site without anything is
+/// beside the first only, in a row that shows the noise.
+pub(crate) fn rows(name: &str, unit: Unit, floor: &'static str, sites: &[Site], samples: &Samples) -> Vec<Row> {
+    let pairs = |ours: usize, theirs: usize| -> Vec<_> {
+        samples[ours].iter().copied().zip(samples[theirs].iter().copied()).collect()
+    };
+    let among = |accept: &dyn Fn(Occupant) -> bool| -> Vec<usize> {
+        (0..sites.len()).filter(|index| accept(sites[*index].occupant)).collect()
+    };
+    let floors = among(&|occupant| occupant == Occupant::Nothing);
+    let mut rows = Vec::new();
+    if let [first, second] = floors[..] {
+        rows.push(Row::new(&format!("{name}_control"), unit, floor, &pairs(second, first)));
+    }
+    for ours in among(&Occupant::is_ours) {
+        let name = format!("{name}_{}", sites[ours].occupant.name());
+        for floor_site in floors.iter().take(1) {
+            rows.push(Row::new(&name, unit, floor, &pairs(ours, *floor_site)));
+        }
+        for theirs in among(&Occupant::is_peer) {
+            rows.push(Row::new(&name, unit, sites[theirs].occupant.name(), &pairs(ours, theirs)));
+        }
+    }
+    rows
+}
