@@ -37,9 +37,10 @@ impl Capture {
         let name = format!("{}-{device}", host.name());
         let file = lab.folder().join(format!("{name}.pcap"));
         let mut command = Command::new("tcpdump");
-        // 64 MiB of buffer: a burst must not lose packets that a test then misses. Each packet is written at once.
+        // 64 MiB of buffer: a burst must not lose packets that a test then misses. Each has a place for the largest that there is, which
+        // is one of 64 KiB with its Ethernet header. Each packet is written at once.
         command
-            .args(["-i", device, "-n", "-U", "--immediate-mode", "-B", "65536", "-Z", "root", "-w"])
+            .args(["-i", device, "-n", "-U", "--immediate-mode", "-B", "65536", "-s", "65600", "-Z", "root", "-w"])
             .arg(&file)
             .arg(filter);
         let mut tcpdump = lab.start(host, &name, &mut command)?;
@@ -122,6 +123,7 @@ impl Packet {
         let tcp = ip.get(length..)?;
         let data = usize::from(*tcp.get(12)? >> 4) * 4;
         let word = |at: usize| Some(u32::from_be_bytes(tcp.get(at..at + 4)?.try_into().ok()?));
+        let pseudo_header = raw::pseudo_header(from, to, PROTOCOL_TCP, tcp.len());
         Some(Segment {
             from: SocketAddr::new(from, u16::from_be_bytes([tcp[0], tcp[1]])),
             to: SocketAddr::new(to, u16::from_be_bytes([tcp[2], tcp[3]])),
@@ -131,7 +133,8 @@ impl Packet {
             flags: *tcp.get(13)?,
             options: tcp.get(20..data)?.to_vec(),
             data: tcp.get(data..)?.to_vec(),
-            checksum_holds: raw::checksum(&[&raw::pseudo_header(from, to, PROTOCOL_TCP, tcp.len()), tcp]) == 0,
+            checksum_holds: raw::checksum(&[&pseudo_header, tcp]) == 0,
+            checksum_is_left_to_the_device: !raw::checksum(&[&pseudo_header]) == u16::from_be_bytes([tcp[16], tcp[17]]),
         })
     }
 }
@@ -161,6 +164,9 @@ pub struct Segment {
     pub data: Vec<u8>,
     /// Means nothing for packets of a sender with checksum offload, which the capture sees unfinished.
     pub checksum_holds: bool,
+    /// The checksum is that of the pseudo-header only, to which a device adds the rest: what a sender with checksum offload leaves, and every
+    /// rewriting must.
+    pub checksum_is_left_to_the_device: bool,
 }
 
 impl Segment {
@@ -202,6 +208,7 @@ fn parse(file: &[u8]) -> Result<Vec<Packet>> {
         let start = at + 16;
         at = start + usize::try_from(length).context("a packet fits in memory")?;
         let Some(frame) = file.get(start..at) else { break };
+        ensure!(word(start - 4) == Some(length), "a packet of {length} bytes in the capture was longer on the link");
         packets.push(Packet { frame: frame.to_vec() });
     }
     Ok(packets)

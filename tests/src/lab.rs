@@ -236,11 +236,15 @@ impl Lab {
     /// Switches checksum and segmentation offloads of a device. veth has them all on: its packets carry no finished checksum
     /// and may be larger than the link's MTU.
     pub fn offloads(&self, host: &Namespace, device: &str, on: bool) -> Result<()> {
-        let state = if on { "on" } else { "off" };
+        self.features(host, device, &["tx", "rx", "tso", "gso", "gro"].map(|feature| (feature, on)))
+    }
+
+    /// Switches features of a device, by their names in ethtool(8).
+    pub fn features(&self, host: &Namespace, device: &str, features: &[(&str, bool)]) -> Result<()> {
         let mut ethtool = Command::new("ethtool");
         ethtool.args(["-K", device]);
-        for feature in ["tx", "rx", "tso", "gso", "gro"] {
-            ethtool.args([feature, state]);
+        for (feature, on) in features {
+            ethtool.args([*feature, if *on { "on" } else { "off" }]);
         }
         let finished = host.run(&mut ethtool, Duration::from_secs(10))?;
         ensure!(finished.status.success(), "ethtool -K {device}: {}", finished.stderr.trim());

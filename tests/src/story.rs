@@ -206,6 +206,7 @@ mod tests {
             options: vec![8, 10, 1, 2, 3, 4, 5, 6, 7, *by as u8, 1, 3, 3, 7],
             data: data.to_vec(),
             checksum_holds: true,
+            checksum_is_left_to_the_device: false,
         });
         stories(&segments.collect::<Vec<_>>())
     }
