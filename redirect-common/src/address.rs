@@ -8,7 +8,11 @@ use core::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use crate::{checksum::Delta, policy::Relay, wire::Wire};
+use crate::{
+    checksum::Delta,
+    policy::{Class, Relay},
+    wire::Wire,
+};
 
 /// An IPv4 address; the word's bytes in memory are those on the wire.
 #[repr(transparent)]
@@ -20,10 +24,37 @@ pub struct V4(u32);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct V6([u64; 2]);
 
+/// One subscriber as limits count him; its bytes in memory are the first eight of an IPv6 address. IPv4 addresses lie in `ffff:ffff::/32`,
+/// which is multicast, so that no source address of IPv6 is there.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Host(u64);
+
+impl Host {
+    /// The address, or the first of the /64.
+    pub fn to_ip(self) -> IpAddr {
+        match self.0.to_ne_bytes() {
+            [0xff, 0xff, 0xff, 0xff, a, b, c, d] => IpAddr::from([a, b, c, d]),
+            _ => V6([self.0, 0]).to_ip(),
+        }
+    }
+}
+
+impl From<IpAddr> for Host {
+    fn from(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(address) => V4::from(address).host(),
+            IpAddr::V6(address) => V6::from(address).host(),
+        }
+    }
+}
+
 /// What parsing, tables and editing need to know of an address family.
 pub trait Address: Copy + Debug + Default + Eq + Ord + 'static {
     /// The address as it lies on the wire.
     type Octets: Wire;
+    /// 4 or 6.
+    const FAMILY: u8;
     /// Offset of the source address in the IP header, in bytes; the destination follows it.
     const OFFSET: usize;
     /// Offset of the header's own checksum, in bytes, where the family has one.
@@ -35,6 +66,15 @@ pub trait Address: Copy + Debug + Default + Eq + Ord + 'static {
 
     /// The relay's endpoint in this family.
     fn endpoint(relay: &Relay) -> Option<(Self, [u8; 2])>;
+
+    /// The number of the relay in a place of the class's pool of this family; 0 for none.
+    fn relay(class: &Class, slot: usize) -> u8;
+
+    /// Who counts as one subscriber where limits are counted: an IPv4 address, an IPv6 /64.
+    fn host(self) -> Host;
+
+    /// The octets in the first bytes of sixteen.
+    fn padded(self) -> [u8; 16];
 
     /// What replacing `self` by `new` does to a checksum that covers it.
     fn delta(self, new: Self) -> Delta;
@@ -50,6 +90,7 @@ pub trait Address: Copy + Debug + Default + Eq + Ord + 'static {
 
 impl Address for V4 {
     type Octets = [u8; 4];
+    const FAMILY: u8 = 4;
     const OFFSET: usize = 12;
     const HEADER_CHECKSUM: Option<usize> = Some(10);
 
@@ -66,6 +107,23 @@ impl Address for V4 {
     #[inline(always)]
     fn endpoint(relay: &Relay) -> Option<(Self, [u8; 2])> {
         relay.ipv4().map(|(octets, port)| (Self::from_octets(octets), port))
+    }
+
+    #[inline(always)]
+    fn relay(class: &Class, slot: usize) -> u8 {
+        class.relay_ipv4(slot)
+    }
+
+    #[inline(always)]
+    fn host(self) -> Host {
+        let [a, b, c, d] = self.octets();
+        Host(u64::from_ne_bytes([0xff, 0xff, 0xff, 0xff, a, b, c, d]))
+    }
+
+    #[inline(always)]
+    fn padded(self) -> [u8; 16] {
+        let [a, b, c, d] = self.octets();
+        [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
     }
 
     #[inline(always)]
@@ -89,6 +147,12 @@ impl Address for V4 {
 }
 
 impl V6 {
+    /// Four words as they lie in memory.
+    #[inline(always)]
+    pub const fn from_words([a, b, c, d]: [u32; 4]) -> Self {
+        Self([pair(a, b), pair(c, d)])
+    }
+
     #[inline(always)]
     const fn quarters(self) -> [u32; 4] {
         let [high, low] = self.0;
@@ -96,8 +160,16 @@ impl V6 {
     }
 }
 
+/// Eight bytes in memory of two times four.
+#[inline(always)]
+const fn pair(first: u32, second: u32) -> u64 {
+    let (first, second) = if cfg!(target_endian = "little") { (first, second) } else { (second, first) };
+    first as u64 | (second as u64) << 32
+}
+
 impl Address for V6 {
     type Octets = [u8; 16];
+    const FAMILY: u8 = 6;
     const OFFSET: usize = 8;
     const HEADER_CHECKSUM: Option<usize> = None;
 
@@ -119,6 +191,21 @@ impl Address for V6 {
     #[inline(always)]
     fn endpoint(relay: &Relay) -> Option<(Self, [u8; 2])> {
         relay.ipv6().map(|(octets, port)| (Self::from_octets(octets), port))
+    }
+
+    #[inline(always)]
+    fn relay(class: &Class, slot: usize) -> u8 {
+        class.relay_ipv6(slot)
+    }
+
+    #[inline(always)]
+    fn host(self) -> Host {
+        Host(self.0[0])
+    }
+
+    #[inline(always)]
+    fn padded(self) -> [u8; 16] {
+        self.octets()
     }
 
     #[inline(always)]
@@ -165,6 +252,8 @@ mod pod {
     unsafe impl aya::Pod for super::V4 {}
     // SAFETY: transparent integers.
     unsafe impl aya::Pod for super::V6 {}
+    // SAFETY: a transparent integer.
+    unsafe impl aya::Pod for super::Host {}
 }
 
 #[cfg(test)]
@@ -177,5 +266,17 @@ mod tests {
         assert_eq!((V4::from(v4).octets(), V4::from(v4).to_ip()), (v4.octets(), v4.into()));
         let v6: Ipv6Addr = "2001:db8:1:2:3:4:5:6".parse().unwrap();
         assert_eq!((V6::from(v6).octets(), V6::from(v6).to_ip()), (v6.octets(), v6.into()));
+        assert_eq!(V4::from(v4).padded()[..4], v4.octets());
+    }
+
+    #[test]
+    fn a_subscriber_is_an_address_or_a_64() {
+        let host = |text: &str| Host::from(text.parse::<IpAddr>().unwrap());
+        for (address, first) in [("192.0.2.7", "192.0.2.7"), ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::")] {
+            assert_eq!(host(address).to_ip(), first.parse::<IpAddr>().unwrap());
+        }
+        assert_eq!(host("fd00::1"), host("fd00::2"));
+        assert_ne!(host("2001:db8:ffff:ffff::1"), host("32.1.13.184"));
+        assert_ne!(host("10.0.0.1"), host("10.0.0.2"));
     }
 }

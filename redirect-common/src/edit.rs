@@ -21,12 +21,17 @@ pub struct Edit<'a, A> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EditError;
 
+/// What a change of both addresses does to a checksum that covers them.
+#[inline(always)]
+pub fn addresses_delta<A: Address>(from: &[A; 2], to: &[A; 2]) -> Delta {
+    from[0].delta(to[0]).and(from[1].delta(to[1]))
+}
+
 impl<A: Address> Edit<'_, A> {
     /// What the addresses do to the IPv4 header's checksum and to the TCP checksum, whose pseudo header has them.
     #[inline(always)]
     pub fn addresses_delta(&self) -> Delta {
-        let (from, to) = (self.from.addresses, self.to.addresses);
-        from[0].delta(to[0]).and(from[1].delta(to[1]))
+        addresses_delta(&self.from.addresses, &self.to.addresses)
     }
 
     /// What the ports do to the TCP checksum.
@@ -43,13 +48,25 @@ impl<A: Address> Edit<'_, A> {
 #[inline(always)]
 pub fn incremental<P: BytesMut + ?Sized, A: Address>(frame: &mut P, edit: &Edit<'_, A>) -> Result<(), EditError> {
     let addresses_delta = edit.addresses_delta();
-    if let Some(offset) = A::HEADER_CHECKSUM {
-        let checksum = frame.at_mut::<[u8; 2]>(edit.l3 + offset).ok_or(EditError)?;
-        *checksum = addresses_delta.apply(*checksum);
-    }
-    *frame.at_mut::<[A::Octets; 2]>(edit.l3 + A::OFFSET).ok_or(EditError)? = edit.to.addresses.map(A::octets);
+    incremental_addresses(frame, edit.l3, addresses_delta, &edit.to.addresses)?;
     let tcp = frame.at_mut::<Tcp>(edit.l4).ok_or(EditError)?;
     [tcp.source_port, tcp.destination_port] = edit.to.ports;
     tcp.checksum = addresses_delta.and(edit.ports_delta()).apply(tcp.checksum);
+    Ok(())
+}
+
+/// The part of [`incremental`] that is the IP header's; `delta` is [`addresses_delta`].
+#[inline(always)]
+pub fn incremental_addresses<P: BytesMut + ?Sized, A: Address>(
+    frame: &mut P,
+    l3: usize,
+    delta: Delta,
+    to: &[A; 2],
+) -> Result<(), EditError> {
+    if let Some(offset) = A::HEADER_CHECKSUM {
+        let checksum = frame.at_mut::<[u8; 2]>(l3 + offset).ok_or(EditError)?;
+        *checksum = delta.apply(*checksum);
+    }
+    *frame.at_mut::<[A::Octets; 2]>(l3 + A::OFFSET).ok_or(EditError)? = to.map(A::octets);
     Ok(())
 }

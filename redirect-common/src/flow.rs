@@ -8,6 +8,8 @@
 //!
 //! So the key of the other entry is always `entry.to.reversed()`: the pair verifies itself.
 //!
+//! A flow that is steered is not rewritten, and the kernel's own TCP table knows the rest: it has a forward entry only, whose `to` is its key.
+//!
 //! # Life
 //!
 //! ```text
@@ -17,6 +19,10 @@
 //!                     |  |                                                | idle 7440 s          idle 240 s / 10 s
 //!                     +--+                                                +-----------> (none) <-----------------+
 //! ```
+//!
+//! A steered flow is established once the kernel has a connected socket for it. Whenever the policy has changed, the next segment of an
+//! established flow is judged anew: the flow goes on, or it is doomed. A doomed flow answers its client with resets until the client is
+//! silent; only the client's own resets still reach the relay.
 //!
 //! Half-open flows live in a table of their own that recycles its oldest entries. Only a client that has seen the relay's initial sequence
 //! number gets into the established table, so a flood of forged SYNs can neither evict nor refuse an established flow.
@@ -97,14 +103,28 @@ impl Flags {
         self.0 & Self::RST != 0
     }
 
+    /// The sender has no more to say.
+    #[inline(always)]
+    pub const fn ends(self) -> bool {
+        self.0 & (Self::FIN | Self::RST) != 0
+    }
+
     #[inline(always)]
     pub const fn acknowledges(self) -> bool {
         self.0 & (Self::SYN | Self::ACK | Self::RST) == Self::ACK
     }
 }
 
-/// Beside the direction of a reply's entry: the relay is this host's own.
-const OWN: u8 = 0x80;
+/// Bits of an entry, beside its direction in the lowest.
+const DIRECTION: u8 = 0x01;
+/// Not rewritten: packets go to a socket of this host as they are.
+const STEERED: u8 = 0x02;
+/// Counts among the connections that its subscriber has open.
+const COUNTED: u8 = 0x04;
+/// Its class does not want it any more.
+const DOOMED: u8 = 0x08;
+/// In a reply's entry: the relay is this host's own.
+const OWN: u8 = 0x10;
 
 /// An entry of a flow table. Packets update it in place; each direction writes its own entry only.
 #[repr(C)]
@@ -116,12 +136,12 @@ pub struct Flow<A> {
     pub created_s: u32,
     /// When the last packet came, likewise.
     pub seen_s: u32,
-    /// Initial sequence number of the relay, in the reply's entry once the SYN-ACK was seen.
-    pub isn: u32,
+    /// In a reply's entry the initial sequence number of the relay, once its SYN-ACK was seen. In a forward entry the epoch of the policy that
+    /// the flow was judged by; while a steered flow is half-open, the number of its relay.
+    word: u32,
     /// Number of the class that decided.
     pub class: u16,
-    /// [`Direction`], and [`OWN`].
-    direction: u8,
+    bits: u8,
     /// Which of SYN (with ACK), FIN and RST the sender of this direction has sent, as TCP control bits.
     sent: u8,
 }
@@ -130,21 +150,79 @@ const _: () = assert!(size_of::<Tuple<V4>>() == 16 && size_of::<Tuple<V6>>() == 
 const _: () = assert!(size_of::<Flow<V4>>() == 32 && size_of::<Flow<V6>>() == 56);
 
 impl<A: Address> Flow<A> {
+    /// The forward entry of a rewritten flow, judged by the policy of `epoch`.
     #[inline(always)]
-    pub fn new(direction: Direction, to: Tuple<A>, class: u16, now_s: u32) -> Self {
-        Self { to, created_s: now_s, seen_s: now_s, isn: 0, class, direction: direction as u8, sent: 0 }
+    pub const fn forward(to: Tuple<A>, class: u16, epoch: u32, now_s: u32) -> Self {
+        let bits = Direction::Forward as u8;
+        Self { to, created_s: now_s, seen_s: now_s, word: epoch, class, bits, sent: 0 }
     }
 
-    /// The same, of a relay that is this host's own where `own` says so.
+    /// The entry of its answers; `own` where the relay is this host's own.
     #[inline(always)]
-    #[must_use]
-    pub const fn of(self, own: bool) -> Self {
-        Self { direction: if own { self.direction | OWN } else { self.direction }, ..self }
+    pub const fn reply(to: Tuple<A>, class: u16, own: bool, now_s: u32) -> Self {
+        let bits = Direction::Reply as u8 | if own { OWN } else { 0 };
+        Self { to, created_s: now_s, seen_s: now_s, word: 0, class, bits, sent: 0 }
+    }
+
+    /// The entry of a steered flow with the key `tuple`; `word` is the number of the relay while half-open, then the epoch.
+    #[inline(always)]
+    pub const fn steered(tuple: Tuple<A>, class: u16, word: u32, now_s: u32) -> Self {
+        let bits = Direction::Forward as u8 | STEERED;
+        Self { to: tuple, created_s: now_s, seen_s: now_s, word, class, bits, sent: 0 }
+    }
+
+    #[inline(always)]
+    pub const fn direction(&self) -> Direction {
+        if self.bits & DIRECTION == Direction::Forward as u8 { Direction::Forward } else { Direction::Reply }
     }
 
     #[inline(always)]
     pub const fn is_own(&self) -> bool {
-        self.direction & OWN != 0
+        self.bits & OWN != 0
+    }
+
+    #[inline(always)]
+    pub const fn is_steered(&self) -> bool {
+        self.bits & STEERED != 0
+    }
+
+    #[inline(always)]
+    pub const fn is_counted(&self) -> bool {
+        self.bits & COUNTED != 0
+    }
+
+    #[inline(always)]
+    pub const fn is_doomed(&self) -> bool {
+        self.bits & DOOMED != 0
+    }
+
+    /// Says whether the flow counts among those that its subscriber has open.
+    #[inline(always)]
+    pub const fn set_counted(&mut self, counted: bool) {
+        self.bits = if counted { self.bits | COUNTED } else { self.bits & !COUNTED };
+    }
+
+    #[inline(always)]
+    pub const fn doom(&mut self) {
+        self.bits |= DOOMED;
+    }
+
+    /// In a forward entry.
+    #[inline(always)]
+    pub const fn epoch(&self) -> u32 {
+        self.word
+    }
+
+    /// In a forward entry.
+    #[inline(always)]
+    pub const fn set_epoch(&mut self, epoch: u32) {
+        self.word = epoch;
+    }
+
+    /// The number of the relay of a steered flow that is half-open.
+    #[inline(always)]
+    pub const fn steered_relay(&self) -> u32 {
+        self.word
     }
 
     /// Whether this entry is for packets of `tuple` going in `direction`.
@@ -153,11 +231,21 @@ impl<A: Address> Flow<A> {
     /// rewriting changes, is compared as well.
     #[inline(always)]
     pub fn serves(&self, direction: Direction, tuple: &Tuple<A>) -> bool {
-        self.direction & !OWN == direction as u8
+        self.bits & DIRECTION == direction as u8
             && match direction {
                 Direction::Forward => self.to.addresses[0] == tuple.addresses[0],
                 Direction::Reply => self.to.addresses[1] == tuple.addresses[1],
             }
+    }
+
+    /// Whether a segment with `flags` needs more than to be sent on: the policy has changed, the flow is doomed or ends while it is counted, or
+    /// its tuple is opened anew.
+    #[inline(always)]
+    pub const fn needs_judging(&self, flags: Flags, epoch: u32) -> bool {
+        self.word != epoch
+            || self.bits & DOOMED != 0
+            || flags.ends() && self.is_counted()
+            || flags.opens() && (self.has_closed() || self.is_steered())
     }
 
     /// Takes note of a segment. Writes only what changes: an unchanged cache line stays shared between CPUs.
@@ -166,7 +254,7 @@ impl<A: Address> Flow<A> {
         if self.seen_s != now_s {
             self.seen_s = now_s;
         }
-        if flags.0 & (Flags::FIN | Flags::RST) != 0 {
+        if flags.ends() {
             self.sent |= flags.0 & (Flags::FIN | Flags::RST);
         }
     }
@@ -174,14 +262,14 @@ impl<A: Address> Flow<A> {
     /// Takes note of the relay's SYN-ACK.
     #[inline(always)]
     pub fn note_answer(&mut self, isn: u32) {
-        self.isn = isn;
+        self.word = isn;
         self.sent = Flags::SYN;
     }
 
     /// Whether `acknowledgment` shows that its sender has received the SYN-ACK noted here.
     #[inline(always)]
     pub const fn answer_seen_by(&self, acknowledgment: u32) -> bool {
-        self.sent & Flags::SYN != 0 && acknowledgment == self.isn.wrapping_add(1)
+        self.sent & Flags::SYN != 0 && acknowledgment == self.word.wrapping_add(1)
     }
 
     /// The sender of this direction has said goodbye; a SYN on the same tuple is a new connection.
@@ -202,7 +290,7 @@ pub enum State {
     Established,
     /// One side has closed.
     Closing,
-    /// The client has reset, or both sides have closed.
+    /// The client has reset, both sides have closed, or the flow is doomed.
     Closed,
 }
 
@@ -226,12 +314,15 @@ impl State {
     }
 }
 
-/// The state of a flow in the established table, from its two entries.
+/// The state of a flow in the established table, from its two entries. For a steered flow, which has one, give it twice.
 ///
 /// A close by the relay alone changes nothing: the subscriber may go on sending, and its FIN will follow (RFC 5382 section 5 leaves the
 /// mapping to the inside). A reset by the relay is transitory: the client's stack answers a reset with silence, and the segment came from
 /// the operator's own relay, not from an off-path stranger.
 pub const fn state<A: Address>(forward: &Flow<A>, reply: &Flow<A>) -> State {
+    if forward.is_doomed() {
+        return State::Closed;
+    }
     match (forward.has_reset(), forward.has_closed(), reply.has_reset(), reply.has_closed()) {
         (true, ..) | (_, true, _, true) => State::Closed,
         (_, true, ..) | (_, _, true, _) => State::Closing,
@@ -259,12 +350,10 @@ mod tests {
     use super::*;
 
     fn after(forward: u8, reply: u8) -> State {
-        let entry = |direction, flags| {
-            let mut flow = Flow::<V4>::new(direction, Tuple::default(), 1, 0);
-            flow.note(Flags(flags), 1);
-            flow
-        };
-        state(&entry(Direction::Forward, forward), &entry(Direction::Reply, reply))
+        let mut entries = [Flow::<V4>::forward(Tuple::default(), 1, 0, 0), Flow::reply(Tuple::default(), 1, false, 0)];
+        entries[0].note(Flags(forward), 1);
+        entries[1].note(Flags(reply), 1);
+        state(&entries[0], &entries[1])
     }
 
     #[test]
@@ -286,7 +375,7 @@ mod tests {
 
     #[test]
     fn only_the_acknowledgment_of_the_relays_number_proves_the_handshake() {
-        let mut reply = Flow::<V4>::new(Direction::Reply, Tuple::default(), 1, 0);
+        let mut reply = Flow::<V4>::reply(Tuple::default(), 1, false, 0);
         assert!(!reply.answer_seen_by(1), "no SYN-ACK yet");
         reply.note_answer(u32::MAX);
         assert!(reply.answer_seen_by(0), "sequence numbers wrap");

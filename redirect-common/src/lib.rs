@@ -18,10 +18,16 @@
 )]
 
 pub mod address;
+pub mod admit;
 pub mod checksum;
+pub mod dry_run;
 pub mod edit;
+pub mod event;
 pub mod flow;
+pub mod fragment;
 pub mod handle;
+pub mod icmp;
+pub mod limit;
 pub mod maps;
 pub mod packet;
 pub mod parse;

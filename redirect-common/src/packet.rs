@@ -24,6 +24,16 @@ pub trait Packet {
         true
     }
 
+    /// Whether it could be marked for a socket of this host.
+    fn can_be_steered(&self) -> bool {
+        false
+    }
+
+    /// Index of the interface that it came in by, or goes out of; 0 where it is not known.
+    fn ifindex(&self) -> u32 {
+        0
+    }
+
     /// Makes more of the frame readable, or known. `false` where there is no more to be had: then a short read means a short frame.
     fn pull(&mut self) -> bool {
         false
@@ -34,6 +44,9 @@ pub trait Packet {
 pub trait PacketMut: Packet {
     /// Replaces the tuple of a segment.
     fn edit<A: Address>(&mut self, edit: &Edit<'_, A>) -> Result<(), EditError>;
+
+    /// Replaces the addresses of the IP header at `l3`, and sets right the header's own checksum; there is no other in the frame.
+    fn edit_addresses<A: Address>(&mut self, l3: usize, from: &[A; 2], to: &[A; 2]) -> Result<(), EditError>;
 
     /// Writes a value at `offset` bytes; checksums stay as they are.
     fn write<T: Wire>(&mut self, offset: usize, value: T) -> Result<(), EditError>;

@@ -8,7 +8,7 @@ use crate::{
     flow::{Flags, Tuple},
     packet::Packet,
     reason::Reason,
-    wire::{Ethernet, Extension, Ipv4, Ipv6, Pppoe, Tcp, Vlan, ethertype, ppp, protocol},
+    wire::{Ethernet, Extension, Icmp, Ipv4, Ipv6, Pppoe, Tcp, Vlan, ethertype, ppp, protocol},
 };
 
 /// VLAN tags followed in the frame itself. One more may sit in the packet's metadata, where the driver or the kernel put it.
@@ -18,24 +18,40 @@ pub const EXTENSIONS_MAX: usize = 4;
 
 /// RFC 791 section 3.1; the don't-fragment bit is free to be set.
 const IPV4_MORE_FRAGMENTS: u16 = 0x2000;
-const IPV4_FRAGMENT_OFFSET: u16 = 0x1fff;
+pub(crate) const IPV4_FRAGMENT_OFFSET: u16 = 0x1fff;
 /// RFC 8200 section 4.5. A fragment header without offset and without more fragments (RFC 6946) is taken for a first fragment.
 const IPV6_FRAGMENT_OFFSET: u16 = 0xfff8;
 
-/// Where the headers of a TCP segment are, in a frame that holds them whole, or the first fragment of one, which holds its ports.
+/// What a frame is to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A TCP segment; its header is there whole.
+    Segment,
+    /// The first fragment of one: of its header only the ports are sure to be there.
+    FirstFragment,
+    /// Another fragment of one: no header at all.
+    LaterFragment,
+    /// An ICMP error, which quotes the packet that it is about.
+    IcmpError,
+}
+
+/// Where the headers are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Headers {
+    pub kind: Kind,
     pub family: Family,
     /// Offset of the IP header, in bytes.
     pub l3: usize,
-    /// Offset of the TCP header, in bytes.
+    /// Offset of what follows the IP header and its extensions, in bytes.
     pub l4: usize,
-    /// Source and destination port, as they lie in the TCP header.
+    /// Offset of the datagram's end, in bytes; the frame may be longer.
+    pub end: usize,
+    /// Source and destination port, as they lie in the TCP header; zeros where there is none.
     pub ports: [[u8; 2]; 2],
+    /// Identification of a datagram in fragments, as it lies in the header; that of IPv4 fills the first two bytes.
+    pub fragment_id: u32,
     /// A PPPoE session header stands just before the IP header.
     pub pppoe: bool,
-    /// More fragments follow: of the TCP header only the ports are sure to be there.
-    pub first_fragment: bool,
 }
 
 /// Above every offset of an IP header: Ethernet, two tags, PPPoE.
@@ -171,12 +187,8 @@ fn parse_ipv4<P: Packet + ?Sized>(frame: &P, l3: usize, limit: usize, pppoe: boo
     if ip.version_ihl >> 4 != 4 || header_len < size_of::<Ipv4>() {
         return Err(Reason::Malformed);
     }
-    if ip.protocol != protocol::TCP {
+    if ip.protocol != protocol::TCP && ip.protocol != protocol::ICMPV4 {
         return Err(Reason::NotTcp);
-    }
-    let fragment = u16::from_be_bytes(ip.fragment);
-    if fragment & IPV4_FRAGMENT_OFFSET != 0 {
-        return Err(Reason::Fragment);
     }
     let end = match usize::from(u16::from_be_bytes(ip.total_len)) {
         // A super-packet beyond 64 KiB carries length 0 ("BIG TCP", kernel commit b1a78b9b9886).
@@ -187,9 +199,16 @@ fn parse_ipv4<P: Packet + ?Sized>(frame: &P, l3: usize, limit: usize, pppoe: boo
         return Err(Reason::Truncated);
     }
     let l4 = l3 + header_len;
-    let first_fragment = fragment & IPV4_MORE_FRAGMENTS != 0;
-    let ports = if first_fragment { first_fragment_ports(frame, l4, end) } else { segment_ports(frame, l4, end) }?;
-    Ok(Headers { family: Family::V4, l3, l4, ports, pppoe, first_fragment })
+    let fragment = u16::from_be_bytes(ip.fragment);
+    let kind = match (fragment & IPV4_FRAGMENT_OFFSET, fragment & IPV4_MORE_FRAGMENTS) {
+        (0, 0) => Kind::Segment,
+        (0, _) => Kind::FirstFragment,
+        _ => Kind::LaterFragment,
+    };
+    let [a, b] = ip.id;
+    let fragment_id = u32::from_ne_bytes([a, b, 0, 0]);
+    let protocol = ip.protocol;
+    finish(frame, Headers { kind, family: Family::V4, l3, l4, end, ports: [[0; 2]; 2], fragment_id, pppoe }, protocol)
 }
 
 /// RFC 8200 sections 3 and 4. The datagram has to end at `limit` at the latest.
@@ -209,18 +228,20 @@ fn parse_ipv6<P: Packet + ?Sized>(frame: &P, l3: usize, limit: usize, pppoe: boo
     if end > limit {
         return Err(Reason::Truncated);
     }
-    let mut first_fragment = false;
+    let (mut kind, mut fragment_id) = (Kind::Segment, 0);
     for _ in 0..EXTENSIONS_MAX {
         match next_header {
-            protocol::TCP => break,
+            protocol::TCP | protocol::ICMPV6 => break,
             protocol::FRAGMENT => {
                 let fragment = frame.at::<Extension>(l4).ok_or(Reason::Truncated)?;
-                if u16::from_be_bytes([fragment.third, fragment.fourth]) & IPV6_FRAGMENT_OFFSET != 0 {
-                    return Err(Reason::Fragment);
-                }
-                first_fragment = true;
+                kind = Kind::FirstFragment;
+                fragment_id = u32::from_ne_bytes(fragment.rest);
                 next_header = fragment.next_header;
                 l4 += size_of::<Extension>();
+                if u16::from_be_bytes([fragment.third, fragment.fourth]) & IPV6_FRAGMENT_OFFSET != 0 {
+                    kind = Kind::LaterFragment;
+                    break;
+                }
             }
             protocol::HOP_BY_HOP | protocol::DESTINATION | protocol::ROUTING => {
                 let extension = frame.at::<Extension>(l4).ok_or(Reason::Truncated)?;
@@ -233,15 +254,39 @@ fn parse_ipv6<P: Packet + ?Sized>(frame: &P, l3: usize, limit: usize, pppoe: boo
             _ => return Err(Reason::NotTcp),
         }
     }
+    let headers = Headers { kind, family: Family::V6, l3, l4, end, ports: [[0; 2]; 2], fragment_id, pppoe };
     match next_header {
-        protocol::TCP => {}
-        protocol::FRAGMENT | protocol::HOP_BY_HOP | protocol::DESTINATION | protocol::ROUTING => {
-            return Err(Reason::TooDeep);
-        }
-        _ => return Err(Reason::NotTcp),
+        protocol::TCP | protocol::ICMPV6 => finish(frame, headers, next_header),
+        // What follows the options of a later fragment's datagram stands in the first one.
+        protocol::DESTINATION if kind == Kind::LaterFragment => Ok(headers),
+        protocol::FRAGMENT | protocol::HOP_BY_HOP | protocol::DESTINATION | protocol::ROUTING => Err(Reason::TooDeep),
+        _ => Err(Reason::NotTcp),
     }
-    let ports = if first_fragment { first_fragment_ports(frame, l4, end) } else { segment_ports(frame, l4, end) }?;
-    Ok(Headers { family: Family::V6, l3, l4, ports, pppoe, first_fragment })
+}
+
+/// What can be known once the headers of IP are behind us: `next` is TCP or the family's ICMP.
+#[inline(always)]
+fn finish<P: Packet + ?Sized>(frame: &P, headers: Headers, next: u8) -> Result<Headers, Reason> {
+    let Headers { kind, family, l4, end, .. } = headers;
+    if next != protocol::TCP {
+        // Errors are short; one in fragments is nobody's honest work.
+        if kind != Kind::Segment {
+            return Err(Reason::NotTcp);
+        }
+        let kind = frame.at::<Icmp>(l4).ok_or(Reason::Truncated)?.kind;
+        let is_error = match family {
+            // RFC 792: destination unreachable, time exceeded, parameter problem.
+            Family::V4 => matches!(kind, 3 | 11 | 12),
+            // RFC 4443 section 3: those three and packet too big.
+            Family::V6 => matches!(kind, 1..=4),
+        };
+        return if is_error { Ok(Headers { kind: Kind::IcmpError, ..headers }) } else { Err(Reason::NotTcp) };
+    }
+    match kind {
+        Kind::Segment => Ok(Headers { ports: segment_ports(frame, l4, end)?, ..headers }),
+        Kind::FirstFragment => Ok(Headers { ports: first_fragment_ports(frame, l4, end)?, ..headers }),
+        Kind::LaterFragment | Kind::IcmpError => Ok(headers),
+    }
 }
 
 /// The ports of a whole TCP header (RFC 9293 section 3.1). `end` is where the datagram says that it ends.
@@ -308,9 +353,7 @@ mod tests {
         check(&FrameBuilder { ethertype: Some(0x0806), ..v4() }, Err(Reason::NotIp));
         check(&FrameBuilder { protocol: 17, ..v4() }, Err(Reason::NotTcp));
         check(&FrameBuilder { protocol: 17, ..v6() }, Err(Reason::NotTcp));
-        check(&FrameBuilder { fragment: 0x00b9, ..v4() }, Err(Reason::Fragment));
         check(&FrameBuilder { fragment: 0x4000, ..v4() }, Ok([[0x9c, 0x40], [0, 25]]));
-        check(&FrameBuilder { fragment: 0x2001, ..v4() }, Err(Reason::Fragment));
         check(&FrameBuilder { segments_left: 1, extensions: vec![43], ..v6() }, Err(Reason::SourceRouted));
         check(&FrameBuilder { tcp_offset: 4, ..v4() }, Err(Reason::Malformed));
         check(&FrameBuilder { tcp_offset: 15, ..v4() }, Err(Reason::Malformed));
@@ -322,20 +365,49 @@ mod tests {
         let ports = [[0x9c, 0x40], [0, 25]];
         let v4 = FrameBuilder { fragment: 0x2000, ..FrameBuilder::syn(Ip::V4) };
         let v6 = FrameBuilder { extensions: vec![0, 44], ..FrameBuilder::syn(Ip::V6) };
+        let kind_and_ports = |bytes: &[u8]| parse(bytes, Link::Ethernet).map(|headers| (headers.kind, headers.ports));
         for frame in [&v4, &v6] {
-            let headers = parse(&frame.build()[..], Link::Ethernet).unwrap();
-            assert!(headers.first_fragment && headers.ports == ports, "{headers:?}");
+            assert_eq!(kind_and_ports(&frame.build()), Ok((Kind::FirstFragment, ports)));
         }
         // Eight bytes of TCP are enough: lengths say so, and the frame ends there.
         let mut tiny = v4.build();
         tiny[17] = 28;
-        let headers = parse(&tiny[..42], Link::Ethernet).unwrap();
-        assert!(headers.first_fragment && headers.ports == ports, "{headers:?}");
+        assert_eq!(kind_and_ports(&tiny[..42]), Ok((Kind::FirstFragment, ports)));
         tiny[17] = 23;
         assert_eq!(parse(&tiny[..42], Link::Ethernet), Err(Reason::Malformed), "three bytes are not");
+        for fragment in [0x00b9, 0x2001] {
+            let later = FrameBuilder { fragment, ..FrameBuilder::syn(Ip::V4) }.build();
+            let headers = parse(&later[..], Link::Ethernet).unwrap();
+            assert_eq!((headers.kind, headers.ports, headers.fragment_id), (Kind::LaterFragment, [[0; 2]; 2], 7 << 8));
+        }
         let mut later = v6.build();
         later[14 + 40 + 8 + 3] = 8;
-        assert_eq!(parse(&later[..], Link::Ethernet), Err(Reason::Fragment));
+        later[14 + 40 + 8 + 4..][..4].copy_from_slice(&[1, 2, 3, 4]);
+        let headers = parse(&later[..], Link::Ethernet).unwrap();
+        assert_eq!((headers.kind, headers.fragment_id), (Kind::LaterFragment, u32::from_ne_bytes([1, 2, 3, 4])));
+        later[14 + 40 + 8] = 17;
+        assert_eq!(parse(&later[..], Link::Ethernet), Err(Reason::NotTcp), "a fragment of UDP");
+    }
+
+    #[test]
+    fn of_icmp_only_whole_errors_are_ours() {
+        for (ip, protocol, errors) in [(Ip::V4, 1, &[3, 11, 12][..]), (Ip::V6, 58, &[1, 2, 3, 4])] {
+            let builder = FrameBuilder { protocol, ..FrameBuilder::syn(ip) };
+            for icmp_type in 0..=255 {
+                let mut frame = builder.build();
+                let l4 = parse(&FrameBuilder::syn(ip).build()[..], Link::Ethernet).unwrap().l4;
+                frame[l4] = icmp_type;
+                let expected = if errors.contains(&icmp_type) { Ok(Kind::IcmpError) } else { Err(Reason::NotTcp) };
+                assert_eq!(
+                    parse(&frame[..], Link::Ethernet).map(|headers| headers.kind),
+                    expected,
+                    "{ip:?} {icmp_type}"
+                );
+            }
+        }
+        let mut fragment = FrameBuilder { protocol: 1, fragment: 0x2000, ..FrameBuilder::syn(Ip::V4) }.build();
+        fragment[34] = 3;
+        assert_eq!(parse(&fragment[..], Link::Ethernet), Err(Reason::NotTcp));
     }
 
     #[test]

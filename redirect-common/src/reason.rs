@@ -13,6 +13,8 @@ pub enum Verdict {
     Redirect,
     /// Goes back as a TCP reset.
     Reject,
+    /// Goes on untouched, but to a socket of this host.
+    Steer,
 }
 
 impl Verdict {
@@ -22,6 +24,7 @@ impl Verdict {
             Self::Drop => "drop",
             Self::Redirect => "redirect",
             Self::Reject => "reject",
+            Self::Steer => "steer",
         }
     }
 }
@@ -60,15 +63,24 @@ reasons! {
     OtherPort = "other_port", Pass, "TCP, but no port of ours.";
     Truncated = "truncated", Pass, "The frame ends before the headers that it announces.";
     Malformed = "malformed", Pass, "A header contradicts itself.";
-    Fragment = "fragment", Pass, "A fragment of a datagram that is not ours to stop.";
-    FragmentBlock = "fragment_block", Drop, "A first fragment to port 25 that the class lets nobody send, or that cannot be redirected.";
+    Fragment = "fragment", Pass, "A fragment of a datagram whose first fragment passed, or has not come.";
+    FragmentBlock = "fragment_block", Drop, "A fragment whose first was dropped, or a first one too short to be decided.";
+    FragmentRedirect = "fragment_redirect", Redirect, "A fragment that follows its first one, which was redirected.";
+    FragmentSteer = "fragment_steer", Steer, "A fragment that follows its first one, which was steered.";
+    IcmpRedirect = "icmp_redirect", Redirect, "An ICMP error about a packet of a redirected flow.";
+    IcmpSteer = "icmp_steer", Steer, "An ICMP error about a packet of a steered flow.";
     TooDeep = "too_deep", Pass, "More VLAN tags or IPv6 extension headers than we follow.";
     SourceRouted = "source_routed", Pass, "A routing header with hops left: the destination is not the final one.";
     NoClass = "no_class", Pass, "The source is no subscriber.";
     ClassPass = "class_pass", Pass, "The subscriber's class passes port 25.";
     ClassBlock = "class_block", Drop, "The subscriber's class blocks port 25.";
     ClassReject = "class_reject", Reject, "The subscriber's class rejects port 25.";
-    NoFlow = "no_flow", Pass, "A segment in mid-stream of a connection that was never redirected.";
+    Locked = "locked", Drop, "The subscriber is locked: no new connections until the lock expires.";
+    RateLimited = "rate_limited", Drop, "More new connections per second than the class allows one subscriber.";
+    OpenLimited = "open_limited", Drop, "More connections open than the class allows one subscriber.";
+    NoFlow = "no_flow", Pass, "A segment in mid-stream of a connection that was never redirected; the class keeps such.";
+    NoFlowReject = "no_flow_reject", Reject, "A segment in mid-stream of a connection that was never redirected; the class resets such.";
+    ClassChanged = "class_changed", Reject, "A live flow whose subscriber has another class by now, which resets such.";
     RelayDownPass = "relay_down_pass", Pass, "No relay for this address family; the class says pass.";
     RelayDownBlock = "relay_down_block", Drop, "No relay for this address family; the class says block.";
     RelayDownReject = "relay_down_reject", Reject, "No relay for this address family; the class says reject.";
@@ -82,6 +94,11 @@ reasons! {
     FlowPromoted = "flow_promoted", Redirect, "The segment that completed the handshake of a redirected flow.";
     FlowUnpromoted = "flow_unpromoted", Redirect, "Handshake complete, but the table of established flows is full.";
     FlowEstablished = "flow_established", Redirect, "A segment of an established redirected flow.";
+    SteerNew = "steer_new", Steer, "A SYN that opens a steered flow.";
+    SteerHalfOpen = "steer_half_open", Steer, "A segment of a steered flow before its handshake is complete.";
+    SteerPromoted = "steer_promoted", Steer, "The first segment that met the socket of a steered flow.";
+    SteerUnpromoted = "steer_unpromoted", Steer, "A segment of a steered flow that the full table of established flows has no place for.";
+    SteerEstablished = "steer_established", Steer, "A segment of an established steered flow.";
     ReplyHalfOpen = "reply_half_open", Redirect, "The relay's answer before the handshake is complete.";
     ReplyEstablished = "reply_established", Redirect, "The relay's segment in an established flow.";
     ReplyNoFlow = "reply_no_flow", Pass, "From a relay's port, but of no redirected flow.";
@@ -96,6 +113,7 @@ impl Reason {
     const PASS: u64 = Self::with(Verdict::Pass);
     const DROP: u64 = Self::with(Verdict::Drop);
     const REDIRECT: u64 = Self::with(Verdict::Redirect);
+    const STEER: u64 = Self::with(Verdict::Steer);
 
     /// The reasons of a verdict, a bit each.
     const fn with(verdict: Verdict) -> u64 {
@@ -110,6 +128,41 @@ impl Reason {
         bits
     }
 
+    /// Those that tell of a connection's begin or refusal.
+    const REPORTED: u64 = Self::bits(&[
+        Self::ClassBlock,
+        Self::ClassReject,
+        Self::Locked,
+        Self::RateLimited,
+        Self::OpenLimited,
+        Self::NoFlowReject,
+        Self::ClassChanged,
+        Self::RelayDownPass,
+        Self::RelayDownBlock,
+        Self::RelayDownReject,
+        Self::ClashPass,
+        Self::ClashBlock,
+        Self::ClashReject,
+        Self::FlowNew,
+        Self::SteerNew,
+    ]);
+
+    const fn bits(reasons: &[Self]) -> u64 {
+        let mut bits = 0;
+        let mut index = 0;
+        while index < reasons.len() {
+            bits |= 1 << reasons[index] as u8;
+            index += 1;
+        }
+        bits
+    }
+
+    /// Whether user space is told of each such packet, as far as its budget goes.
+    #[inline(always)]
+    pub const fn is_reported(self) -> bool {
+        Self::REPORTED & 1 << self as u8 != 0
+    }
+
     /// By bits, because a walk through the list would cost every packet more than all its headers do.
     #[inline(always)]
     pub const fn verdict(self) -> Verdict {
@@ -118,6 +171,8 @@ impl Reason {
             Verdict::Pass
         } else if bit & Self::REDIRECT != 0 {
             Verdict::Redirect
+        } else if bit & Self::STEER != 0 {
+            Verdict::Steer
         } else if bit & Self::DROP != 0 {
             Verdict::Drop
         } else {

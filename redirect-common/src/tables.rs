@@ -1,8 +1,11 @@
 //! The door to the state: BPF maps in the kernel, ordinary maps in a test.
 
 use crate::{
-    address::{Address, V4, V6},
+    address::{Address, Host, V4, V6},
+    event::Event,
     flow::{Flow, Tuple},
+    fragment::{Datagram, Fate},
+    limit::Rate,
     policy::{Class, Relay, Subscriber},
     reason::Reason,
 };
@@ -35,11 +38,30 @@ pub trait FamilyTables<A: Address> {
     fn insert(&self, table: Table, key: &Tuple<A>, flow: &Flow<A>) -> Result<(), InsertError>;
 
     fn remove(&self, table: Table, key: &Tuple<A>);
+
+    /// What became of the first fragment of a datagram.
+    fn fate(&self, datagram: &Datagram<A>) -> Option<Fate<A>>;
+
+    /// Remembers it for the fragments that follow. The table recycles its oldest entries.
+    fn set_fate(&self, datagram: &Datagram<A>, fate: &Fate<A>);
+
+    /// Whether a socket of this host has the connection: the segment's destination is its local end.
+    fn socket(&self, tuple: &Tuple<A>) -> Socket;
+}
+
+/// What this host's TCP knows of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Socket {
+    /// Nothing, or no more than a listener.
+    None,
+    /// A SYN was answered, or the connection is over and waits: the kernel alone can judge the segment.
+    Waiting,
+    Connected,
 }
 
 /// All state of the data plane.
 pub trait Tables: FamilyTables<V4> + FamilyTables<V6> {
-    fn class(&self, class: u16) -> Option<Class>;
+    fn class(&self, class: u16) -> Option<&Class>;
 
     fn relay(&self, relay: u16) -> Option<Relay>;
 
@@ -49,6 +71,15 @@ pub trait Tables: FamilyTables<V4> + FamilyTables<V6> {
     /// Coarse time in seconds.
     fn now_s(&self) -> u32;
 
+    /// Time since boot in nanoseconds. A clock call, which costs more than a hash look-up: for new connections under a limit only.
+    fn now_ns(&self) -> u64;
+
+    /// Tells states of the policy apart: another number means that a live flow has to be judged anew.
+    fn epoch(&self) -> u32;
+
+    /// Whether packets with our mark reach the relays' sockets.
+    fn is_steering(&self) -> bool;
+
     /// Always 0, which only people know. Added to a number, it makes the verifier forget how the number came about, so that it walks what
     /// follows once, and not again for every way that leads there.
     fn zero(&self) -> usize;
@@ -56,6 +87,29 @@ pub trait Tables: FamilyTables<V4> + FamilyTables<V6> {
     /// Takes one of the resets that this CPU may send in the second `now_s`; `false` where none is left.
     fn take_reset(&self, now_s: u32) -> bool;
 
-    /// Counts a packet of `bytes` bytes.
-    fn count(&self, class: u16, reason: Reason, bytes: u64);
+    /// Looks up what is known of a subscriber's pace, from nothing if need be, and lets `change` update it. `None` where there is no room.
+    fn rate<R>(&self, host: Host, change: impl FnOnce(&mut Rate) -> R) -> Option<R>;
+
+    /// The same to read; nothing is entered.
+    fn peek_rate(&self, host: Host) -> Rate;
+
+    /// Connections of a subscriber that count as open.
+    fn open(&self, host: Host) -> u32;
+
+    /// Counts a connection more; `false` where there is no room to count for this subscriber.
+    fn add_open(&self, host: Host) -> bool;
+
+    /// Counts one less.
+    fn remove_open(&self, host: Host);
+
+    /// Until when the subscriber is locked, in seconds of the coarse clock.
+    fn locked_until_s(&self, host: Host) -> Option<u32>;
+
+    fn lock(&self, host: Host, until_s: u32);
+
+    /// Tells user space, unless this CPU has told enough in the second `now_s`: then it counts the loss.
+    fn report(&self, event: &Event, now_s: u32);
+
+    /// Counts a packet of `bytes` bytes of the interface `ifindex`.
+    fn count(&self, ifindex: u32, class: u16, reason: Reason, bytes: u64);
 }

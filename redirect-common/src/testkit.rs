@@ -8,18 +8,21 @@ use std::{
 };
 
 use crate::{
-    address::{Address, V4, V6},
+    address::{Address, Host, V4, V6},
     checksum::Delta,
-    edit::{Edit, EditError, incremental},
+    edit::{Edit, EditError, addresses_delta, incremental, incremental_addresses},
+    event::Event,
     flow::{Direction, Flags, Flow, Tuple},
+    fragment::{Datagram, Fate},
     handle::handle,
+    limit::Rate,
     maps::Count,
     packet::{BytesMut, Packet, PacketMut},
     parse::Link,
     policy::{Class, Relay, Subscriber},
     reason::{Reason, Verdict},
     refuse::refuse,
-    tables::{FamilyTables, InsertError, Table, Tables},
+    tables::{FamilyTables, InsertError, Socket, Table, Tables},
     wire::{TCP_CHECKSUM, Wire},
 };
 
@@ -44,6 +47,9 @@ pub struct FamilyState<A: Address> {
     pub prefixes: BTreeMap<(u8, IpAddr), Subscriber>,
     pub half_open: BTreeMap<Tuple<A>, Flow<A>>,
     pub established: BTreeMap<Tuple<A>, Flow<A>>,
+    pub fates: BTreeMap<Datagram<A>, Fate<A>>,
+    /// Connections that sockets of this host have; any other has none.
+    pub sockets: BTreeMap<Tuple<A>, Socket>,
 }
 
 /// [`Tables`] in memory.
@@ -54,6 +60,14 @@ pub struct MemoryTables {
     pub classes: BTreeMap<u16, Class>,
     pub relays: BTreeMap<u16, Relay>,
     pub now_s: u32,
+    pub now_ns: u64,
+    pub epoch: u32,
+    pub steering: bool,
+    pub rates: RefCell<BTreeMap<Host, Rate>>,
+    pub open: RefCell<BTreeMap<Host, u32>>,
+    /// By subscriber, until when.
+    pub locks: RefCell<BTreeMap<Host, u32>>,
+    pub events: RefCell<Vec<Event>>,
     /// Entries that the established table of each family takes.
     pub established_max: usize,
     /// Resets that may still be sent, whatever the second.
@@ -69,6 +83,13 @@ impl Default for MemoryTables {
             classes: BTreeMap::new(),
             relays: BTreeMap::new(),
             now_s: 0,
+            now_ns: 0,
+            epoch: 0,
+            steering: false,
+            rates: RefCell::default(),
+            open: RefCell::default(),
+            locks: RefCell::default(),
+            events: RefCell::default(),
             established_max: usize::MAX,
             resets_left: Cell::new(u32::MAX),
             counts: RefCell::default(),
@@ -139,6 +160,18 @@ macro_rules! family {
                     Table::Established => state.established.remove(key),
                 };
             }
+
+            fn fate(&self, datagram: &Datagram<$address>) -> Option<Fate<$address>> {
+                self.$field.borrow().fates.get(datagram).copied()
+            }
+
+            fn set_fate(&self, datagram: &Datagram<$address>, fate: &Fate<$address>) {
+                self.$field.borrow_mut().fates.insert(*datagram, *fate);
+            }
+
+            fn socket(&self, tuple: &Tuple<$address>) -> Socket {
+                self.$field.borrow().sockets.get(tuple).copied().unwrap_or(Socket::None)
+            }
         }
     };
 }
@@ -147,8 +180,8 @@ family!(V4, v4);
 family!(V6, v6);
 
 impl Tables for MemoryTables {
-    fn class(&self, class: u16) -> Option<Class> {
-        self.classes.get(&class).copied()
+    fn class(&self, class: u16) -> Option<&Class> {
+        self.classes.get(&class)
     }
 
     fn relay(&self, relay: u16) -> Option<Relay> {
@@ -165,8 +198,53 @@ impl Tables for MemoryTables {
         self.now_s
     }
 
+    fn now_ns(&self) -> u64 {
+        self.now_ns
+    }
+
+    fn epoch(&self) -> u32 {
+        self.epoch
+    }
+
+    fn is_steering(&self) -> bool {
+        self.steering
+    }
+
     fn zero(&self) -> usize {
         0
+    }
+
+    fn rate<R>(&self, host: Host, change: impl FnOnce(&mut Rate) -> R) -> Option<R> {
+        Some(change(self.rates.borrow_mut().entry(host).or_default()))
+    }
+
+    fn peek_rate(&self, host: Host) -> Rate {
+        self.rates.borrow().get(&host).copied().unwrap_or_default()
+    }
+
+    fn open(&self, host: Host) -> u32 {
+        self.open.borrow().get(&host).copied().unwrap_or_default()
+    }
+
+    fn add_open(&self, host: Host) -> bool {
+        *self.open.borrow_mut().entry(host).or_default() += 1;
+        true
+    }
+
+    fn remove_open(&self, host: Host) {
+        *self.open.borrow_mut().entry(host).or_default() -= 1;
+    }
+
+    fn locked_until_s(&self, host: Host) -> Option<u32> {
+        self.locks.borrow().get(&host).copied()
+    }
+
+    fn lock(&self, host: Host, until_s: u32) {
+        self.locks.borrow_mut().insert(host, until_s);
+    }
+
+    fn report(&self, event: &Event, _now_s: u32) {
+        self.events.borrow_mut().push(*event);
     }
 
     fn take_reset(&self, _now_s: u32) -> bool {
@@ -175,7 +253,7 @@ impl Tables for MemoryTables {
         left > 0
     }
 
-    fn count(&self, class: u16, reason: Reason, bytes: u64) {
+    fn count(&self, _ifindex: u32, class: u16, reason: Reason, bytes: u64) {
         let mut counts = self.counts.borrow_mut();
         let count = counts.entry((class, reason)).or_default();
         count.packets += 1;
@@ -191,6 +269,10 @@ impl Packet for Vec<u8> {
     fn len(&self) -> usize {
         self.len()
     }
+
+    fn can_be_steered(&self) -> bool {
+        true
+    }
 }
 
 impl BytesMut for Vec<u8> {
@@ -202,6 +284,10 @@ impl BytesMut for Vec<u8> {
 impl PacketMut for Vec<u8> {
     fn edit<A: Address>(&mut self, edit: &Edit<'_, A>) -> Result<(), EditError> {
         incremental(self, edit)
+    }
+
+    fn edit_addresses<A: Address>(&mut self, l3: usize, from: &[A; 2], to: &[A; 2]) -> Result<(), EditError> {
+        incremental_addresses(self, l3, addresses_delta(from, to), to)
     }
 
     fn write<T: Wire>(&mut self, offset: usize, value: T) -> Result<(), EditError> {
@@ -221,7 +307,7 @@ impl PacketMut for Vec<u8> {
 
 /// What a program does with a frame, the answer to a rejected one included.
 pub fn process(frame: &mut Vec<u8>, link: Link, tables: &MemoryTables, direction: Direction) -> Reason {
-    let reason = handle(frame, link, tables, direction);
+    let reason = handle(frame, link, tables, direction).reason;
     if reason.verdict() == Verdict::Reject {
         refuse(frame, link, tables.zero()).expect("a frame that was rejected can be refused");
     }

@@ -41,6 +41,8 @@ wire! {
     }
     /// The first eight bytes of an IPv6 extension header (RFC 8200 section 4); `fourth` is "segments left" in a routing header.
     Extension, 8 { next_header: u8, len: u8, third: u8, fourth: u8, rest: [u8; 4] }
+    /// RFC 792, RFC 4443: an error, before the packet that it quotes.
+    Icmp, 8 { kind: u8, code: u8, checksum: [u8; 2], rest: [u8; 4] }
     /// RFC 9293 section 3.1, without options.
     Tcp, 20 {
         source_port: [u8; 2], destination_port: [u8; 2], sequence: [u8; 4], acknowledgment: [u8; 4], offset: u8, flags: u8,
@@ -70,8 +72,10 @@ pub mod ppp {
 /// Protocol and extension header numbers (IANA).
 pub mod protocol {
     pub const HOP_BY_HOP: u8 = 0;
+    pub const ICMPV4: u8 = 1;
     pub const TCP: u8 = 6;
     pub const ROUTING: u8 = 43;
     pub const FRAGMENT: u8 = 44;
+    pub const ICMPV6: u8 = 58;
     pub const DESTINATION: u8 = 60;
 }

@@ -75,6 +75,25 @@ fn assert_checksums_right(ip: Ip, frame: &[u8]) {
     assert_eq!(internet_checksum(&[&seen.source, &seen.destination, &len, &[0, 6], tcp]), 0, "TCP");
 }
 
+/// The SYN of [`FrameBuilder::syn`] in a first fragment.
+fn first_fragment(ip: Ip) -> FrameBuilder {
+    match ip {
+        Ip::V4 => FrameBuilder { fragment: 0x2000, ..FrameBuilder::syn(ip) },
+        Ip::V6 => FrameBuilder { extensions: vec![44], ..FrameBuilder::syn(ip) },
+    }
+}
+
+/// The same datagram with `len` bytes of TCP only.
+fn cut_datagram(ip: Ip, frame: &[u8], len: u8) -> Vec<u8> {
+    let (at, value, end) = match ip {
+        Ip::V4 => (17, 20 + len, 34 + usize::from(len)),
+        Ip::V6 => (19, 8 + len, 62 + usize::from(len)),
+    };
+    let mut frame = frame[..end].to_vec();
+    frame[at] = value;
+    frame
+}
+
 fn relay_address(ip: Ip) -> Vec<u8> {
     match ip {
         Ip::V4 => vec![10, 20, 0, 1],
@@ -173,10 +192,12 @@ fn classes_decide_by_the_longest_prefix() {
             let syn = FrameBuilder { client, ..FrameBuilder::syn(ip) };
             send(&tables, &syn.build(), Direction::Forward, class, reason);
         }
-        // Mid-stream: a blocked subscriber's segments are dropped too, others' go on to the server that they belong to.
-        for (client, class, reason) in
-            [([0, 5], REDIRECT, Reason::NoFlow), ([1, 5], PASS, Reason::ClassPass), ([1, 7], BLOCK, Reason::ClassBlock)]
-        {
+        // Mid-stream: a blocked subscriber's segments are dropped too, and one to redirect may not go on past the relay.
+        for (client, class, reason) in [
+            ([0, 5], REDIRECT, Reason::NoFlowReject),
+            ([1, 5], PASS, Reason::ClassPass),
+            ([1, 7], BLOCK, Reason::ClassBlock),
+        ] {
             let data = FrameBuilder { client, flags: Flags::ACK, client_port: 50_000, ..FrameBuilder::syn(ip) };
             send(&tables, &data.build(), Direction::Forward, class, reason);
         }
@@ -187,7 +208,7 @@ fn classes_decide_by_the_longest_prefix() {
 }
 
 #[test]
-fn a_first_fragment_is_stopped_where_its_class_stops_it() {
+fn a_first_fragment_too_short_to_decide_is_stopped_where_its_class_acts() {
     for (action, fallback, reason) in [
         (Action::Pass, Fallback::Pass, Reason::Fragment),
         (Action::Block, Fallback::Pass, Reason::FragmentBlock),
@@ -198,14 +219,14 @@ fn a_first_fragment_is_stopped_where_its_class_stops_it() {
     ] {
         let mut tables = tables();
         tables.classes.insert(REDIRECT, Class::new(action, fallback, 1));
-        let v4 = FrameBuilder { fragment: 0x2000, ..FrameBuilder::syn(Ip::V4) };
-        let v6 = FrameBuilder { extensions: vec![44], ..FrameBuilder::syn(Ip::V6) };
-        for frame in [v4, v6] {
-            send(&tables, &frame.build(), Direction::Forward, REDIRECT, reason);
+        for ip in IPS {
+            let frame = first_fragment(ip);
+            let short = cut_datagram(ip, &frame.build(), 16);
+            send(&tables, &short, Direction::Forward, REDIRECT, reason);
             let other_port = FrameBuilder { server_port: 443, ..frame.clone() };
             send(&tables, &other_port.build(), Direction::Forward, 0, Reason::OtherPort);
-            let reply = frame.build_between(&relay_address(frame.ip), 2525, &relay_address(frame.ip), 40_000);
-            send(&tables, &reply, Direction::Reply, 0, Reason::Fragment);
+            let reply = frame.build_between(&relay_address(ip), 2525, &relay_address(ip), 40_000);
+            send(&tables, &cut_datagram(ip, &reply, 16), Direction::Reply, 0, Reason::Fragment);
         }
     }
 }
@@ -372,8 +393,8 @@ fn an_entry_given_to_another_subscriber_serves_nobody() {
     let key: Tuple<V4> =
         Tuple::new([[10, 20, 0, 5].into_address(), [203, 0, 113, 9].into_address()], [[0x9c, 0x40], [0, 25]]);
     let other = Tuple::new([[10, 20, 0, 6].into_address(), [10, 20, 0, 1].into_address()], [[0x9c, 0x40], [9, 0xdd]]);
-    tables.v4.borrow_mut().established.insert(key, Flow::new(Direction::Forward, other, REDIRECT, 100));
-    send(&tables, &ack(&FrameBuilder::syn(Ip::V4)).build(), Direction::Forward, REDIRECT, Reason::NoFlow);
+    tables.v4.borrow_mut().established.insert(key, Flow::forward(other, REDIRECT, 0, 100));
+    send(&tables, &ack(&FrameBuilder::syn(Ip::V4)).build(), Direction::Forward, REDIRECT, Reason::NoFlowReject);
 }
 
 trait IntoAddress {

@@ -8,10 +8,12 @@ use aya_ebpf::{
 use redirect_common::{
     address::Address,
     checksum::Delta,
-    edit::{Edit, EditError, incremental},
+    edit::{Edit, EditError, addresses_delta, incremental, incremental_addresses},
     packet::{BytesMut, Packet, PacketMut},
     wire::{TCP_CHECKSUM, Wire},
 };
+
+use crate::maps::marked;
 
 /// Headers that are made readable at once: Ethernet, tags, IPv6 with extension headers, TCP.
 const PULL_LEN: u32 = 192;
@@ -54,6 +56,12 @@ impl Packet for XdpFrame {
     }
 
     #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: the context is this program's own, and `ingress_ifindex` one of its readable fields.
+        unsafe { (*self.context.ctx).ingress_ifindex }
+    }
+
+    #[inline(always)]
     fn pull(&mut self) -> bool {
         let first = self.len;
         // SAFETY: the context is this program's own.
@@ -74,6 +82,11 @@ impl PacketMut for XdpFrame {
     #[inline(always)]
     fn edit<A: Address>(&mut self, edit: &Edit<'_, A>) -> Result<(), EditError> {
         incremental(self, edit)
+    }
+
+    #[inline(always)]
+    fn edit_addresses<A: Address>(&mut self, l3: usize, from: &[A; 2], to: &[A; 2]) -> Result<(), EditError> {
+        incremental_addresses(self, l3, addresses_delta(from, to), to)
     }
 
     #[inline(always)]
@@ -99,14 +112,39 @@ impl PacketMut for XdpFrame {
 }
 
 /// A socket buffer, whose checksums only the kernel's helpers know how to keep right.
-pub(crate) struct SocketBuffer(pub(crate) TcContext);
+pub(crate) struct SocketBuffer {
+    context: TcContext,
+    can_be_steered: bool,
+}
 
 impl SocketBuffer {
+    #[inline(always)]
+    pub(crate) const fn new(context: TcContext) -> Self {
+        Self { context, can_be_steered: true }
+    }
+
+    /// The same, taken as a frame that has no mark.
+    #[inline(always)]
+    pub(crate) const fn unmarkable(self) -> Self {
+        Self { can_be_steered: false, ..self }
+    }
+
+    pub(crate) const fn context(&self) -> &TcContext {
+        &self.context
+    }
+
+    /// Marks the buffer for delivery to a socket of this host.
+    #[inline(always)]
+    pub(crate) fn steer(&mut self) {
+        // SAFETY: the context is this program's own, and `mark` one of its fields that may be read and written.
+        unsafe { (*self.context.skb.skb).mark = marked((*self.context.skb.skb).mark) };
+    }
+
     /// Sends the buffer out of the device that it came in by; returns what the program has to answer for that.
     #[inline(always)]
     pub(crate) fn send_back(&self) -> i32 {
         // SAFETY: the context is this program's own, and `ifindex` one of its readable fields.
-        unsafe { bpf_redirect((*self.0.skb.skb).ifindex, 0) as i32 }
+        unsafe { bpf_redirect((*self.context.skb.skb).ifindex, 0) as i32 }
     }
 }
 
@@ -114,24 +152,35 @@ impl Packet for SocketBuffer {
     #[inline(always)]
     fn at<T: Wire>(&self, offset: usize) -> Option<&T> {
         // SAFETY: within the linear part, as the verifier checks too; `Wire` makes any bytes a valid `T`.
-        within(self.0.data(), self.0.data_end(), offset).map(|header: *mut T| unsafe { &*header })
+        within(self.context.data(), self.context.data_end(), offset).map(|header: *mut T| unsafe { &*header })
     }
 
     #[inline(always)]
     fn len(&self) -> usize {
-        self.0.len() as usize
+        self.context.len() as usize
     }
 
     #[inline(always)]
     fn is_of_this_host(&self) -> bool {
         // SAFETY: the context is this program's own, and `ingress_ifindex` one of its readable fields.
-        unsafe { (*self.0.skb.skb).ingress_ifindex == 0 }
+        unsafe { (*self.context.skb.skb).ingress_ifindex == 0 }
+    }
+
+    #[inline(always)]
+    fn can_be_steered(&self) -> bool {
+        self.can_be_steered
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: the context is this program's own, and `ifindex` one of its readable fields.
+        unsafe { (*self.context.skb.skb).ifindex }
     }
 
     #[inline(always)]
     fn pull(&mut self) -> bool {
-        let linear = self.0.data_end() - self.0.data();
-        linear < self.len() && self.0.pull_data(self.0.len().min(PULL_LEN)).is_ok()
+        let linear = self.context.data_end() - self.context.data();
+        linear < self.len() && self.context.pull_data(self.context.len().min(PULL_LEN)).is_ok()
     }
 }
 
@@ -144,7 +193,7 @@ impl PacketMut for SocketBuffer {
     /// exists from 6.16 on (kernel commit ead7f9b8de65).
     #[inline(always)]
     fn edit<A: Address>(&mut self, edit: &Edit<'_, A>) -> Result<(), EditError> {
-        let skb = &self.0.skb;
+        let skb = &self.context.skb;
         let addresses_delta = u64::from(edit.addresses_delta().folded());
         let ports_delta = u64::from(edit.ports_delta().folded());
         let tcp_checksum = edit.l4 + TCP_CHECKSUM;
@@ -162,9 +211,24 @@ impl PacketMut for SocketBuffer {
         skb.store(edit.l4, &edit.to.ports, 0).map_err(|_| EditError)
     }
 
+    /// As in `edit`; the sum of a buffer that the device has summed changes with addresses that no checksum makes up for.
+    #[inline(always)]
+    fn edit_addresses<A: Address>(&mut self, l3: usize, from: &[A; 2], to: &[A; 2]) -> Result<(), EditError> {
+        let skb = &self.context.skb;
+        let store_flags = match A::HEADER_CHECKSUM {
+            Some(offset) => {
+                let delta = u64::from(addresses_delta(from, to).folded());
+                skb.l3_csum_replace(l3 + offset, 0, delta, 0).map_err(|_| EditError)?;
+                0
+            }
+            None => u64::from(BPF_F_RECOMPUTE_CSUM),
+        };
+        skb.store(l3 + A::OFFSET, to, store_flags).map_err(|_| EditError)
+    }
+
     #[inline(always)]
     fn write<T: Wire>(&mut self, offset: usize, value: T) -> Result<(), EditError> {
-        self.0.skb.store(offset, &Aligned(value).0, 0).map_err(|_| EditError)
+        self.context.skb.store(offset, &Aligned(value).0, 0).map_err(|_| EditError)
     }
 
     /// A buffer of a local or virtual sender may be `CHECKSUM_PARTIAL`: then its field has to hold the sum over the pseudo header, and the
@@ -173,7 +237,7 @@ impl PacketMut for SocketBuffer {
     #[inline(always)]
     fn set_tcp_checksum(&mut self, l4: usize, pseudo_header: Delta, segment: Delta) -> Result<(), EditError> {
         let offset = l4 + TCP_CHECKSUM;
-        let skb = &self.0.skb;
+        let skb = &self.context.skb;
         skb.l4_csum_replace(offset, 0, pseudo_header.folded().into(), BPF_F_PSEUDO_HDR.into())
             .map_err(|_| EditError)?;
         skb.l4_csum_replace(offset, 0, segment.folded().into(), 0).map_err(|_| EditError)
@@ -185,7 +249,7 @@ impl PacketMut for SocketBuffer {
             return Ok(());
         }
         // SAFETY: the context is this program's own; the helper checks the length.
-        match unsafe { bpf_skb_change_tail(self.0.skb.skb, len as u32, 0) } {
+        match unsafe { bpf_skb_change_tail(self.context.skb.skb, len as u32, 0) } {
             0 => Ok(()),
             _ => Err(EditError),
         }

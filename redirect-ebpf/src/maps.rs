@@ -1,20 +1,28 @@
 //! The maps, and [`Tables`] over them. Capacities here are the defaults; the daemon may load with others.
 
+use core::ffi::c_void;
+
 use aya_ebpf::{
-    bindings::BPF_NOEXIST,
+    bindings::{BPF_F_CURRENT_NETNS, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_sock_tuple},
+    helpers::generated::{bpf_ktime_get_ns, bpf_sk_release, bpf_skc_lookup_tcp},
     macros::map,
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap, lpm_trie::Key},
 };
 use redirect_common::{
-    address::{Address as _, V4, V6},
+    address::{Address as _, Host, V4, V6},
+    event::Event,
     flow::{Flow, Tuple},
+    fragment::{Datagram, Fate},
+    limit::Rate,
     maps::{
-        CLASSES_MAX, COUNTERS_MAX, Count, ENTRIES_PER_FLOW, FLOWS_MAX, HALF_OPEN_MAX, RELAY_PORT_WORDS, RELAYS_MAX,
-        RESETS_PER_SECOND_MAX, Resets, SUBSCRIBERS_MAX, counter_index,
+        Budget, CLASSES_MAX, COUNTERS_MAX, Count, ENTRIES_PER_FLOW, EVENTS_BYTES, FLOWS_MAX, FRAGMENTS_MAX,
+        HALF_OPEN_MAX, INTERFACE_COUNTERS_MAX, INTERFACE_INDICES, Interface, LOCKS_MAX, OPEN_MAX, RATES_MAX,
+        RELAY_PORT_WORDS, RELAYS_MAX, RESETS_PER_SECOND_MAX, Resets, SUBSCRIBERS_MAX, counter_index,
+        interface_counter_index,
     },
     policy::{Class, Relay, Settings, Subscriber},
     reason::Reason,
-    tables::{FamilyTables, InsertError, Table, Tables},
+    tables::{FamilyTables, InsertError, Socket, Table, Tables},
 };
 
 #[map]
@@ -42,11 +50,40 @@ static FLOWS_V4: HashMap<Tuple<V4>, Flow<V4>> = HashMap::with_max_entries(FLOWS_
 #[map]
 static FLOWS_V6: HashMap<Tuple<V6>, Flow<V6>> = HashMap::with_max_entries(FLOWS_MAX * ENTRIES_PER_FLOW, 0);
 #[map]
+static FRAGMENTS_V4: LruHashMap<Datagram<V4>, Fate<V4>> = LruHashMap::with_max_entries(FRAGMENTS_MAX, 0);
+#[map]
+static FRAGMENTS_V6: LruHashMap<Datagram<V6>, Fate<V6>> = LruHashMap::with_max_entries(FRAGMENTS_MAX, 0);
+#[map]
+static RATES: LruHashMap<Host, Rate> = LruHashMap::with_max_entries(RATES_MAX, 0);
+/// Connections that were opened less those seen to end, which only packets write.
+#[map]
+static OPEN: HashMap<Host, u32> = HashMap::with_max_entries(OPEN_MAX, BPF_F_NO_PREALLOC);
+/// Connections that ended unseen and were collected, which only user space writes: so no count gets lost between the two.
+#[map]
+static REAPED: HashMap<Host, u32> = HashMap::with_max_entries(OPEN_MAX, BPF_F_NO_PREALLOC);
+/// Until when subscribers are locked, in seconds of the coarse clock.
+#[map]
+static LOCKS: LruHashMap<Host, u32> = LruHashMap::with_max_entries(LOCKS_MAX, 0);
+/// Listening sockets of relays that flows are steered to.
+#[map]
+pub(crate) static SOCKETS: SockMap = SockMap::with_max_entries(RELAYS_MAX * 2, 0);
+#[map]
+static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
+#[map]
+static EVENT_BUDGET: PerCpuArray<Budget> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+static INTERFACES: Array<Interface> = Array::with_max_entries(INTERFACE_INDICES, 0);
+#[map]
+static INTERFACE_COUNTERS: PerCpuArray<Count> = PerCpuArray::with_max_entries(INTERFACE_COUNTERS_MAX, 0);
+#[map]
 static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
 #[map]
 static RESETS: PerCpuArray<Resets> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static COUNTERS: PerCpuArray<Count> = PerCpuArray::with_max_entries(COUNTERS_MAX, 0);
+
+/// -1, for the network namespace that the program runs in.
+const CURRENT_NETNS: u64 = BPF_F_CURRENT_NETNS as i64 as u64;
 
 /// `EEXIST` of the kernel (include/uapi/asm-generic/errno-base.h), as a helper returns it.
 const EXISTS: i32 = -17;
@@ -67,11 +104,38 @@ impl<T> AlignedKey<T> {
     }
 }
 
-/// The maps of this object.
-pub(crate) struct Maps;
+/// The maps of this object, and the sockets of the network namespace that a program runs in.
+pub(crate) struct Maps {
+    /// Of the program, which some helpers want to see.
+    context: *mut c_void,
+}
+
+impl Maps {
+    #[inline(always)]
+    pub(crate) const fn new(context: *mut c_void) -> Self {
+        Self { context }
+    }
+}
+
+/// The steered flow that a connection belongs to as long as it is half-open: the number of its relay.
+#[inline(always)]
+pub(crate) fn steered_relay<A>(tuple: &Tuple<A>) -> Option<u32>
+where
+    A: redirect_common::address::Address,
+    Maps: FamilyTables<A>,
+{
+    let maps = Maps::new(core::ptr::null_mut());
+    maps.flow(Table::HalfOpen, tuple, |flow| flow.is_steered().then(|| flow.steered_relay())).flatten()
+}
+
+/// What a steered packet's mark becomes.
+#[inline(always)]
+pub(crate) fn marked(mark: u32) -> u32 {
+    SETTINGS.get(0).map_or(mark, |settings| mark & !settings.mark_mask | settings.mark)
+}
 
 macro_rules! family {
-    ($address:ty, $hosts:ident, $prefixes:ident, $half_open:ident, $established:ident) => {
+    ($address:ty, $hosts:ident, $prefixes:ident, $half_open:ident, $established:ident, $fragments:ident, $tuple_len:literal) => {
         impl FamilyTables<$address> for Maps {
             #[inline(always)]
             fn subscriber(&self, source: &$address) -> Option<Subscriber> {
@@ -117,17 +181,70 @@ macro_rules! family {
                     Table::Established => $established.remove(key),
                 };
             }
+
+            #[inline(always)]
+            fn fate(&self, datagram: &Datagram<$address>) -> Option<Fate<$address>> {
+                // SAFETY: a value is copied at once. An entry that is recycled meanwhile can mislead one fragment, whose datagram then fails
+                // its checksum.
+                unsafe { $fragments.get(datagram) }.copied()
+            }
+
+            #[inline(always)]
+            fn set_fate(&self, datagram: &Datagram<$address>, fate: &Fate<$address>) {
+                // A table that recycles its oldest entries has room.
+                let _ = $fragments.insert(datagram, fate, 0);
+            }
+
+            #[inline(always)]
+            fn socket(&self, tuple: &Tuple<$address>) -> Socket {
+                const ESTABLISHED: u32 = 1;
+                const TIME_WAIT: u32 = 6;
+                const LISTEN: u32 = 10;
+                const NEW_SYN_RECV: u32 = 12;
+                // A tuple lies in memory as `struct bpf_sock_tuple` does: addresses, then ports, in network byte order.
+                const { assert!(core::mem::offset_of!(Tuple<$address>, ports) + 4 == $tuple_len) };
+                let tuple = core::ptr::from_ref(tuple).cast_mut().cast::<bpf_sock_tuple>();
+                // SAFETY: the context is the program's own; the helper reads `$tuple_len` bytes of the tuple and writes none.
+                let socket = unsafe { bpf_skc_lookup_tcp(self.context, tuple, $tuple_len, CURRENT_NETNS, 0) };
+                if socket.is_null() {
+                    return Socket::None;
+                }
+                // SAFETY: not null, and held until it is released, which is before this function returns.
+                let state = unsafe {
+                    let state = (*socket).state;
+                    bpf_sk_release(socket.cast());
+                    state
+                };
+                match state {
+                    LISTEN => Socket::None,
+                    TIME_WAIT | NEW_SYN_RECV => Socket::Waiting,
+                    ESTABLISHED.. => Socket::Connected,
+                    0 => Socket::None,
+                }
+            }
         }
     };
 }
 
-family!(V4, HOSTS_V4, PREFIXES_V4, HALF_OPEN_V4, FLOWS_V4);
-family!(V6, HOSTS_V6, PREFIXES_V6, HALF_OPEN_V6, FLOWS_V6);
+family!(V4, HOSTS_V4, PREFIXES_V4, HALF_OPEN_V4, FLOWS_V4, FRAGMENTS_V4, 12);
+family!(V6, HOSTS_V6, PREFIXES_V6, HALF_OPEN_V6, FLOWS_V6, FRAGMENTS_V6, 36);
+
+/// Adds to a count that other CPUs change as well. The library has no atomics: LLVM is told that this target has one thread.
+#[inline(always)]
+fn add(count: *mut u32, change: i64) {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: the caller's pointer is to a value of a map, four bytes and aligned.
+    unsafe {
+        core::arch::asm!("lock *(u32 *)({count} + 0) += {change}", count = in(reg) count, change = in(reg) change);
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    let _ = (count, change);
+}
 
 impl Tables for Maps {
     #[inline(always)]
-    fn class(&self, class: u16) -> Option<Class> {
-        CLASSES.get(class.into()).copied().filter(|class| class.is_present())
+    fn class(&self, class: u16) -> Option<&Class> {
+        CLASSES.get(class.into()).filter(|class| class.is_present())
     }
 
     #[inline(always)]
@@ -144,6 +261,22 @@ impl Tables for Maps {
     #[inline(always)]
     fn now_s(&self) -> u32 {
         SETTINGS.get(0).map_or(0, |settings| settings.clock_s)
+    }
+
+    #[inline(always)]
+    fn now_ns(&self) -> u64 {
+        // SAFETY: the helper takes nothing.
+        unsafe { bpf_ktime_get_ns() }
+    }
+
+    #[inline(always)]
+    fn epoch(&self) -> u32 {
+        SETTINGS.get(0).map_or(0, Settings::epoch)
+    }
+
+    #[inline(always)]
+    fn is_steering(&self) -> bool {
+        SETTINGS.get(0).is_some_and(|settings| settings.mark != 0)
     }
 
     #[inline(always)]
@@ -164,12 +297,96 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn count(&self, class: u16, reason: Reason, bytes: u64) {
-        if let Some(count) = COUNTERS.get_ptr_mut(counter_index(class, reason)) {
-            // SAFETY: this CPU's own slot. A program that interrupts this one may lose an increment, never corrupt one.
-            let count = unsafe { &mut *count };
-            count.packets += 1;
-            count.bytes += bytes;
+    fn rate<R>(&self, host: Host, change: impl FnOnce(&mut Rate) -> R) -> Option<R> {
+        if RATES.get_ptr_mut(host).is_none() {
+            // Another CPU may be faster; then its entry is there.
+            let _ = RATES.insert(host, Rate::default(), BPF_NOEXIST.into());
         }
+        let rate = RATES.get_ptr_mut(host)?;
+        // SAFETY: as for a flow: other CPUs may write the same words, any of whose values is valid; `limit` says what that costs.
+        Some(change(unsafe { &mut *rate }))
+    }
+
+    #[inline(always)]
+    fn peek_rate(&self, host: Host) -> Rate {
+        // SAFETY: a value is copied at once.
+        unsafe { RATES.get(host) }.copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn open(&self, host: Host) -> u32 {
+        // SAFETY: values are single words.
+        let [open, reaped] = unsafe { [OPEN.get(host), REAPED.get(host)] }.map(|count| count.copied().unwrap_or(0));
+        let left = open.wrapping_sub(reaped);
+        // Below nothing: the two were cleared at different times.
+        if left > i32::MAX as u32 { 0 } else { left }
+    }
+
+    #[inline(always)]
+    fn add_open(&self, host: Host) -> bool {
+        if OPEN.get_ptr_mut(host).is_none() {
+            // Another CPU may be faster; then its entry is there.
+            let _ = OPEN.insert(host, 0, BPF_NOEXIST.into());
+        }
+        let Some(open) = OPEN.get_ptr_mut(host) else { return false };
+        add(open, 1);
+        true
+    }
+
+    #[inline(always)]
+    fn remove_open(&self, host: Host) {
+        if let Some(open) = OPEN.get_ptr_mut(host) {
+            add(open, -1);
+        }
+    }
+
+    #[inline(always)]
+    fn locked_until_s(&self, host: Host) -> Option<u32> {
+        // SAFETY: a value is one word.
+        unsafe { LOCKS.get(host) }.copied()
+    }
+
+    #[inline(always)]
+    fn lock(&self, host: Host, until_s: u32) {
+        // A table that recycles its oldest entries has room.
+        let _ = LOCKS.insert(host, until_s, 0);
+    }
+
+    #[inline(always)]
+    fn report(&self, event: &Event, now_s: u32) {
+        let (Some(budget), Some(settings)) = (EVENT_BUDGET.get_ptr_mut(0), SETTINGS.get(0)) else { return };
+        // SAFETY: this CPU's own slot, as in `count`.
+        let budget = unsafe { &mut *budget };
+        if budget.second_s != now_s {
+            budget.second_s = now_s;
+            budget.reported = 0;
+        }
+        if budget.reported >= settings.events_per_second || EVENTS.output::<Event>(event, 0).is_err() {
+            budget.lost += 1;
+            return;
+        }
+        budget.reported += 1;
+    }
+
+    #[inline(always)]
+    fn count(&self, ifindex: u32, class: u16, reason: Reason, bytes: u64) {
+        let slot = match INTERFACES.get(ifindex % INTERFACE_INDICES) {
+            Some(interface) if interface.ifindex == ifindex => interface.slot,
+            _ => 0,
+        };
+        add_packet(INTERFACE_COUNTERS.get_ptr_mut(interface_counter_index(slot, reason)), bytes);
+        if class != 0 {
+            add_packet(COUNTERS.get_ptr_mut(counter_index(class, reason)), bytes);
+        }
+    }
+}
+
+#[inline(always)]
+fn add_packet(count: Option<*mut Count>, bytes: u64) {
+    if let Some(count) = count {
+        // SAFETY: this CPU's own slot. A program that interrupts this one may lose an increment, never corrupt one.
+        let count = unsafe { &mut *count };
+        count.packets += 1;
+        count.bytes += bytes;
     }
 }

@@ -12,7 +12,7 @@ use aya::{
 use redirect_common::{
     address::{V4, V6},
     flow::{Direction, Flow, Tuple},
-    maps::{Count, Resets, counter_index, names},
+    maps::{Count, INTERFACES_MAX, Resets, counter_index, interface_counter_index, names},
     parse::Link,
     policy::{Class, Relay, Settings, Subscriber},
     reason::{Reason, Verdict},
@@ -68,9 +68,9 @@ impl Hook {
         const TC_ACT_REDIRECT: u32 = 7;
         const XDP_TX: u32 = 3;
         match (self, verdict) {
-            (Self::Xdp, Verdict::Pass | Verdict::Redirect) => XDP_PASS,
+            (Self::Xdp, Verdict::Pass | Verdict::Redirect | Verdict::Steer) => XDP_PASS,
             (Self::Xdp, Verdict::Drop) => XDP_DROP,
-            (_, Verdict::Pass | Verdict::Redirect) => TC_ACT_UNSPEC,
+            (_, Verdict::Pass | Verdict::Redirect | Verdict::Steer) => TC_ACT_UNSPEC,
             (Self::Xdp, Verdict::Reject) => XDP_TX,
             (_, Verdict::Drop) => TC_ACT_SHOT,
             (_, Verdict::Reject) => TC_ACT_REDIRECT,
@@ -98,6 +98,7 @@ pub struct Kernel {
     settings: Array<MapData, Settings>,
     resets: PerCpuArray<MapData, Resets>,
     counters: PerCpuArray<MapData, Count>,
+    interface_counters: PerCpuArray<MapData, Count>,
 }
 
 impl Kernel {
@@ -140,11 +141,19 @@ impl Kernel {
         let settings = map(&mut object, names::SETTINGS);
         let resets = map(&mut object, names::RESETS);
         let counters = map(&mut object, names::COUNTERS);
-        Self { object, settings, resets, counters }
+        let interface_counters = map(&mut object, names::INTERFACE_COUNTERS);
+        Self { object, settings, resets, counters, interface_counters }
     }
 
     pub fn set_clock(&mut self, now_s: u32) {
-        self.settings.set(0, Settings::new(1, now_s), 0).expect("the clock is set");
+        self.set(|settings| settings.clock_s = now_s);
+    }
+
+    /// Changes the settings.
+    pub fn set(&mut self, change: impl FnOnce(&mut Settings)) {
+        let mut settings = self.settings.get(&0, 0).expect("the settings are read");
+        change(&mut settings);
+        self.settings.set(0, settings, 0).expect("the settings are set");
     }
 
     /// Sets what every CPU has sent.
@@ -204,13 +213,23 @@ impl Kernel {
         }
     }
 
-    /// The sum over all CPUs of one counter.
+    /// The sum over all CPUs of one counter; class 0 has what of the interfaces' counters no class has.
     pub fn count(&self, class: u16, reason: Reason) -> Count {
-        let counts = self.counters.get(&counter_index(class, reason), 0).expect("a counter is read");
-        counts.iter().fold(Count::default(), |sum, count| Count {
-            packets: sum.packets + count.packets,
-            bytes: sum.bytes + count.bytes,
-        })
+        let total = |counters: &PerCpuArray<MapData, Count>, index| {
+            let counts = counters.get(&index, 0).expect("a counter is read");
+            counts.iter().fold((0, 0), |sum, count| (sum.0 + count.packets, sum.1 + count.bytes))
+        };
+        let classed = |class| total(&self.counters, counter_index(class, reason));
+        let (packets, bytes) = match class {
+            0 => {
+                let all = (0..INTERFACES_MAX)
+                    .map(|slot| total(&self.interface_counters, interface_counter_index(slot, reason)));
+                let all = all.fold((0, 0), |sum, count| (sum.0 + count.0, sum.1 + count.1));
+                (1..CLASSES).map(classed).fold(all, |left, count| (left.0 - count.0, left.1 - count.1))
+            }
+            class => classed(class),
+        };
+        Count { packets, bytes }
     }
 
     /// Packets of every class that left for one reason.
@@ -238,13 +257,21 @@ impl Kernel {
     }
 
     pub fn verified_instructions(&self) -> Vec<(&'static str, u32)> {
-        [names::XDP_INGRESS, names::TC_INGRESS, names::TC_EGRESS, names::TC_INGRESS_IP, names::TC_EGRESS_IP]
-            .into_iter()
-            .map(|name| {
-                let info = self.object.program(name).expect("the object has the program").info();
-                (name, info.expect("a loaded program has info").verified_instruction_count().unwrap_or(0))
-            })
-            .collect()
+        [
+            names::XDP_INGRESS,
+            names::TC_INGRESS,
+            names::TC_EGRESS,
+            names::TC_INGRESS_IP,
+            names::TC_EGRESS_IP,
+            names::EXPLAIN,
+            names::SOCKET_LOOKUP,
+        ]
+        .into_iter()
+        .map(|name| {
+            let info = self.object.program(name).expect("the object has the program").info();
+            (name, info.expect("a loaded program has info").verified_instruction_count().unwrap_or(0))
+        })
+        .collect()
     }
 }
 

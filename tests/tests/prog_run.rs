@@ -6,8 +6,8 @@
 use std::net::{SocketAddrV4, SocketAddrV6};
 
 use redirect_common::{
+    admit::PORT_TRIES,
     flow::{Direction, Flags},
-    handle::PORT_TRIES,
     maps::{RESETS_PER_SECOND_MAX, Resets, names},
     parse::Link,
     policy::{Action, Class, Fallback, Relay},

@@ -14,14 +14,17 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{Array, HashMap as BpfHashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie::Key},
-    programs::{SchedClassifier, Xdp},
+    programs::{SchedClassifier, SkLookup, Xdp},
     util::KernelVersion,
 };
 use aya_log::EbpfLogger;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use redirect_common::{
     address::{Address, V4, V6},
-    maps::{CLASSES_MAX, Count, ENTRIES_PER_FLOW, FLOWS_MAX, RELAYS_MAX, SUBSCRIBERS_MAX, counter_index, names},
+    maps::{
+        CLASSES_MAX, Count, ENTRIES_PER_FLOW, FLOWS_MAX, INTERFACES_MAX, RELAYS_MAX, SUBSCRIBERS_MAX, counter_index,
+        interface_counter_index, names,
+    },
     policy::{Class, Relay, Settings, Subscriber},
     reason::Reason,
 };
@@ -70,9 +73,10 @@ pub fn load(capacities: Capacities) -> Result<Ebpf, Error> {
         }
         Err(error) => return Err(not_loaded(&error)),
     }
-    for name in [names::TC_INGRESS, names::TC_EGRESS, names::TC_INGRESS_IP, names::TC_EGRESS_IP] {
+    for name in [names::TC_INGRESS, names::TC_EGRESS, names::TC_INGRESS_IP, names::TC_EGRESS_IP, names::EXPLAIN] {
         program::<SchedClassifier>(&mut object, name)?.load().map_err(|error| not_loaded(&error))?;
     }
+    program::<SkLookup>(&mut object, names::SOCKET_LOOKUP)?.load().map_err(|error| not_loaded(&error))?;
     Ok(object)
 }
 
@@ -131,6 +135,7 @@ pub struct KernelDataplane {
     relay_ports: Array<MapData, u64>,
     settings: Array<MapData, Settings>,
     counters: PerCpuArray<MapData, Count>,
+    interface_counters: PerCpuArray<MapData, Count>,
     flows: Arc<Flows>,
     collector: Collector,
     attached: BTreeMap<String, Attached>,
@@ -156,6 +161,7 @@ impl KernelDataplane {
             relay_ports: take(&mut object, names::RELAY_PORTS)?,
             settings: take(&mut object, names::SETTINGS)?,
             counters: take(&mut object, names::COUNTERS)?,
+            interface_counters: take(&mut object, names::INTERFACE_COUNTERS)?,
             collector: Collector::default(),
             flows,
             attached: BTreeMap::new(),
@@ -298,16 +304,18 @@ impl Dataplane for KernelDataplane {
                 Ok(())
             }
             Operation::SetRevision(revision) => {
-                let clock_s = self.settings()?.clock_s;
-                self.store_settings(Settings::new(*revision, clock_s))
+                let mut settings = self.settings()?;
+                settings.revision = *revision;
+                self.store_settings(settings)
             }
         }
     }
 
     fn tick(&mut self, now_s: u32) -> Result<(), Error> {
         self.log.flush();
-        let revision = self.settings()?.revision;
-        self.store_settings(Settings::new(revision, now_s))
+        let mut settings = self.settings()?;
+        settings.clock_s = now_s;
+        self.store_settings(settings)
     }
 
     fn collect(&mut self, now_s: u32, budget: usize) -> Result<Collected, Error> {
@@ -316,18 +324,32 @@ impl Dataplane for KernelDataplane {
 
     fn counters(&self) -> Result<Vec<Counter>, Error> {
         let mut counters = Vec::new();
-        for class in 0..ClassId::try_from(CLASSES_MAX).unwrap_or(ClassId::MAX) {
-            for reason in Reason::ALL {
-                let counts = self.counters.get(&counter_index(class, *reason), 0);
-                let counts = counts.map_err(|error| system("read the counters", error))?;
-                let (packets, bytes) = counts
-                    .iter()
-                    .fold((0, 0), |(packets, bytes), count| (packets + count.packets, bytes + count.bytes));
+        for reason in Reason::ALL {
+            let mut unclassed = Count::default();
+            for slot in 0..INTERFACES_MAX {
+                let count = total(&self.interface_counters, interface_counter_index(slot, *reason))?;
+                unclassed.packets += count.packets;
+                unclassed.bytes += count.bytes;
+            }
+            for class in 1..ClassId::try_from(CLASSES_MAX).unwrap_or(ClassId::MAX) {
+                let Count { packets, bytes } = total(&self.counters, counter_index(class, *reason))?;
+                // Packets come while the counters are read.
+                unclassed.packets = unclassed.packets.saturating_sub(packets);
+                unclassed.bytes = unclassed.bytes.saturating_sub(bytes);
                 if packets > 0 {
                     counters.push(Counter { class, reason: *reason, packets, bytes });
                 }
             }
+            if unclassed.packets > 0 {
+                counters.push(Counter {
+                    class: 0,
+                    reason: *reason,
+                    packets: unclassed.packets,
+                    bytes: unclassed.bytes,
+                });
+            }
         }
+        counters.sort_by_key(|counter| (counter.class, counter.reason));
         Ok(counters)
     }
 
@@ -348,6 +370,15 @@ impl FlowReader for Flows {
             _ => Ok(None),
         }
     }
+}
+
+/// A counter of all CPUs together.
+fn total(counters: &PerCpuArray<MapData, Count>, index: u32) -> Result<Count, Error> {
+    let counts = counters.get(&index, 0).map_err(|error| system("read the counters", error))?;
+    Ok(counts.iter().fold(Count::default(), |sum, count| Count {
+        packets: sum.packets + count.packets,
+        bytes: sum.bytes + count.bytes,
+    }))
 }
 
 /// A socket that listens on both families shows IPv4 peers as IPv6 addresses.

@@ -69,11 +69,8 @@ impl State {
     #[track_caller]
     pub fn check(&self) {
         for (id, class) in &self.classes {
-            assert!(
-                class.relay() == 0 || self.relays.contains_key(&class.relay()),
-                "class {id} points at absent relay {}",
-                class.relay()
-            );
+            let absent = class.relays().find(|relay| !self.relays.contains_key(&RelayId::from(*relay)));
+            assert_eq!(absent, None, "class {id} points at an absent relay");
         }
         for (prefix, subscriber) in &self.subscribers {
             assert!(
@@ -91,17 +88,14 @@ impl State {
             }
             Operation::ClearRelay { id } => {
                 assert!(
-                    !self.classes.values().any(|class| class.relay() == *id),
+                    !self.classes.values().any(|class| class.relays().any(|relay| RelayId::from(relay) == *id)),
                     "relay {id} is cleared under a class"
                 );
                 self.relays.remove(id);
             }
             Operation::SetClass { id, class } => {
-                assert!(
-                    class.relay() == 0 || self.relays.contains_key(&class.relay()),
-                    "class {id} before its relay {}",
-                    class.relay()
-                );
+                let absent = class.relays().find(|relay| !self.relays.contains_key(&RelayId::from(*relay)));
+                assert_eq!(absent, None, "class {id} before its relay");
                 self.classes.insert(*id, *class);
             }
             Operation::ClearClass { id } => {

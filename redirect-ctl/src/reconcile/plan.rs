@@ -133,7 +133,7 @@ mod tests {
     /// A small world, so that random states overlap: 4 relays, 6 classes, prefixes inside 10.0.0.0/28, 3 interfaces.
     fn world() -> impl Strategy<Value = Desired> {
         let relays = collection::btree_map(1..5_u16, 1..3_u16, 0..4);
-        let classes = collection::btree_map(1..7_u16, (0..4_u8, 0..5_u16), 0..6);
+        let classes = collection::btree_map(1..7_u16, (0..4_u8, 0..5_u8), 0..6);
         let subscribers = collection::btree_map((0..16_u8, 26..=32_u8), 1..7_u16, 0..12);
         let interfaces =
             collection::btree_map("[abc]", (0..3_usize).prop_map(|hook| [Hook::Auto, Hook::Xdp, Hook::Tc][hook]), 0..3);
@@ -147,7 +147,7 @@ mod tests {
                 let classes: BTreeMap<_, _> = classes
                     .into_iter()
                     .map(|(id, (action, relay))| {
-                        let relay = if relays.contains_key(&relay) { relay } else { 0 };
+                        let relay = if relays.contains_key(&relay.into()) { relay } else { 0 };
                         let action =
                             [Action::Pass, Action::Block, Action::Redirect, Action::Reject][usize::from(action)];
                         (id, Class::new(action, Fallback::Pass, relay))

@@ -548,6 +548,7 @@ fn kernel_subscriber((prefix, class): (IpNet, dataplane::ClassId)) -> (IpNet, po
 
 fn kernel_class(class: &Class, tables: &Tables) -> policy::Class {
     let relay = tables.relays.get(&class.relay_id).and_then(kernel_relay).map_or(0, |_| class.relay_id);
+    let relay = u8::try_from(relay).expect("numbers of relays are below RELAYS_MAX");
     policy::Class::new(class.spec.action.into(), class.spec.on_relay_down.into(), relay)
 }
 

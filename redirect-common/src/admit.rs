@@ -1,0 +1,186 @@
+//! A segment of no flow: the class of its source decides what becomes of it, within the subscriber's limits.
+
+use crate::{
+    address::Address,
+    flow::{Flow, Tuple},
+    handle::{Moment, Outcome, class_of, promote_steered},
+    parse::Segment,
+    policy::{Action, Class, Fallback, OnClassChange},
+    reason::Reason,
+    tables::{FamilyTables, Socket, Table, Tables},
+};
+
+/// Client ports tried toward the relay before a flow counts as clashing: the client's own and seven others. With a thousand flows of one
+/// client to one relay, all eight are taken once in 10^14 times.
+pub const PORT_TRIES: u32 = 8;
+
+/// Decides by policy. `to` is what a redirected segment leaves with.
+#[inline(never)]
+pub(crate) fn admit<T: Tables + FamilyTables<A>, A: Address>(
+    tables: &T,
+    segment: &Segment<A>,
+    moment: &Moment,
+    to: &mut Tuple<A>,
+) -> Outcome {
+    let Some((number, class)) = class_of(tables, &segment.tuple.addresses[0]) else {
+        return Outcome::unclassed(Reason::NoClass);
+    };
+    let opens = segment.flags.opens();
+    let reason = match class.action() {
+        Action::Block => Reason::ClassBlock,
+        Action::Reject => Reason::ClassReject,
+        Action::Pass | Action::Redirect
+            if opens && let Some(reason) = limit(tables, &segment.tuple, class, moment.now_s) =>
+        {
+            reason
+        }
+        Action::Pass => Reason::ClassPass,
+        Action::Redirect if opens => open_flow(tables, &segment.tuple, (number, class), moment, to),
+        Action::Redirect => join_flow(tables, segment, (number, class), moment),
+    };
+    Outcome::new(reason, number)
+}
+
+/// Why a subscriber may not open this connection, if so.
+#[inline(never)]
+fn limit<T: Tables + FamilyTables<A>, A: Address>(
+    tables: &T,
+    key: &Tuple<A>,
+    class: &Class,
+    now_s: u32,
+) -> Option<Reason> {
+    let host = key.addresses[0].host();
+    if tables.locked_until_s(host).is_some_and(|until_s| now_s < until_s) {
+        return Some(Reason::Locked);
+    }
+    // A SYN that is sent again is no other connection.
+    if !class.has_limits() || tables.flow(Table::HalfOpen, key, |_| ()).is_some() {
+        return None;
+    }
+    let reason = if class.open_max() != 0 && tables.open(host) >= class.open_max() {
+        Reason::OpenLimited
+    } else if class.interval_ns() != 0 {
+        let now_ns = tables.now_ns();
+        match tables.rate(host, |rate| rate.take(class, now_ns)) {
+            Some(false) => Reason::RateLimited,
+            Some(true) | None => return None,
+        }
+    } else {
+        return None;
+    };
+    if tables.rate(host, |rate| rate.refuse(class, now_s)) == Some(true) {
+        tables.lock(host, now_s.saturating_add(class.lock_s()));
+    }
+    Some(reason)
+}
+
+/// A SYN to redirect: the class's pool says which relay, the relay how.
+#[inline(always)]
+fn open_flow<T: Tables + FamilyTables<A>, A: Address>(
+    tables: &T,
+    key: &Tuple<A>,
+    (number, class): (u16, &Class),
+    moment: &Moment,
+    to: &mut Tuple<A>,
+) -> Reason {
+    let Moment { now_s, epoch, steering } = *moment;
+    let number_in_pool = A::relay(class, spread(key, 0) as usize);
+    let relay = tables.relay(number_in_pool.into()).unwrap_or_default();
+    let down = match class.on_relay_down() {
+        Fallback::Pass => Reason::RelayDownPass,
+        Fallback::Block => Reason::RelayDownBlock,
+        Fallback::Reject => Reason::RelayDownReject,
+    };
+    let Some((address, port)) = A::endpoint(&relay) else { return down };
+    if steering && relay.is_steered() {
+        put_half_open(tables, key, &Flow::steered(*key, number, number_in_pool.into(), now_s));
+        return Reason::SteerNew;
+    }
+    if !relay.is_rewritten() {
+        return down;
+    }
+    let [source, _] = key.addresses;
+    *to = Tuple::new([source, address], [key.ports[0], port]);
+    let reply = Flow::reply(key.reversed(), number, relay.is_own(), now_s);
+    for attempt in 1..=PORT_TRIES {
+        if reserve(tables, &to.reversed(), &reply) {
+            put_half_open(tables, key, &Flow::forward(*to, number, epoch, now_s));
+            return Reason::FlowNew;
+        }
+        to.ports[0] = other_port(key, attempt);
+    }
+    match class.on_relay_down() {
+        Fallback::Pass => Reason::ClashPass,
+        Fallback::Block => Reason::ClashBlock,
+        Fallback::Reject => Reason::ClashReject,
+    }
+}
+
+/// Enters the forward entry of a half-open flow, over what an earlier SYN has left there.
+#[inline(never)]
+fn put_half_open<T: FamilyTables<A>, A: Address>(tables: &T, key: &Tuple<A>, flow: &Flow<A>) {
+    if tables.flow(Table::HalfOpen, key, |old| *old = *flow).is_none() {
+        // A table that recycles its oldest entries has room; should another CPU be faster, its entry is as good.
+        let _ = tables.insert(Table::HalfOpen, key, flow);
+    }
+}
+
+/// Takes the tuple of the relay's answers for this flow, unless another flow has it.
+#[inline(always)]
+fn reserve<T: FamilyTables<A>, A: Address>(tables: &T, reply_key: &Tuple<A>, reply: &Flow<A>) -> bool {
+    match tables.flow(Table::Established, reply_key, |old| old.to == reply.to) {
+        Some(false) => return false,
+        // The other half of an earlier connection of this very tuple: its forward entry is gone, or we would not be here.
+        Some(true) => tables.remove(Table::Established, reply_key),
+        None => {}
+    }
+    if tables.insert(Table::HalfOpen, reply_key, reply).is_ok() {
+        return true;
+    }
+    let renewed = tables.flow(Table::HalfOpen, reply_key, |old| {
+        let ours = old.to == reply.to;
+        if ours {
+            *old = *reply;
+        }
+        ours
+    });
+    renewed == Some(true)
+}
+
+/// A segment in mid-stream that no table knows. It may be of a steered flow that lost its entry: the kernel knows by the socket.
+#[inline(always)]
+fn join_flow<T: Tables + FamilyTables<A>, A: Address>(
+    tables: &T,
+    segment: &Segment<A>,
+    (number, class): (u16, &Class),
+    moment: &Moment,
+) -> Reason {
+    let Moment { now_s, epoch, steering } = *moment;
+    let socket = if steering { tables.socket(&segment.tuple) } else { Socket::None };
+    match (socket, class.on_class_change()) {
+        (Socket::Connected, _) => promote_steered(tables, &segment.tuple, number, epoch, now_s),
+        (Socket::Waiting, _) => Reason::SteerHalfOpen,
+        (Socket::None, OnClassChange::Reset) if !segment.flags.resets() => Reason::NoFlowReject,
+        (Socket::None, _) => Reason::NoFlow,
+    }
+}
+
+/// Another client port, the same for the same flow, so that a retransmitted SYN finds its own reservation.
+#[inline(always)]
+fn other_port<A: Address>(key: &Tuple<A>, attempt: u32) -> [u8; 2] {
+    const FIRST: u32 = 1024;
+    // `spread` has 16 bits, so this is the port range scaled, without a division.
+    ((FIRST + ((spread(key, attempt) * (65_536 - FIRST)) >> 16)) as u16).to_be_bytes()
+}
+
+/// Sixteen bits that differ well between flows and attempts, and are the same for the same ones.
+#[inline(always)]
+fn spread<A: Address>(key: &Tuple<A>, attempt: u32) -> u32 {
+    // Multiplicative hashing; the constant is 2^32 divided by the golden ratio.
+    const FACTOR: u32 = 0x9e37_79b9;
+    let port = u32::from(u16::from_be_bytes(key.ports[0]));
+    let [source, destination] = key.addresses;
+    let seed = destination.spread() ^ source.spread().rotate_left(8) ^ port.rotate_left(16) ^ attempt;
+    let spread = seed.wrapping_mul(FACTOR);
+    (spread ^ (spread >> 15)).wrapping_mul(FACTOR) >> 16
+}

@@ -1,0 +1,159 @@
+//! Tables that can be read and not changed: what would become of a packet, without any of it happening.
+
+use core::{cell::Cell, hint::black_box};
+
+use crate::{
+    address::{Address, Host},
+    event::Event,
+    flow::{Flow, Tuple},
+    fragment::{Datagram, Fate},
+    limit::Rate,
+    policy::{Class, Relay, Subscriber},
+    reason::Reason,
+    tables::{FamilyTables, InsertError, Socket, Table, Tables},
+};
+
+/// The tables behind it stay as they are: every change is made to a copy, and every entry finds room.
+pub struct DryRun<T> {
+    tables: T,
+    /// The relay that was asked for last.
+    relay: Cell<u16>,
+}
+
+impl<T> DryRun<T> {
+    #[inline(always)]
+    pub const fn new(tables: T) -> Self {
+        Self { tables, relay: Cell::new(0) }
+    }
+
+    /// Number of the relay that a new flow would go to; 0 where the packet opens none.
+    #[inline(always)]
+    pub const fn chosen_relay(&self) -> u16 {
+        self.relay.get()
+    }
+}
+
+impl<T: FamilyTables<A>, A: Address> FamilyTables<A> for DryRun<T> {
+    #[inline(always)]
+    fn subscriber(&self, source: &A) -> Option<Subscriber> {
+        self.tables.subscriber(source)
+    }
+
+    #[inline(always)]
+    fn flow<R>(&self, table: Table, key: &Tuple<A>, change: impl FnOnce(&mut Flow<A>) -> R) -> Option<R> {
+        let mut copy = Flow::default();
+        self.tables.flow(table, key, |flow| copy = *flow)?;
+        // LLVM 22 crashes on what it makes of a copy in registers; this keeps it in memory.
+        Some(change(black_box(&mut copy)))
+    }
+
+    #[inline(always)]
+    fn insert(&self, table: Table, key: &Tuple<A>, _flow: &Flow<A>) -> Result<(), InsertError> {
+        match self.tables.flow(table, key, |_| ()) {
+            Some(()) => Err(InsertError::Exists),
+            None => Ok(()),
+        }
+    }
+
+    #[inline(always)]
+    fn remove(&self, _table: Table, _key: &Tuple<A>) {}
+
+    #[inline(always)]
+    fn fate(&self, datagram: &Datagram<A>) -> Option<Fate<A>> {
+        self.tables.fate(datagram)
+    }
+
+    #[inline(always)]
+    fn set_fate(&self, _datagram: &Datagram<A>, _fate: &Fate<A>) {}
+
+    #[inline(always)]
+    fn socket(&self, tuple: &Tuple<A>) -> Socket {
+        self.tables.socket(tuple)
+    }
+}
+
+impl<T: Tables> Tables for DryRun<T> {
+    #[inline(always)]
+    fn class(&self, class: u16) -> Option<&Class> {
+        self.tables.class(class)
+    }
+
+    #[inline(always)]
+    fn relay(&self, relay: u16) -> Option<Relay> {
+        self.relay.set(relay);
+        self.tables.relay(relay)
+    }
+
+    #[inline(always)]
+    fn is_relay_port(&self, port: [u8; 2]) -> bool {
+        self.tables.is_relay_port(port)
+    }
+
+    #[inline(always)]
+    fn now_s(&self) -> u32 {
+        self.tables.now_s()
+    }
+
+    #[inline(always)]
+    fn now_ns(&self) -> u64 {
+        self.tables.now_ns()
+    }
+
+    #[inline(always)]
+    fn epoch(&self) -> u32 {
+        self.tables.epoch()
+    }
+
+    #[inline(always)]
+    fn is_steering(&self) -> bool {
+        self.tables.is_steering()
+    }
+
+    #[inline(always)]
+    fn zero(&self) -> usize {
+        self.tables.zero()
+    }
+
+    #[inline(always)]
+    fn take_reset(&self, _now_s: u32) -> bool {
+        true
+    }
+
+    #[inline(always)]
+    fn rate<R>(&self, host: Host, change: impl FnOnce(&mut Rate) -> R) -> Option<R> {
+        let mut copy = self.tables.peek_rate(host);
+        Some(change(&mut copy))
+    }
+
+    #[inline(always)]
+    fn peek_rate(&self, host: Host) -> Rate {
+        self.tables.peek_rate(host)
+    }
+
+    #[inline(always)]
+    fn open(&self, host: Host) -> u32 {
+        self.tables.open(host)
+    }
+
+    #[inline(always)]
+    fn add_open(&self, _host: Host) -> bool {
+        true
+    }
+
+    #[inline(always)]
+    fn remove_open(&self, _host: Host) {}
+
+    #[inline(always)]
+    fn locked_until_s(&self, host: Host) -> Option<u32> {
+        self.tables.locked_until_s(host)
+    }
+
+    #[inline(always)]
+    fn lock(&self, _host: Host, _until_s: u32) {}
+
+    #[inline(always)]
+    fn report(&self, _event: &Event, _now_s: u32) {}
+
+    #[inline(always)]
+    fn count(&self, _ifindex: u32, _class: u16, _reason: Reason, _bytes: u64) {}
+}
