@@ -55,6 +55,8 @@ pub trait Address: Copy + Debug + Default + Eq + Ord + 'static {
     type Octets: Wire;
     /// 4 or 6.
     const FAMILY: u8;
+    /// The unspecified address.
+    const ZERO: Self;
     /// Offset of the source address in the IP header, in bytes; the destination follows it.
     const OFFSET: usize;
     /// Offset of the header's own checksum, in bytes, where the family has one.
@@ -91,6 +93,7 @@ pub trait Address: Copy + Debug + Default + Eq + Ord + 'static {
 impl Address for V4 {
     type Octets = [u8; 4];
     const FAMILY: u8 = 4;
+    const ZERO: Self = Self(0);
     const OFFSET: usize = 12;
     const HEADER_CHECKSUM: Option<usize> = Some(10);
 
@@ -170,6 +173,7 @@ const fn pair(first: u32, second: u32) -> u64 {
 impl Address for V6 {
     type Octets = [u8; 16];
     const FAMILY: u8 = 6;
+    const ZERO: Self = Self([0; 2]);
     const OFFSET: usize = 8;
     const HEADER_CHECKSUM: Option<usize> = None;
 

@@ -14,13 +14,12 @@ use crate::{
 /// client to one relay, all eight are taken once in 10^14 times.
 pub const PORT_TRIES: u32 = 8;
 
-/// Decides by policy. `to` is what a redirected segment leaves with.
+/// Decides by policy. [`Reason::FlowNew`] stands for a flow that may be opened: [`open_flow`] does it.
 #[inline(never)]
 pub(crate) fn admit<T: Tables + FamilyTables<A>, A: Address>(
     tables: &T,
     segment: &Segment<A>,
     moment: &Moment,
-    to: &mut Tuple<A>,
 ) -> Outcome {
     let Some((number, class)) = class_of(tables, &segment.tuple.addresses[0]) else {
         return Outcome::unclassed(Reason::NoClass);
@@ -35,8 +34,8 @@ pub(crate) fn admit<T: Tables + FamilyTables<A>, A: Address>(
             reason
         }
         Action::Pass => Reason::ClassPass,
-        Action::Redirect if opens => open_flow(tables, &segment.tuple, (number, class), moment, to),
-        Action::Redirect => join_flow(tables, segment, (number, class), moment),
+        Action::Redirect if opens => Reason::FlowNew,
+        Action::Redirect => join_flow(tables, segment, number, class.on_class_change(), moment),
     };
     Outcome::new(reason, number)
 }
@@ -60,8 +59,8 @@ fn limit<T: Tables + FamilyTables<A>, A: Address>(
     let reason = if class.open_max() != 0 && tables.open(host) >= class.open_max() {
         Reason::OpenLimited
     } else if class.interval_ns() != 0 {
-        let now_ns = tables.now_ns();
-        match tables.rate(host, |rate| rate.take(class, now_ns)) {
+        let clock_ns = tables.now_ns();
+        match tables.rate(host, |rate| rate.take(class, clock_ns)) {
             Some(false) => Reason::RateLimited,
             Some(true) | None => return None,
         }
@@ -74,73 +73,108 @@ fn limit<T: Tables + FamilyTables<A>, A: Address>(
     Some(reason)
 }
 
-/// A SYN to redirect: the class's pool says which relay, the relay how.
-#[inline(always)]
-fn open_flow<T: Tables + FamilyTables<A>, A: Address>(
+/// A SYN to redirect: the class's pool says which relay, the relay how. `to` becomes what it leaves with.
+#[inline(never)]
+pub(crate) fn open_flow<T: Tables + FamilyTables<A>, A: Address>(
     tables: &T,
     key: &Tuple<A>,
-    (number, class): (u16, &Class),
+    number: u16,
     moment: &Moment,
     to: &mut Tuple<A>,
 ) -> Reason {
-    let Moment { now_s, epoch, steering } = *moment;
-    let number_in_pool = A::relay(class, spread(key, 0) as usize);
-    let relay = tables.relay(number_in_pool.into()).unwrap_or_default();
-    let down = match class.on_relay_down() {
+    let Some(class) = tables.class(number) else { return Reason::NoClass };
+    let place = spread(key, 0) as usize;
+    let relay_id = A::relay(class, place);
+    let relay = tables.relay(relay_id.into());
+    let fallback = class.on_relay_down();
+    let down = match fallback {
         Fallback::Pass => Reason::RelayDownPass,
         Fallback::Block => Reason::RelayDownBlock,
         Fallback::Reject => Reason::RelayDownReject,
     };
-    let Some((address, port)) = A::endpoint(&relay) else { return down };
-    if steering && relay.is_steered() {
-        put_half_open(tables, key, &Flow::steered(*key, number, number_in_pool.into(), now_s));
+    let Some((relay, (address, port))) = relay.and_then(|relay| Some((relay, A::endpoint(relay)?))) else {
+        return down;
+    };
+    if moment.steering && relay.is_steered() {
+        enter_steered(tables, key, number, relay_id, moment.now_s);
         return Reason::SteerNew;
     }
     if !relay.is_rewritten() {
         return down;
     }
-    let [source, _] = key.addresses;
-    *to = Tuple::new([source, address], [key.ports[0], port]);
-    let reply = Flow::reply(key.reversed(), number, relay.is_own(), now_s);
+    // While a port is looked for, `to` is the tuple of the answers.
+    *to = Tuple::new([address, key.addresses[0]], [port, key.ports[0]]);
     for attempt in 1..=PORT_TRIES {
-        if reserve(tables, &to.reversed(), &reply) {
-            put_half_open(tables, key, &Flow::forward(*to, number, epoch, now_s));
+        if reserve(tables, to, key, Owner { class: number, own: relay.is_own() }, moment.now_s) {
+            *to = to.reversed();
+            enter_forward(tables, key, to, number, moment);
             return Reason::FlowNew;
         }
-        to.ports[0] = other_port(key, attempt);
+        to.ports[1] = other_port(key, attempt);
     }
-    match class.on_relay_down() {
+    *to = *key;
+    match fallback {
         Fallback::Pass => Reason::ClashPass,
         Fallback::Block => Reason::ClashBlock,
         Fallback::Reject => Reason::ClashReject,
     }
 }
 
-/// Enters the forward entry of a half-open flow, over what an earlier SYN has left there.
+/// Enters the entry of a half-open flow that is steered to the relay `relay`.
 #[inline(never)]
-fn put_half_open<T: FamilyTables<A>, A: Address>(tables: &T, key: &Tuple<A>, flow: &Flow<A>) {
-    if tables.flow(Table::HalfOpen, key, |old| *old = *flow).is_none() {
+fn enter_steered<T: FamilyTables<A>, A: Address>(tables: &T, key: &Tuple<A>, class: u16, relay: u8, now_s: u32) {
+    enter(tables, key, || Flow::steered(*key, class, relay.into(), now_s));
+}
+
+/// Enters the forward entry of a half-open flow that leaves with `to`.
+#[inline(never)]
+fn enter_forward<T: FamilyTables<A>, A: Address>(
+    tables: &T,
+    key: &Tuple<A>,
+    to: &Tuple<A>,
+    class: u16,
+    moment: &Moment,
+) {
+    enter(tables, key, || Flow::forward(*to, class, moment.epoch, moment.now_s));
+}
+
+/// Over what an earlier SYN has left there.
+#[inline(always)]
+fn enter<T: FamilyTables<A>, A: Address>(tables: &T, key: &Tuple<A>, flow: impl Fn() -> Flow<A>) {
+    if tables.flow(Table::HalfOpen, key, |old| *old = flow()).is_none() {
         // A table that recycles its oldest entries has room; should another CPU be faster, its entry is as good.
-        let _ = tables.insert(Table::HalfOpen, key, flow);
+        let _ = tables.insert_new(Table::HalfOpen, key, |new| *new = flow());
     }
 }
 
-/// Takes the tuple of the relay's answers for this flow, unless another flow has it.
-#[inline(always)]
-fn reserve<T: FamilyTables<A>, A: Address>(tables: &T, reply_key: &Tuple<A>, reply: &Flow<A>) -> bool {
-    match tables.flow(Table::Established, reply_key, |old| old.to == reply.to) {
+/// Whose the answers of a flow are.
+#[derive(Clone, Copy)]
+struct Owner {
+    class: u16,
+    own: bool,
+}
+
+/// Takes the tuple of the relay's answers for the flow `key`, unless another flow has it. An earlier SYN of the same flow may have left its entry.
+#[inline(never)]
+fn reserve<T, A>(tables: &T, reply_key: &Tuple<A>, key: &Tuple<A>, owner: Owner, now_s: u32) -> bool
+where
+    T: FamilyTables<A>,
+    A: Address,
+{
+    match tables.flow(Table::Established, reply_key, |old| old.answers(key)) {
         Some(false) => return false,
         // The other half of an earlier connection of this very tuple: its forward entry is gone, or we would not be here.
         Some(true) => tables.remove(Table::Established, reply_key),
         None => {}
     }
-    if tables.insert(Table::HalfOpen, reply_key, reply).is_ok() {
+    let reply = || Flow::reply(key.reversed(), owner.class, owner.own, now_s);
+    if tables.insert_new(Table::HalfOpen, reply_key, |new| *new = reply()).is_ok() {
         return true;
     }
     let renewed = tables.flow(Table::HalfOpen, reply_key, |old| {
-        let ours = old.to == reply.to;
+        let ours = old.answers(key);
         if ours {
-            *old = *reply;
+            *old = reply();
         }
         ours
     });
@@ -148,17 +182,18 @@ fn reserve<T: FamilyTables<A>, A: Address>(tables: &T, reply_key: &Tuple<A>, rep
 }
 
 /// A segment in mid-stream that no table knows. It may be of a steered flow that lost its entry: the kernel knows by the socket.
-#[inline(always)]
+#[inline(never)]
 fn join_flow<T: Tables + FamilyTables<A>, A: Address>(
     tables: &T,
     segment: &Segment<A>,
-    (number, class): (u16, &Class),
+    class: u16,
+    on_class_change: OnClassChange,
     moment: &Moment,
 ) -> Reason {
     let Moment { now_s, epoch, steering } = *moment;
     let socket = if steering { tables.socket(&segment.tuple) } else { Socket::None };
-    match (socket, class.on_class_change()) {
-        (Socket::Connected, _) => promote_steered(tables, &segment.tuple, number, epoch, now_s),
+    match (socket, on_class_change) {
+        (Socket::Connected, _) => promote_steered(tables, &segment.tuple, class, epoch, now_s),
         (Socket::Waiting, _) => Reason::SteerHalfOpen,
         (Socket::None, OnClassChange::Reset) if !segment.flags.resets() => Reason::NoFlowReject,
         (Socket::None, _) => Reason::NoFlow,

@@ -1,6 +1,6 @@
 //! Tables that can be read and not changed: what would become of a packet, without any of it happening.
 
-use core::{cell::Cell, hint::black_box};
+use core::cell::Cell;
 
 use crate::{
     address::{Address, Host},
@@ -41,10 +41,17 @@ impl<T: FamilyTables<A>, A: Address> FamilyTables<A> for DryRun<T> {
 
     #[inline(always)]
     fn flow<R>(&self, table: Table, key: &Tuple<A>, change: impl FnOnce(&mut Flow<A>) -> R) -> Option<R> {
-        let mut copy = Flow::default();
-        self.tables.flow(table, key, |flow| copy = *flow)?;
-        // LLVM 22 crashes on what it makes of a copy in registers; this keeps it in memory.
-        Some(change(black_box(&mut copy)))
+        self.tables.copied_flow(table, key, change)
+    }
+
+    #[inline(always)]
+    fn copied_flow<R>(&self, table: Table, key: &Tuple<A>, change: impl FnOnce(&mut Flow<A>) -> R) -> Option<R> {
+        self.tables.copied_flow(table, key, change)
+    }
+
+    #[inline(always)]
+    fn insert_new(&self, table: Table, key: &Tuple<A>, _fill: impl FnOnce(&mut Flow<A>)) -> Result<(), InsertError> {
+        self.insert(table, key, &Flow::EMPTY)
     }
 
     #[inline(always)]
@@ -79,7 +86,7 @@ impl<T: Tables> Tables for DryRun<T> {
     }
 
     #[inline(always)]
-    fn relay(&self, relay: u16) -> Option<Relay> {
+    fn relay(&self, relay: u16) -> Option<&Relay> {
         self.relay.set(relay);
         self.tables.relay(relay)
     }

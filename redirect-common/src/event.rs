@@ -5,7 +5,7 @@ use core::net::{IpAddr, SocketAddr};
 use crate::{address::Address, flow::Tuple, reason::Reason};
 
 /// A record of the ring buffer. Addresses of IPv4 fill the first four bytes.
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Event {
     /// Index of the interface that the packet came in by, or went out of.

@@ -4,9 +4,11 @@
 //! remembered by the datagram's identification (RFC 791 section 3.2, RFC 8200 section 4.5). A fragment that overtakes its first one passes:
 //! without a first fragment nobody can make anything of it.
 
+use core::hint::black_box;
+
 use crate::{
     address::Address,
-    edit::{Edit, EditError},
+    edit::EditError,
     flow::{Direction, Tuple},
     handle::{Outcome, class_of},
     packet::PacketMut,
@@ -72,29 +74,27 @@ impl<A: Address> Fate<A> {
     }
 }
 
-/// Carries out on a first fragment what was decided, and remembers it for the others.
-#[inline(always)]
-pub(crate) fn settle_first<P, T, A>(
-    frame: &mut P,
+/// Remembers for the others what became of a first fragment of `tuple` that left with the tuple `to`.
+#[inline(never)]
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "a function of BPF takes five arguments, and a pair counts as two"
+)]
+pub(crate) fn settle_first<T, A>(
     tables: &T,
     headers: &Headers,
-    outcome: Outcome,
     tuple: &Tuple<A>,
     to: &Tuple<A>,
+    outcome: &Outcome,
 ) -> Outcome
 where
-    P: PacketMut,
     T: Tables + FamilyTables<A>,
     A: Address,
 {
     let reason = match outcome.reason.verdict() {
-        Verdict::Redirect => match frame.edit(&Edit { l3: headers.l3, l4: headers.l4, from: tuple, to }) {
-            Ok(()) => outcome.reason,
-            Err(EditError) => Reason::EditFailed,
-        },
         // A reset answers a segment, and of this one only a part is here.
         Verdict::Reject => Reason::FragmentBlock,
-        Verdict::Pass | Verdict::Drop | Verdict::Steer => outcome.reason,
+        Verdict::Pass | Verdict::Drop | Verdict::Redirect | Verdict::Steer => outcome.reason,
     };
     let verdict = reason.verdict();
     if verdict != Verdict::Pass {
@@ -112,12 +112,12 @@ where
     T: Tables + FamilyTables<A>,
     A: Address,
 {
-    let addresses = frame.at::<[A::Octets; 2]>(headers.l3 + A::OFFSET).copied();
-    let (Direction::Forward, Some(addresses)) = (direction, addresses) else {
-        return Outcome::unclassed(Reason::Fragment);
+    // So that the frame is handed over, and not pointers into the packet, which the verifier loses on the way.
+    let Some(addresses) = black_box(frame).at::<[A::Octets; 2]>(headers.l3 + A::OFFSET).copied() else {
+        return Outcome::unclassed(Reason::Truncated);
     };
-    let addresses = addresses.map(A::from_octets);
-    let Some((number, class)) = class_of(tables, &addresses[0]) else {
+    let datagram = &Datagram::new(addresses.map(A::from_octets), headers.fragment_id);
+    let (Direction::Forward, Some((number, class))) = (direction, class_of(tables, &datagram.addresses[0])) else {
         return Outcome::unclassed(Reason::Fragment);
     };
     let passes = match class.action() {
@@ -128,8 +128,8 @@ where
     if passes {
         return Outcome::new(Reason::Fragment, number);
     }
-    let fate = Fate::new(addresses, number, Verdict::Drop, tables.now_s());
-    tables.set_fate(&Datagram::new(addresses, headers.fragment_id), &fate);
+    let fate = Fate::new(datagram.addresses, number, Verdict::Drop, tables.now_s());
+    tables.set_fate(datagram, &fate);
     Outcome::new(Reason::FragmentBlock, number)
 }
 

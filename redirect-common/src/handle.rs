@@ -2,20 +2,23 @@
 //!
 //! Whatever is malformed, unknown or undecidable passes untouched and is counted: we must never be the outage.
 
+use core::hint::black_box;
+
 use crate::{
     SMTP_PORT,
     address::{Address, V4, V6},
-    admit::admit,
+    admit::{admit, open_flow},
     edit::{Edit, EditError},
     event::Event,
     flow::{Direction, Flow, Tuple},
-    fragment,
+    fragment::{decide_short, follow_first, settle_first},
     icmp::translate_error,
     packet::PacketMut,
     parse::{Family, Headers, Kind, Link, Segment, parse_pulling},
     policy::{Action, Class, OnClassChange},
     reason::{Reason, Verdict},
     tables::{FamilyTables, InsertError, Socket, Table, Tables},
+    wire::Tcp,
 };
 
 /// The way out, and the class that it counts for; 0 where no class had a say.
@@ -83,20 +86,26 @@ where
     }
     let headers = &headers.blurred(tables.zero());
     match headers.kind {
-        Kind::Segment => handle_segment::<P, T, A>(frame, tables, headers, direction),
-        Kind::FirstFragment => handle_first_fragment::<P, T, A>(frame, tables, headers, direction),
-        Kind::LaterFragment => fragment::follow_first::<P, T, A>(frame, tables, headers),
+        Kind::Segment | Kind::FirstFragment => handle_segment::<P, T, A>(frame, tables, headers, direction),
+        Kind::LaterFragment => follow_first::<P, T, A>(frame, tables, headers),
         Kind::IcmpError => translate_error::<P, T, A>(frame, tables, headers, direction),
     }
 }
 
-#[inline(always)]
+// From here on, functions are not inlined but for those of the established path: each gets a frame of its own on the BPF stack, which holds 512
+// bytes for the longest chain of calls.
+
+#[inline(never)]
 fn handle_segment<P, T, A>(frame: &mut P, tables: &T, headers: &Headers, direction: Direction) -> Outcome
 where
     P: PacketMut,
     T: Tables + FamilyTables<A>,
     A: Address,
 {
+    let fragmented = headers.kind == Kind::FirstFragment;
+    if fragmented && headers.l4 + size_of::<Tcp>() > headers.end() {
+        return decide_short::<P, T, A>(frame, tables, headers, direction);
+    }
     let Some(segment) = Segment::<A>::read(frame, headers) else { return Outcome::unclassed(Reason::Truncated) };
     // Where the decision is to redirect, it also says with which tuple.
     let mut to = segment.tuple;
@@ -105,24 +114,33 @@ where
         Direction::Reply => reply(tables, &segment, frame.is_of_this_host(), &mut to),
     };
     let reason = match outcome.reason.verdict() {
-        Verdict::Redirect => {
-            match frame.edit(&Edit { l3: headers.l3, l4: headers.l4, from: &segment.tuple, to: &to }) {
-                Ok(()) => outcome.reason,
-                Err(EditError) => Reason::EditFailed,
-            }
-        }
+        Verdict::Redirect => match edit(frame, headers, &segment.tuple, &to) {
+            Ok(()) => outcome.reason,
+            Err(EditError) => Reason::EditFailed,
+        },
         Verdict::Reject if segment.flags.resets() => Reason::ResetUnanswered,
         Verdict::Reject if !tables.take_reset(tables.now_s()) => Reason::RejectLimited,
         Verdict::Pass | Verdict::Drop | Verdict::Reject | Verdict::Steer => outcome.reason,
     };
+    let outcome = Outcome::new(reason, outcome.class);
     if reason.is_reported() {
-        report(tables, frame.ifindex(), &Outcome::new(reason, outcome.class), &segment.tuple, &to);
+        report(tables, frame.ifindex(), &outcome, &segment.tuple, &to);
     }
-    Outcome::new(reason, outcome.class)
+    if fragmented {
+        return settle_first(tables, headers, &segment.tuple, &to, &outcome);
+    }
+    outcome
 }
 
-// From here on, functions that are not part of the established path are not inlined: each gets a frame of its own on the BPF stack, which
-// holds 512 bytes for the longest chain of calls.
+/// Not inlined, for a smaller frame of `handle_segment`, which is in the longest chain of calls.
+#[inline(never)]
+fn edit<P, A>(frame: &mut P, headers: &Headers, from: &Tuple<A>, to: &Tuple<A>) -> Result<(), EditError>
+where
+    P: PacketMut,
+    A: Address,
+{
+    black_box(frame).edit(&Edit { l3: headers.l3, l4: headers.l4, from, to })
+}
 
 /// Tells user space of a packet that matters.
 #[expect(
@@ -132,27 +150,6 @@ where
 #[inline(never)]
 fn report<T: Tables, A: Address>(tables: &T, ifindex: u32, outcome: &Outcome, tuple: &Tuple<A>, to: &Tuple<A>) {
     tables.report(&Event::new(ifindex, outcome.class, outcome.reason, tuple, to), tables.now_s());
-}
-
-/// A first fragment decides for the whole datagram. It may be too short to have flags and numbers: then it passes where its class lets
-/// everything pass, and is dropped elsewhere (RFC 1858 section 3).
-#[inline(never)]
-fn handle_first_fragment<P, T, A>(frame: &mut P, tables: &T, headers: &Headers, direction: Direction) -> Outcome
-where
-    P: PacketMut,
-    T: Tables + FamilyTables<A>,
-    A: Address,
-{
-    let segment = match Segment::<A>::read(frame, headers) {
-        Some(segment) if headers.l4 + size_of::<crate::wire::Tcp>() <= headers.end => segment,
-        _ => return fragment::decide_short::<P, T, A>(frame, tables, headers, direction),
-    };
-    let mut to = segment.tuple;
-    let outcome = match direction {
-        Direction::Forward => forward(tables, &segment, frame.can_be_steered(), &mut to),
-        Direction::Reply => reply(tables, &segment, frame.is_of_this_host(), &mut to),
-    };
-    fragment::settle_first(frame, tables, headers, outcome, &segment.tuple, &to)
 }
 
 /// A segment from a subscriber to port 25.
@@ -176,56 +173,63 @@ where
     let known = match established.flatten() {
         Some((true, false, class)) => return Outcome::new(Reason::FlowEstablished, class),
         Some((true, true, class)) => return Outcome::new(Reason::SteerEstablished, class),
-        Some((false, ..)) => true,
-        None => false,
+        Some((false, _, class)) => Some(class),
+        None => None,
     };
     let moment = &Moment { now_s, epoch, steering: can_be_steered && tables.is_steering() };
-    if known && let Some(outcome) = judge(tables, segment, moment, to) {
-        return outcome;
+    if let Some(class) = known
+        && let Some(reason) = judge(tables, segment, moment, to)
+    {
+        return Outcome::new(reason, class);
     }
     if !segment.flags.opens()
         && let Some(outcome) = shake_hands(tables, segment, moment, to)
     {
         return outcome;
     }
-    admit(tables, segment, moment, to)
+    let admitted = admit(tables, segment, moment);
+    if admitted.reason != Reason::FlowNew {
+        return admitted;
+    }
+    // Apart from admitting it, so that the two do not add up on the stack.
+    Outcome::new(open_flow(tables, &segment.tuple, admitted.class, moment, to), admitted.class)
 }
 
 /// A segment of an established flow that needs more than to be sent on. `None` where policy decides as on a new one.
 #[inline(never)]
-fn judge<T, A>(tables: &T, segment: &Segment<A>, moment: &Moment, to: &mut Tuple<A>) -> Option<Outcome>
+fn judge<T, A>(tables: &T, segment: &Segment<A>, moment: &Moment, to: &mut Tuple<A>) -> Option<Reason>
 where
     T: Tables + FamilyTables<A>,
     A: Address,
 {
     let Moment { now_s, epoch, .. } = *moment;
     let key = &segment.tuple;
-    let mut flow = tables.flow(Table::Established, key, |flow| *flow)?;
-    *to = flow.to;
-    // The client re-uses the port of a connection that it has closed. Of steered ones the kernel knows which those are.
-    if segment.flags.opens() && (flow.has_closed() || flow.is_steered()) {
-        forget(tables, key, &flow);
-        return None;
-    }
-    if flow.epoch() != epoch && !flow.is_doomed() {
-        if survives(tables, &key.addresses[0], flow.class) {
-            flow.set_epoch(epoch);
-        } else {
-            flow.doom();
+    let judged = tables.flow(Table::Established, key, |flow| {
+        // The client re-uses the port of a connection that it has closed. Of steered ones the kernel knows which those are.
+        if segment.flags.opens() && (flow.has_closed() || flow.is_steered()) {
+            forget(tables, key, flow);
+            return None;
         }
-    }
-    flow.note(segment.flags, now_s);
-    if flow.is_counted() && (segment.flags.ends() || flow.is_doomed()) {
-        flow.set_counted(false);
-        tables.remove_open(key.addresses[0].host());
-    }
-    tables.flow(Table::Established, key, |kept| *kept = flow)?;
-    let reason = match (flow.is_doomed() && !segment.flags.resets(), flow.is_steered()) {
-        (true, _) => Reason::ClassChanged,
-        (false, true) => Reason::SteerEstablished,
-        (false, false) => Reason::FlowEstablished,
-    };
-    Some(Outcome::new(reason, flow.class))
+        *to = flow.to;
+        if flow.epoch() != epoch && !flow.is_doomed() {
+            if survives(tables, &key.addresses[0], flow.class) {
+                flow.set_epoch(epoch);
+            } else {
+                flow.doom();
+            }
+        }
+        flow.note(segment.flags, now_s);
+        if flow.is_counted() && (segment.flags.ends() || flow.is_doomed()) {
+            flow.set_counted(false);
+            tables.remove_open(key.addresses[0].host());
+        }
+        Some(match (flow.is_doomed() && !segment.flags.resets(), flow.is_steered()) {
+            (true, _) => Reason::ClassChanged,
+            (false, true) => Reason::SteerEstablished,
+            (false, false) => Reason::FlowEstablished,
+        })
+    });
+    judged.flatten()
 }
 
 /// Whether a live flow of the class `number` may go on by the policy as it is.
@@ -243,12 +247,15 @@ fn survives<T: Tables + FamilyTables<A>, A: Address>(tables: &T, source: &A, num
 /// Removes an established flow.
 #[inline(never)]
 fn forget<T: Tables + FamilyTables<A>, A: Address>(tables: &T, key: &Tuple<A>, flow: &Flow<A>) {
+    // Before the entry is free for another flow.
+    let reply_key = flow.to.reversed();
+    let steered = flow.is_steered();
     if flow.is_counted() {
         tables.remove_open(key.addresses[0].host());
     }
     tables.remove(Table::Established, key);
-    if !flow.is_steered() {
-        tables.remove(Table::Established, &flow.to.reversed());
+    if !steered {
+        tables.remove(Table::Established, &reply_key);
     }
 }
 
@@ -276,37 +283,38 @@ fn shake_hands<T: Tables + FamilyTables<A>, A: Address>(
         return Some(Outcome::new(reason, flow.class));
     }
     *to = flow.to;
-    let reply_key = to.reversed();
-    let answered = tables.flow(Table::HalfOpen, &reply_key, |reply| {
-        (segment.flags.acknowledges() && reply.answer_seen_by(segment.acknowledgment)).then_some(*reply)
-    });
-    let reason = match answered.flatten() {
-        Some(reply) => promote(tables, &segment.tuple, flow, &reply_key, &reply),
-        None => Reason::FlowHalfOpen,
+    let reason = if segment.flags.acknowledges() {
+        promote(tables, &segment.tuple, &flow, segment.acknowledgment)
+    } else {
+        Reason::FlowHalfOpen
     };
     Some(Outcome::new(reason, flow.class))
 }
 
-/// Moves a pair to the established table, the reply's entry first: its key is the one that others may contend for.
-#[inline(always)]
+/// Moves a pair to the established table if `acknowledgment` shows that the client has the relay's answer. The reply's entry goes first: its key
+/// is the one that others may contend for.
+#[inline(never)]
 fn promote<T: Tables + FamilyTables<A>, A: Address>(
     tables: &T,
     key: &Tuple<A>,
-    mut flow: Flow<A>,
-    reply_key: &Tuple<A>,
-    reply: &Flow<A>,
+    flow: &Flow<A>,
+    acknowledgment: u32,
 ) -> Reason {
-    match tables.insert(Table::Established, reply_key, reply) {
+    let reply_key = flow.to.reversed();
+    let answered =
+        tables.flow(Table::HalfOpen, &reply_key, |reply| reply.answer_seen_by(acknowledgment).then_some(*reply));
+    let Some(reply) = answered.flatten() else { return Reason::FlowHalfOpen };
+    match tables.insert(Table::Established, &reply_key, &reply) {
         Ok(()) => {}
         Err(InsertError::Exists) => return Reason::FlowHalfOpen,
         Err(InsertError::Full) => return Reason::FlowUnpromoted,
     }
-    if !establish(tables, key, &mut flow) {
-        tables.remove(Table::Established, reply_key);
+    if !establish(tables, key, flow) {
+        tables.remove(Table::Established, &reply_key);
         return Reason::FlowUnpromoted;
     }
     tables.remove(Table::HalfOpen, key);
-    tables.remove(Table::HalfOpen, reply_key);
+    tables.remove(Table::HalfOpen, &reply_key);
     Reason::FlowPromoted
 }
 
@@ -319,7 +327,7 @@ pub(crate) fn promote_steered<T: Tables + FamilyTables<A>, A: Address>(
     epoch: u32,
     now_s: u32,
 ) -> Reason {
-    if !establish(tables, key, &mut Flow::steered(*key, class, epoch, now_s)) {
+    if !establish(tables, key, &Flow::steered(*key, class, epoch, now_s)) {
         return Reason::SteerUnpromoted;
     }
     tables.remove(Table::HalfOpen, key);
@@ -327,17 +335,16 @@ pub(crate) fn promote_steered<T: Tables + FamilyTables<A>, A: Address>(
 }
 
 /// Enters the forward entry of a flow, and counts it where its class limits how many may be open.
-#[inline(always)]
-fn establish<T: Tables + FamilyTables<A>, A: Address>(tables: &T, key: &Tuple<A>, flow: &mut Flow<A>) -> bool {
-    let host = key.addresses[0].host();
-    if tables.class(flow.class).is_some_and(|class| class.open_max() != 0) {
-        flow.set_counted(tables.add_open(host));
+#[inline(never)]
+fn establish<T: Tables + FamilyTables<A>, A: Address>(tables: &T, key: &Tuple<A>, flow: &Flow<A>) -> bool {
+    if tables.insert(Table::Established, key, flow).is_err() {
+        return false;
     }
-    let entered = tables.insert(Table::Established, key, flow).is_ok();
-    if !entered && flow.is_counted() {
-        tables.remove_open(host);
+    let limited = tables.class(flow.class).is_some_and(|class| class.open_max() != 0);
+    if limited && tables.add_open(key.addresses[0].host()) {
+        tables.flow(Table::Established, key, |flow| flow.set_counted(true));
     }
-    entered
+    true
 }
 
 /// The class of a source address, and its number.

@@ -22,8 +22,9 @@ pub(crate) const IPV4_FRAGMENT_OFFSET: u16 = 0x1fff;
 /// RFC 8200 section 4.5. A fragment header without offset and without more fragments (RFC 6946) is taken for a first fragment.
 const IPV6_FRAGMENT_OFFSET: u16 = 0xfff8;
 
-/// What a frame is to us.
+/// What a frame is to us. Two bytes wide: the compiler puts neighbouring bytes together, and the verifier wants the pair aligned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
 pub enum Kind {
     /// A TCP segment; its header is there whole.
     Segment,
@@ -35,21 +36,21 @@ pub enum Kind {
     IcmpError,
 }
 
-/// Where the headers are.
+/// Where the headers are. Small, because it lives on the BPF stack for as long as a packet is in the program.
+#[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Headers {
-    pub kind: Kind,
-    pub family: Family,
     /// Offset of the IP header, in bytes.
     pub l3: usize,
     /// Offset of what follows the IP header and its extensions, in bytes.
     pub l4: usize,
-    /// Offset of the datagram's end, in bytes; the frame may be longer.
-    pub end: usize,
+    end: u32,
     /// Source and destination port, as they lie in the TCP header; zeros where there is none.
     pub ports: [[u8; 2]; 2],
     /// Identification of a datagram in fragments, as it lies in the header; that of IPv4 fills the first two bytes.
     pub fragment_id: u32,
+    pub kind: Kind,
+    pub family: Family,
     /// A PPPoE session header stands just before the IP header.
     pub pppoe: bool,
 }
@@ -60,11 +61,17 @@ pub const L3_MASK: usize = 0x3f;
 const L4_MASK: usize = 0x3fff;
 
 impl Headers {
+    /// Offset of the datagram's end, in bytes; the frame may be longer.
+    #[inline(always)]
+    pub const fn end(&self) -> usize {
+        self.end as usize
+    }
+
     /// The same, of which the verifier knows the bounds only; `zero` is [`Tables::zero`](crate::tables::Tables::zero).
     #[inline(always)]
     #[must_use]
     pub const fn blurred(&self, zero: usize) -> Self {
-        Self { l3: (self.l3 + zero) & L3_MASK, l4: (self.l4 + zero) & L4_MASK, ..*self }
+        Self { l3: (self.l3 + zero) & L3_MASK, l4: (self.l4 + zero) & L4_MASK, end: self.end + zero as u32, ..*self }
     }
 }
 
@@ -73,7 +80,9 @@ const _: () = assert!(
         && L3_MASK + size_of::<Ipv6>() + EXTENSIONS_MAX * 2048 < L4_MASK
 );
 
+/// As wide as [`Kind`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
 pub enum Family {
     V4,
     V6,
@@ -208,7 +217,11 @@ fn parse_ipv4<P: Packet + ?Sized>(frame: &P, l3: usize, limit: usize, pppoe: boo
     let [a, b] = ip.id;
     let fragment_id = u32::from_ne_bytes([a, b, 0, 0]);
     let protocol = ip.protocol;
-    finish(frame, Headers { kind, family: Family::V4, l3, l4, end, ports: [[0; 2]; 2], fragment_id, pppoe }, protocol)
+    finish(
+        frame,
+        Headers { l3, l4, end: end as u32, ports: [[0; 2]; 2], fragment_id, kind, family: Family::V4, pppoe },
+        protocol,
+    )
 }
 
 /// RFC 8200 sections 3 and 4. The datagram has to end at `limit` at the latest.
@@ -254,7 +267,7 @@ fn parse_ipv6<P: Packet + ?Sized>(frame: &P, l3: usize, limit: usize, pppoe: boo
             _ => return Err(Reason::NotTcp),
         }
     }
-    let headers = Headers { kind, family: Family::V6, l3, l4, end, ports: [[0; 2]; 2], fragment_id, pppoe };
+    let headers = Headers { l3, l4, end: end as u32, ports: [[0; 2]; 2], fragment_id, kind, family: Family::V6, pppoe };
     match next_header {
         protocol::TCP | protocol::ICMPV6 => finish(frame, headers, next_header),
         // What follows the options of a later fragment's datagram stands in the first one.
@@ -267,7 +280,8 @@ fn parse_ipv6<P: Packet + ?Sized>(frame: &P, l3: usize, limit: usize, pppoe: boo
 /// What can be known once the headers of IP are behind us: `next` is TCP or the family's ICMP.
 #[inline(always)]
 fn finish<P: Packet + ?Sized>(frame: &P, headers: Headers, next: u8) -> Result<Headers, Reason> {
-    let Headers { kind, family, l4, end, .. } = headers;
+    let Headers { kind, family, .. } = headers;
+    let (l4, end) = (headers.l4, headers.end());
     if next != protocol::TCP {
         // Errors are short; one in fragments is nobody's honest work.
         if kind != Kind::Segment {

@@ -32,14 +32,15 @@ pub fn refuse<P: PacketMut>(frame: &mut P, link: Link, zero: usize) -> Result<()
 /// Not inlined, so that the compiler does not reason from the parser's checks to this function's: the verifier cannot follow it.
 #[inline(never)]
 fn answer<P: PacketMut, A: Address>(frame: &mut P, link: Link, headers: &Headers) -> Result<(), EditError> {
-    let segment = &Segment::<A>::read(frame, headers).ok_or(EditError)?;
-    let tcp_len = size_of::<Tcp>();
-    let end = headers.l4 + tcp_len;
+    // From the front of the frame to its back, as in `edit::incremental`.
     if link == Link::Ethernet {
         let Ethernet { destination, source, .. } = *frame.at::<Ethernet>(0).ok_or(EditError)?;
         frame.write(0, source)?;
         frame.write(size_of_val(&source), destination)?;
     }
+    let segment = &Segment::<A>::read(frame, headers).ok_or(EditError)?;
+    let tcp_len = size_of::<Tcp>();
+    let end = headers.l4 + tcp_len;
     let ip_len = ((end - headers.l3) as u16).to_be_bytes();
     let payload_len = payload_len::<P, A>(frame, headers)?;
     if headers.pppoe {

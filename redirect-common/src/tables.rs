@@ -34,7 +34,13 @@ pub trait FamilyTables<A: Address> {
     /// Looks an entry up and lets `change` read and update it in place.
     fn flow<R>(&self, table: Table, key: &Tuple<A>, change: impl FnOnce(&mut Flow<A>) -> R) -> Option<R>;
 
-    /// Inserts an entry where none is.
+    /// The same with a copy of the entry, which stays as it is.
+    fn copied_flow<R>(&self, table: Table, key: &Tuple<A>, change: impl FnOnce(&mut Flow<A>) -> R) -> Option<R>;
+
+    /// Inserts an entry where none is, and lets `fill` write it in place: a flow is large for the BPF stack. Until then it serves no packet.
+    fn insert_new(&self, table: Table, key: &Tuple<A>, fill: impl FnOnce(&mut Flow<A>)) -> Result<(), InsertError>;
+
+    /// Inserts a copy of an entry of another table where none is.
     fn insert(&self, table: Table, key: &Tuple<A>, flow: &Flow<A>) -> Result<(), InsertError>;
 
     fn remove(&self, table: Table, key: &Tuple<A>);
@@ -63,7 +69,7 @@ pub enum Socket {
 pub trait Tables: FamilyTables<V4> + FamilyTables<V6> {
     fn class(&self, class: u16) -> Option<&Class>;
 
-    fn relay(&self, relay: u16) -> Option<Relay>;
+    fn relay(&self, relay: u16) -> Option<&Relay>;
 
     /// Whether any relay listens on this TCP port (network byte order): the filter that spares other replies a hash look-up.
     fn is_relay_port(&self, port: [u8; 2]) -> bool;

@@ -52,6 +52,15 @@ pub struct FamilyState<A: Address> {
     pub sockets: BTreeMap<Tuple<A>, Socket>,
 }
 
+impl<A: Address> FamilyState<A> {
+    const fn entries(&mut self, table: Table) -> &mut BTreeMap<Tuple<A>, Flow<A>> {
+        match table {
+            Table::HalfOpen => &mut self.half_open,
+            Table::Established => &mut self.established,
+        }
+    }
+}
+
 /// [`Tables`] in memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemoryTables {
@@ -130,19 +139,40 @@ macro_rules! family {
                 key: &Tuple<$address>,
                 change: impl FnOnce(&mut Flow<$address>) -> R,
             ) -> Option<R> {
-                let mut state = self.$field.borrow_mut();
-                match table {
-                    Table::HalfOpen => state.half_open.get_mut(key).map(change),
-                    Table::Established => state.established.get_mut(key).map(change),
+                // On a copy, since `change` may look at other entries.
+                let mut flow = self.$field.borrow_mut().entries(table).get(key).copied()?;
+                let result = change(&mut flow);
+                // Unless `change` has removed it.
+                if let Some(entry) = self.$field.borrow_mut().entries(table).get_mut(key) {
+                    *entry = flow;
                 }
+                Some(result)
+            }
+
+            fn copied_flow<R>(
+                &self,
+                table: Table,
+                key: &Tuple<$address>,
+                change: impl FnOnce(&mut Flow<$address>) -> R,
+            ) -> Option<R> {
+                let mut flow = self.$field.borrow_mut().entries(table).get(key).copied()?;
+                Some(change(&mut flow))
+            }
+
+            fn insert_new(
+                &self,
+                table: Table,
+                key: &Tuple<$address>,
+                fill: impl FnOnce(&mut Flow<$address>),
+            ) -> Result<(), InsertError> {
+                let mut flow = Flow::default();
+                fill(&mut flow);
+                self.insert(table, key, &flow)
             }
 
             fn insert(&self, table: Table, key: &Tuple<$address>, flow: &Flow<$address>) -> Result<(), InsertError> {
                 let mut state = self.$field.borrow_mut();
-                let entries = match table {
-                    Table::HalfOpen => &mut state.half_open,
-                    Table::Established => &mut state.established,
-                };
+                let entries = state.entries(table);
                 if entries.contains_key(key) {
                     return Err(InsertError::Exists);
                 }
@@ -154,11 +184,7 @@ macro_rules! family {
             }
 
             fn remove(&self, table: Table, key: &Tuple<$address>) {
-                let mut state = self.$field.borrow_mut();
-                match table {
-                    Table::HalfOpen => state.half_open.remove(key),
-                    Table::Established => state.established.remove(key),
-                };
+                self.$field.borrow_mut().entries(table).remove(key);
             }
 
             fn fate(&self, datagram: &Datagram<$address>) -> Option<Fate<$address>> {
@@ -184,8 +210,8 @@ impl Tables for MemoryTables {
         self.classes.get(&class)
     }
 
-    fn relay(&self, relay: u16) -> Option<Relay> {
-        self.relays.get(&relay).copied()
+    fn relay(&self, relay: u16) -> Option<&Relay> {
+        self.relays.get(&relay)
     }
 
     fn is_relay_port(&self, port: [u8; 2]) -> bool {

@@ -9,6 +9,8 @@
 mod frame;
 mod maps;
 
+use core::ptr::read_volatile;
+
 use aya_ebpf::{
     EbpfContext,
     bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC, sk_action, xdp_action, xdp_md},
@@ -101,7 +103,12 @@ pub(crate) fn redirect_socket(context: SkLookupContext) -> u32 {
         let addresses = [lookup.remote_ip4, lookup.local_ip4].map(|word| V4::from_octets(word.to_ne_bytes()));
         (steered_relay(&Tuple::new(addresses, ports)), V4::FAMILY)
     } else {
-        let addresses = [lookup.remote_ip6, lookup.local_ip6].map(V6::from_words);
+        // The context is read in words of 32 bits only, so the compiler must not join two.
+        // SAFETY: as above.
+        let words = |words: &[u32; 4]| {
+            V6::from_words([0, 1, 2, 3].map(|index| unsafe { read_volatile(&raw const words[index]) }))
+        };
+        let addresses = [words(&lookup.remote_ip6), words(&lookup.local_ip6)];
         (steered_relay(&Tuple::new(addresses, ports)), V6::FAMILY)
     };
     match relay {

@@ -75,6 +75,11 @@ static EVENT_BUDGET: PerCpuArray<Budget> = PerCpuArray::with_max_entries(1, 0);
 static INTERFACES: Array<Interface> = Array::with_max_entries(INTERFACE_INDICES, 0);
 #[map]
 static INTERFACE_COUNTERS: PerCpuArray<Count> = PerCpuArray::with_max_entries(INTERFACE_COUNTERS_MAX, 0);
+/// Of the program that explains: a flow that it may change.
+#[map]
+static COPY_V4: PerCpuArray<Flow<V4>> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+static COPY_V6: PerCpuArray<Flow<V6>> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
 #[map]
@@ -135,7 +140,7 @@ pub(crate) fn marked(mark: u32) -> u32 {
 }
 
 macro_rules! family {
-    ($address:ty, $hosts:ident, $prefixes:ident, $half_open:ident, $established:ident, $fragments:ident, $tuple_len:literal) => {
+    ($address:ty, $hosts:ident, $prefixes:ident, $half_open:ident, $established:ident, $fragments:ident, $copy:ident, $tuple_len:literal) => {
         impl FamilyTables<$address> for Maps {
             #[inline(always)]
             fn subscriber(&self, source: &$address) -> Option<Subscriber> {
@@ -161,6 +166,33 @@ macro_rules! family {
                 // SAFETY: the map's memory outlives the program's run. Another CPU may update the same entry: fields are plain integers,
                 // any of whose values is valid, and `Flow::serves` refuses an entry that was given to another flow.
                 Some(change(unsafe { &mut *flow }))
+            }
+
+            #[inline(always)]
+            fn copied_flow<R>(
+                &self,
+                table: Table,
+                key: &Tuple<$address>,
+                change: impl FnOnce(&mut Flow<$address>) -> R,
+            ) -> Option<R> {
+                // SAFETY: this CPU's own memory, too large for the stack; only the program that explains uses it, and that runs one at a time.
+                let copy = unsafe { &mut *$copy.get_ptr_mut(0)? };
+                self.flow(table, key, |flow| *copy = *flow)?;
+                Some(change(copy))
+            }
+
+            #[inline(always)]
+            fn insert_new(
+                &self,
+                table: Table,
+                key: &Tuple<$address>,
+                fill: impl FnOnce(&mut Flow<$address>),
+            ) -> Result<(), InsertError> {
+                // Of read-only memory, which helpers take as well as the stack; it serves no packet.
+                static EMPTY: Flow<$address> = Flow::EMPTY;
+                self.insert(table, key, &EMPTY)?;
+                // An entry that is recycled at once is as good as one that never was.
+                self.flow(table, key, fill).ok_or(InsertError::Full)
             }
 
             #[inline(always)]
@@ -226,8 +258,8 @@ macro_rules! family {
     };
 }
 
-family!(V4, HOSTS_V4, PREFIXES_V4, HALF_OPEN_V4, FLOWS_V4, FRAGMENTS_V4, 12);
-family!(V6, HOSTS_V6, PREFIXES_V6, HALF_OPEN_V6, FLOWS_V6, FRAGMENTS_V6, 36);
+family!(V4, HOSTS_V4, PREFIXES_V4, HALF_OPEN_V4, FLOWS_V4, FRAGMENTS_V4, COPY_V4, 12);
+family!(V6, HOSTS_V6, PREFIXES_V6, HALF_OPEN_V6, FLOWS_V6, FRAGMENTS_V6, COPY_V6, 36);
 
 /// Adds to a count that other CPUs change as well. The library has no atomics: LLVM is told that this target has one thread.
 #[inline(always)]
@@ -248,8 +280,8 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn relay(&self, relay: u16) -> Option<Relay> {
-        RELAYS.get(relay.into()).copied()
+    fn relay(&self, relay: u16) -> Option<&Relay> {
+        RELAYS.get(relay.into())
     }
 
     #[inline(always)]

@@ -42,10 +42,10 @@ fn bystanders(family: Family) -> Vec<(String, Vec<u8>)> {
         let segment = raw::tcp((bypass, PORT), (server, 25), flags, &[flags]);
         add(&format!("bypass, TCP flags {flags:x}"), raw::ip(bypass, server, raw::PROTOCOL_TCP, &segment));
     }
-    // Of no flow: the connection is older than the policy, or a stray.
+    // Of a connection that is older than the policy, where the class does not reset such.
     for flags in [TCP_ACK, TCP_RST, TCP_FIN | TCP_ACK] {
-        let segment = raw::tcp((redirected, PORT + 1), (server, 25), flags, &[flags]);
-        add(&format!("TCP flags {flags:x} of no flow"), raw::ip(redirected, server, raw::PROTOCOL_TCP, &segment));
+        let segment = raw::tcp((bypass, PORT + 1), (server, 25), flags, &[flags]);
+        add(&format!("TCP flags {flags:x} of no flow"), raw::ip(bypass, server, raw::PROTOCOL_TCP, &segment));
     }
     for port in [25, 53] {
         let datagram = raw::udp((redirected, PORT), (server, port), b"datagram");

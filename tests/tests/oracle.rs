@@ -8,7 +8,7 @@
 use std::{collections::BTreeMap, process::Command};
 
 use redirect_common::{
-    policy::{Action, Class, Fallback, Relay},
+    policy::{Action, Class, Fallback, OnClassChange, Relay},
     reason::{Reason, Verdict},
 };
 use redirect_tests::kernel::{Hook, Kernel, Policy};
@@ -59,7 +59,7 @@ fn policy() -> Policy {
         .map(|(address, len, class)| (address.parse().unwrap(), len, class))
         .into(),
         classes: [
-            (1, Class::new(Action::Redirect, Fallback::Pass, 1)),
+            (1, Class::new(Action::Redirect, Fallback::Pass, 1).with_on_class_change(OnClassChange::Keep)),
             (2, Class::new(Action::Pass, Fallback::Pass, 0)),
             (3, Class::new(Action::Block, Fallback::Pass, 0)),
             (4, Class::new(Action::Reject, Fallback::Pass, 0)),

@@ -365,6 +365,6 @@ fn resets_are_bounded() {
 fn programs_are_far_from_the_verifiers_limit() {
     for (name, instructions) in Kernel::load(&policy(), FLOWS_MAX).verified_instructions() {
         println!("{name}: {instructions} verified instructions");
-        assert!(instructions > 0 && instructions < 100_000, "{name}: {instructions}");
+        assert!(instructions > 0 && instructions < 300_000, "{name}: {instructions}");
     }
 }
