@@ -31,17 +31,18 @@ pub(crate) struct Options {
 /// How much is measured.
 struct Effort {
     turns: usize,
-    /// Packets of a part of a turn.
+    /// Of a part of a turn.
     packets: u32,
     bulk: Duration,
     connections: u32,
+    /// Of a run.
     sustained: u32,
 }
 
 const FULL: Effort =
-    Effort { turns: 21, packets: 40_000, bulk: Duration::from_millis(500), connections: 8_000, sustained: 700_000 };
+    Effort { turns: 15, packets: 40_000, bulk: Duration::from_millis(150), connections: 2_000, sustained: 700_000 };
 const QUICK: Effort =
-    Effort { turns: 3, packets: 20_000, bulk: Duration::from_millis(200), connections: 4_000, sustained: 300_000 };
+    Effort { turns: 3, packets: 20_000, bulk: Duration::from_millis(50), connections: 1_000, sustained: 300_000 };
 
 /// What every stage has to know.
 struct Bench<'a> {

@@ -12,9 +12,6 @@ use super::{
 };
 use crate::report::{Row, Unit};
 
-/// What disturbs a stream, which is others' use of memory and of the machine below this one, makes it slower and never faster: of so many
-/// parts of a turn the fastest counts.
-const PARTS: u32 = 4;
 /// Packets of a turn that are sent before those that count.
 const WARM_UP: u32 = 10_000;
 /// Packets that may arrive though nobody sent them, because neighbours are looked for, or may not: conntrack drops the second packet of a
@@ -56,10 +53,16 @@ pub(crate) fn refused(bench: &Bench<'_>) -> Result<Vec<Row>> {
         let peers: Vec<_> = peers.iter().copied().map(Occupant::Peer).collect();
         [&ours, &peers[..]].concat()
     };
+    let and_floor = |occupants: Vec<Occupant>| [&occupants[..], &[Occupant::XdpDrop]].concat();
     let mut rows = Vec::new();
     for (name, action, stream, occupants) in [
-        ("block_syn", Action::Block, &few, with(ours(false), &[Peer::NftDrop])),
-        ("block_syn_1m", Action::Block, &million, with(ours(true), &[Peer::NftDropMillion, Peer::IpsetDropMillion])),
+        ("block_syn", Action::Block, &few, and_floor(with(ours(false), &[Peer::NftDrop]))),
+        (
+            "block_syn_1m",
+            Action::Block,
+            &million,
+            and_floor(with(ours(true), &[Peer::NftDropMillion, Peer::IpsetDropMillion])),
+        ),
         ("reject_syn", Action::Reject, &few, with(ours(false), &[Peer::NftReject])),
     ] {
         if !bench.wants(name) {
@@ -80,7 +83,7 @@ pub(crate) fn refused(bench: &Bench<'_>) -> Result<Vec<Row>> {
             let before = site.counted(reason)?;
             let sample = throughput(bench, site, stream, fate)?;
             let counted = site.counted(reason)?.zip(before).map(|(after, before)| after - before);
-            let sent = u64::from(WARM_UP + PARTS * bench.effort.packets);
+            let sent = u64::from(WARM_UP + turns::PARTS * bench.effort.packets);
             ensure!(counted.is_none_or(|counted| counted == sent), "{counted:?} of {sent} left by {}", reason.name());
             Ok(sample)
         })?;
@@ -112,15 +115,17 @@ fn throughput(bench: &Bench<'_>, site: &mut Site, stream: &Stream, fate: Fate) -
     }
     let generator = Generator::new(stream, device_index(from, "eth0")?).context("load the generator")?;
     let before = [received(to, "eth0")?, received(from, "eth0")?];
-    let nanoseconds = from.enter(|| {
+    let rate = from.enter(|| {
         cpu::claim(bench.cpu)?;
         generator.send(WARM_UP).context("send packets")?;
-        let parts = (0..PARTS).map(|_| generator.send(bench.effort.packets).context("send packets"));
-        parts.reduce(|fastest, part| Ok(fastest?.min(part?))).context("a turn has parts")?
+        turns::fastest(|| {
+            let nanoseconds = generator.send(bench.effort.packets).context("send packets")?;
+            Ok(1e9 / f64::from(u32::try_from(nanoseconds)?))
+        })
     })?;
     let arrived = received(to, "eth0")? - before[0];
     let bounced = received(from, "eth0")? - before[1];
-    let sent = u64::from(WARM_UP + PARTS * bench.effort.packets);
+    let sent = u64::from(WARM_UP + turns::PARTS * bench.effort.packets);
     let expected = match fate {
         Fate::Arrive => [sent, 0],
         Fate::Vanish => [0, 0],
@@ -129,5 +134,5 @@ fn throughput(bench: &Bench<'_>, site: &mut Site, stream: &Stream, fate: Fate) -
     for (count, expected) in [arrived, bounced].into_iter().zip(expected) {
         ensure!(count.abs_diff(expected) <= STRAY, "of {sent} packets {arrived} arrived and {bounced} came back");
     }
-    Ok(1e9 / f64::from(u32::try_from(nanoseconds)?))
+    Ok(rate)
 }

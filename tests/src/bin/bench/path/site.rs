@@ -39,6 +39,10 @@ pub(crate) const RELAY: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 20, 0, 1), 2526);
 /// Loading a set of a million into a peer; nft takes 3 s where nothing else runs.
 const COMMAND: Duration = Duration::from_mins(2);
 
+const XDP_DROP: i32 = 1;
+const XDP_PASS: i32 = 2;
+const TC_ACT_SHOT: i32 = 2;
+
 /// Numbers in the kernel, of the only class and the only relay.
 const CLASS: u16 = 1;
 
@@ -55,6 +59,11 @@ pub(crate) enum Occupant {
     /// Ours as it is deployed, redirecting.
     Redirectd(Hook),
     Peer(Peer),
+    /// A program in the driver that discards everything: the least that it takes to refuse.
+    XdpDrop,
+    /// A program in the driver that passes everything, where the client has to dial the relay itself: what XDP costs on a device without
+    /// hardware, whatever the program does.
+    XdpPass,
 }
 
 /// What people use instead. `Million` ones ask a set of all the generator's subscribers, the others take everybody for one.
@@ -81,6 +90,8 @@ impl Occupant {
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Nothing => "none",
+            Self::XdpDrop => "xdp_drop",
+            Self::XdpPass => "xdp_pass",
             Self::Dataplane { hook, .. } | Self::Redirectd(hook) => hook.name(),
             Self::Peer(peer) => match peer {
                 Peer::NftRedirect => "nft_redirect",
@@ -99,8 +110,13 @@ impl Occupant {
         matches!(self, Self::Dataplane { .. } | Self::Redirectd(_))
     }
 
-    pub(crate) fn is_peer(self) -> bool {
-        matches!(self, Self::Peer(_))
+    /// Whether a row should put `ours` beside this.
+    pub(crate) fn is_peer_of(self, ours: Self) -> bool {
+        match self {
+            Self::Peer(_) => true,
+            Self::XdpDrop | Self::XdpPass => ours.name() == Hook::Xdp.name(),
+            Self::Nothing | Self::Dataplane { .. } | Self::Redirectd(_) => false,
+        }
     }
 }
 
@@ -112,14 +128,14 @@ pub(crate) struct Site {
     pub(crate) second_s: u32,
     /// Connections that the client has made so far.
     pub(crate) connections: u32,
-    _held: Held,
+    held: Held,
     pub(crate) lab: Lab,
 }
 
 /// What ends with the site.
 enum Held {
-    Discarding { _links: [Link; 2] },
-    Connecting { _redirectd: Option<Product>, _sink: Sink },
+    Discarding { _links: Vec<Link> },
+    Connecting { product: Option<Product>, _link: Option<Link>, _sink: Sink },
 }
 
 impl Site {
@@ -141,11 +157,19 @@ impl Site {
             _ => None,
         };
         // What XDP sends back is a frame, what a stack sends a socket buffer: each is discarded where that is cheapest.
-        let xdp_answers = matches!(occupant, Occupant::Dataplane { hook: Hook::Xdp, .. });
-        let at_client = if xdp_answers { Kind::Xdp } else { Kind::Classifier };
-        let links = [discard(&lab.internet, Kind::Classifier)?, discard(&lab.client, at_client)?];
+        let (kind, code) = match occupant {
+            Occupant::Dataplane { hook: Hook::Xdp, .. } => (Kind::Xdp, XDP_DROP),
+            _ => (Kind::Classifier, TC_ACT_SHOT),
+        };
+        let mut links = vec![
+            attach(&lab.internet, "eth0", Kind::Classifier, TC_ACT_SHOT)?,
+            attach(&lab.client, "eth0", kind, code)?,
+        ];
+        if occupant == Occupant::XdpDrop {
+            links.push(attach(&lab.router, "lan0", Kind::Xdp, XDP_DROP)?);
+        }
         let held = Held::Discarding { _links: links };
-        Ok(Self { occupant, dataplane, second_s: 0, connections: 0, _held: held, lab })
+        Ok(Self { occupant, dataplane, second_s: 0, connections: 0, held, lab })
     }
 
     /// For TCP connections of the client to the server's port 25, which a sink at [`RELAY`] takes.
@@ -153,12 +177,14 @@ impl Site {
         let lab = lab(occupant)?;
         let sink = Sink::start(&lab.router, RELAY, cpu)?;
         traffic::prepare(&lab)?;
-        let redirectd = match occupant {
-            Occupant::Redirectd(hook) => Some(redirectd(&lab, hook)?),
-            _ => None,
-        };
-        let held = Held::Connecting { _redirectd: redirectd, _sink: sink };
-        Ok(Self { occupant, dataplane: None, second_s: 0, connections: 0, _held: held, lab })
+        let (mut product, mut link) = (None, None);
+        match occupant {
+            Occupant::Redirectd(hook) => product = Some(redirectd(&lab, hook)?),
+            Occupant::XdpPass => link = Some(attach(&lab.router, "lan0", Kind::Xdp, XDP_PASS)?),
+            _ => {}
+        }
+        let held = Held::Connecting { product, _link: link, _sink: sink };
+        Ok(Self { occupant, dataplane: None, second_s: 0, connections: 0, held, lab })
     }
 
     /// What our data plane does with the subscribers of the generator.
@@ -174,6 +200,15 @@ impl Site {
         let Some(dataplane) = &self.dataplane else { return Ok(None) };
         let counters = dataplane.counters()?;
         Ok(Some(counters.iter().filter(|row| row.reason == reason).map(|row| row.packets).sum()))
+    }
+
+    /// As [`Site::counted`], where ours is the daemon.
+    pub(crate) fn counted_by_daemon(&self, reason: Reason) -> Result<Option<u64>> {
+        let Held::Connecting { product: Some(product), .. } = &self.held else { return Ok(None) };
+        let stats = product.json(&self.lab, &["stats"])?;
+        let rows = stats["reasons"].as_array().context("stats are a list of reasons")?;
+        let rows = rows.iter().filter(|row| row["reason"] == reason.name());
+        Ok(Some(rows.filter_map(|row| row["packets"].as_u64()).sum()))
     }
 
     /// Makes the router forget the connections that it has tracked, so that every turn begins alike.
@@ -197,12 +232,10 @@ pub(crate) fn device_index(host: &Namespace, device: &str) -> Result<u32> {
     host.enter(|| if_nametoindex(device)).with_context(|| format!("find {device}"))
 }
 
-fn discard(host: &Namespace, kind: Kind) -> Result<Link> {
-    const XDP_DROP: i32 = 1;
-    const TC_ACT_SHOT: i32 = 2;
-    let code = if kind == Kind::Xdp { XDP_DROP } else { TC_ACT_SHOT };
-    let program = Program::answering(kind, code).context("load what discards packets")?;
-    host.enter(|| program.attach("eth0")).with_context(|| format!("discard packets in {}", host.name()))
+/// Attaches a program that answers everything with `code`.
+fn attach(host: &Namespace, device: &str, kind: Kind, code: i32) -> Result<Link> {
+    let program = Program::answering(kind, code).with_context(|| format!("load a program that answers {code}"))?;
+    host.enter(|| program.attach(device)).with_context(|| format!("attach to {device} in {}", host.name()))
 }
 
 /// A lab, with the peer if it is one.
