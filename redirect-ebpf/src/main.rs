@@ -92,10 +92,11 @@ pub(crate) fn redirect_explain(context: TcContext) -> i32 {
 
 /// Hands a new connection that was steered to the socket of its relay, and leaves every other to the kernel.
 #[sk_lookup]
+#[expect(clippy::needless_pass_by_value, reason = "the macro hands the context over")]
 pub(crate) fn redirect_socket(context: SkLookupContext) -> u32 {
-    // SAFETY: the context is this program's own, and these are its readable fields.
-    let (lookup, is_tcp) = unsafe { (&*context.lookup, (*context.lookup).protocol == u32::from(protocol::TCP)) };
-    if !is_tcp || lookup.local_port != u32::from(SMTP_PORT) {
+    // SAFETY: the context is this program's own, and what is read below are its readable fields.
+    let lookup = unsafe { &*context.lookup };
+    if lookup.protocol != u32::from(protocol::TCP) || lookup.local_port != u32::from(SMTP_PORT) {
         return sk_action::SK_PASS;
     }
     let ports = [lookup.remote_port.to_ne_bytes(), SMTP_PORT.to_be_bytes()];
@@ -103,12 +104,7 @@ pub(crate) fn redirect_socket(context: SkLookupContext) -> u32 {
         let addresses = [lookup.remote_ip4, lookup.local_ip4].map(|word| V4::from_octets(word.to_ne_bytes()));
         (steered_relay(&Tuple::new(addresses, ports)), V4::FAMILY)
     } else {
-        // The context is read in words of 32 bits only, so the compiler must not join two.
-        // SAFETY: as above.
-        let words = |words: &[u32; 4]| {
-            V6::from_words([0, 1, 2, 3].map(|index| unsafe { read_volatile(&raw const words[index]) }))
-        };
-        let addresses = [words(&lookup.remote_ip6), words(&lookup.local_ip6)];
+        let addresses = [address_v6(&lookup.remote_ip6), address_v6(&lookup.local_ip6)];
         (steered_relay(&Tuple::new(addresses, ports)), V6::FAMILY)
     };
     match relay {
@@ -119,6 +115,13 @@ pub(crate) fn redirect_socket(context: SkLookupContext) -> u32 {
         },
         None => sk_action::SK_PASS,
     }
+}
+
+/// The context is read in words of 32 bits only, so the compiler must not join two.
+#[inline(always)]
+fn address_v6(words: &[u32; 4]) -> V6 {
+    // SAFETY: the indices are within the array.
+    V6::from_words([0, 1, 2, 3].map(|index| unsafe { read_volatile(&raw const words[index]) }))
 }
 
 /// Of Linux (include/linux/socket.h).

@@ -88,7 +88,7 @@ static RESETS: PerCpuArray<Resets> = PerCpuArray::with_max_entries(1, 0);
 static COUNTERS: PerCpuArray<Count> = PerCpuArray::with_max_entries(COUNTERS_MAX, 0);
 
 /// -1, for the network namespace that the program runs in.
-const CURRENT_NETNS: u64 = BPF_F_CURRENT_NETNS as i64 as u64;
+const CURRENT_NETNS: u64 = (BPF_F_CURRENT_NETNS as i64).cast_unsigned();
 
 /// `EEXIST` of the kernel (include/uapi/asm-generic/errno-base.h), as a helper returns it.
 const EXISTS: i32 = -17;

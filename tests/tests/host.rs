@@ -124,10 +124,7 @@ fn what_others_have_made_is_in_the_way() {
     let lab = Lab::new().unwrap();
     let lan = index_of(&lab.router, "lan0");
     lab.router
-        .ip(&[
-            "route add local default dev lo table 2525",
-            "route add 192.168.77.5/32 dev lan0 table 2526",
-        ])
+        .ip(&["route add local default dev lo table 2525", "route add 192.168.77.5/32 dev lan0 table 2526"])
         .unwrap();
     let before = routing_of(&lab.router);
     let mut routing = lab.router.enter(|| Routing::open(PROTOCOL)).unwrap();
