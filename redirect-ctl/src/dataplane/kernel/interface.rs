@@ -149,7 +149,9 @@ fn attach_tc(
 ) -> Result<SchedClassifierLink, Error> {
     if tc_mode() == Mode::Clsact {
         match qdisc_add_clsact(name) {
-            Ok(()) | Err(TcError::AlreadyAttached) => {}
+            Ok(()) => {}
+            // It is there: for our program of the other direction, or somebody else's.
+            Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
             Err(error) => {
                 return Err(Error::Interface { name: name.to_owned(), reason: format!("no clsact qdisc: {error}") });
             }
