@@ -15,8 +15,8 @@ use crate::{
     process::{Daemon, Finished},
 };
 
-/// Time for the daemon to load its programs; the verifier takes a fraction of a second.
-const READY: Duration = Duration::from_secs(30);
+/// Time for the daemon to load its programs; the verifier takes a fraction of a second, and half a minute on an emulated CPU.
+const READY: Duration = Duration::from_mins(2);
 
 const COMMAND: Duration = Duration::from_secs(30);
 
@@ -66,7 +66,10 @@ impl Product {
         let daemon = lab.start(&lab.router, "redirectd", &mut command)?;
         let mut product = Self { daemon, socket: lab.folder().join("api.sock") };
         let socket = product.socket.clone();
-        product.daemon.wait_until_ready(READY, |_| Ok(redirect_ctl(lab, &socket, &["status"])?.status.success()))?;
+        product.daemon.wait_until_ready(READY, |_| {
+            // Asking for a file costs nothing; a process that finds no socket would take the CPU from the daemon.
+            Ok(socket.exists() && redirect_ctl(lab, &socket, &["status"])?.status.success())
+        })?;
         Ok(product)
     }
 

@@ -4,8 +4,10 @@
 //! that machine when a task needs more.
 
 mod bench;
+mod debian;
 mod demo;
 mod exec;
+mod kernels;
 mod postfix;
 mod setup;
 mod test;
@@ -32,7 +34,7 @@ enum Task {
     Setup,
     /// Set up if need be, build, and run every test as root
     #[command(after_help = "Examples:\n  cargo xtask test\n  cargo xtask test -- mail_is_byte_exact\n  \
-                            cargo xtask test -- --test-threads=1 --nocapture")]
+                            cargo xtask test -- --test-threads=1 --nocapture\n  cargo xtask test kernels    on other kernels, in qemu")]
     Test(test::Args),
     /// Show a mail client whose connection to a server on the Internet is answered by the relay
     #[command(

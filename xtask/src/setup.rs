@@ -25,13 +25,13 @@ const DEBIAN_CORE: [&str; 2] = ["rustc-web", "libstd-rust-web-dev-bpf"];
 const DEBIAN_CORE_LIBRARIES: &str = "/usr/lib/rustlib/bpfel-unknown-none/lib";
 
 /// A program or file that the lab uses, the package that brings it, and what for.
-struct Tool {
-    presence: Presence,
-    package: &'static str,
-    purpose: &'static str,
+pub(crate) struct Tool {
+    pub(crate) presence: Presence,
+    pub(crate) package: &'static str,
+    pub(crate) purpose: &'static str,
 }
 
-enum Presence {
+pub(crate) enum Presence {
     Program(&'static str),
     File(&'static str),
 }
@@ -145,7 +145,12 @@ pub(crate) fn ensure() -> Result<bool> {
 
 /// Installs what only the benchmark of the path uses, as far as it is missing.
 pub(crate) fn ensure_peers() -> Result<()> {
-    let missing: Vec<_> = PEERS.iter().filter(|tool| !tool.is_present()).collect();
+    ensure_tools(&PEERS)
+}
+
+/// Installs what only one task uses, as far as it is missing.
+pub(crate) fn ensure_tools(tools: &[Tool]) -> Result<()> {
+    let missing: Vec<_> = tools.iter().filter(|tool| !tool.is_present()).collect();
     install_tools(&missing)?;
     match missing.iter().find(|tool| !tool.is_present()) {
         Some(tool) => bail!("installed without an error, but still absent: {}", tool.package),
@@ -160,7 +165,7 @@ fn install_tools(tools: &[&Tool]) -> Result<()> {
     apt_install(&tools.iter().map(|tool| tool.package).collect::<Vec<_>>())
 }
 
-/// Installs packages without asking and without what they only recommend.
+/// Installs packages without asking, without what they only recommend, and never at the cost of another package.
 pub(crate) fn apt_install(packages: &[&str]) -> Result<()> {
     if packages.is_empty() {
         return Ok(());
@@ -169,7 +174,15 @@ pub(crate) fn apt_install(packages: &[&str]) -> Result<()> {
     let root = apt_root(&list)?;
     let mut install = root.command("env");
     install
-        .args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-qq", "-y", "--no-install-recommends"])
+        .args([
+            "DEBIAN_FRONTEND=noninteractive",
+            "apt-get",
+            "install",
+            "-qq",
+            "-y",
+            "--no-install-recommends",
+            "--no-remove",
+        ])
         .args(packages);
     exec::quietly(&mut install)
         .with_context(|| format!("cannot install {list}; try `apt-get install {list}`"))

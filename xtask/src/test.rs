@@ -1,4 +1,4 @@
-//! `cargo xtask test`: the whole test suite, as root.
+//! `cargo xtask test`: the whole test suite, as root, on the kernel that runs here; `cargo xtask test kernels` is for others.
 
 use std::process::ExitCode;
 
@@ -6,17 +6,32 @@ use anyhow::Result;
 
 use crate::{
     exec::{self, Root},
-    setup,
+    kernels, setup,
 };
 
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
+    #[command(subcommand)]
+    suite: Option<Suite>,
     /// Handed to the test programs: a filter, or options such as `--nocapture`
     #[arg(last = true)]
     filter: Vec<String>,
 }
 
+#[derive(clap::Subcommand)]
+enum Suite {
+    /// Boot Debian's kernels in qemu and look whether the product works on each, and on the kernel of this machine
+    #[command(after_help = "Examples:\n  cargo xtask test kernels\n  cargo xtask test kernels --kernel 5.10\n  \
+                            cargo xtask test kernels --kernel 6.1 --kernel host\n\n\
+                            Kernels are fetched from deb.debian.org and kept in the target directory.")]
+    Kernels(kernels::Args),
+}
+
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    if let Some(Suite::Kernels(args)) = &args.suite {
+        return kernels::run(args);
+    }
     let root = Root::require("the test suite (it makes network namespaces and loads eBPF programs)")?;
     setup::ensure()?;
 
