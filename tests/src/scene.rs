@@ -9,6 +9,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use aya::{
+    Ebpf,
+    programs::{Xdp, XdpMode},
+};
+use redirect_common::maps::names;
+use redirect_ctl::dataplane::kernel::{Capacities, load};
 
 use crate::{
     lab::{Family, Lab},
@@ -99,6 +105,21 @@ impl Scene {
             &["gateway", "set", "default", "--address", &Family::V4.gateway().to_string(), "--port", "25"],
         )?;
         Ok(Self { mode, product, internet, gateway, lab })
+    }
+
+    /// veth takes what XDP sends back only where the other end runs XDP too; network cards have no such condition. With empty tables our own
+    /// program passes everything. It is attached to the client's end until the returned object is dropped.
+    pub fn let_xdp_answer(&self) -> Result<Option<Ebpf>> {
+        if self.mode != Mode::Xdp {
+            return Ok(None);
+        }
+        self.lab.client.enter(|| {
+            let mut object = load(Capacities::default())?;
+            let program: &mut Xdp =
+                object.program_mut(names::XDP_INGRESS).context("the program for XDP")?.try_into()?;
+            program.attach("eth0", XdpMode::Driver)?;
+            Ok(Some(object))
+        })
     }
 
     /// Redirects the subscribers of class `configured` to a relay that the test plays.

@@ -3,14 +3,8 @@
 
 use std::{io, net::IpAddr};
 
-use aya::{
-    Ebpf,
-    programs::{Xdp, XdpMode},
-};
-use redirect_common::maps::names;
-use redirect_ctl::dataplane::kernel::{Capacities, load};
 use redirect_tests::{
-    Family, Mode, SILENCE, Scene,
+    Family, SILENCE, Scene,
     capture::{Capture, Packet, TCP_ACK, TCP_RST},
     in_every_mode,
     smtp::{Client, port_25},
@@ -22,25 +16,12 @@ in_every_mode!(
     a_redirect_without_a_relay_is_rejected_where_the_class_says_so,
 );
 
-/// veth takes what XDP sends back only where the other end runs XDP too; network cards have no such condition. With empty tables our own
-/// program passes everything. It is attached until the returned object is dropped.
-fn let_xdp_answer(scene: &Scene) -> Option<Ebpf> {
-    (scene.mode == Mode::Xdp).then(|| {
-        scene.lab.client.enter(|| {
-            let mut object = load(Capacities::default()).unwrap();
-            let program: &mut Xdp = object.program_mut(names::XDP_INGRESS).unwrap().try_into().unwrap();
-            program.attach("eth0", XdpMode::Driver).unwrap();
-            object
-        })
-    })
-}
-
 fn connect(scene: &Scene, from: IpAddr, to: IpAddr) -> io::Result<Client> {
     Client::connect_within(&scene.lab.client, (from, 0), port_25(to), SILENCE)
 }
 
 fn a_rejected_subscriber_is_refused_at_once(scene: &mut Scene) {
-    let _answering = let_xdp_answer(scene);
+    let _answering = scene.let_xdp_answer().unwrap();
     scene.ctl(&["class", "set", "refused", "--action", "reject"]).unwrap();
     for family in Family::BOTH {
         let (from, to) = (family.blocked(), family.server());
@@ -61,7 +42,7 @@ fn a_rejected_subscriber_is_refused_at_once(scene: &mut Scene) {
 }
 
 fn a_connection_from_before_is_reset(scene: &mut Scene) {
-    let _answering = let_xdp_answer(scene);
+    let _answering = scene.let_xdp_answer().unwrap();
     scene.ctl(&["class", "set", "refused", "--action", "reject"]).unwrap();
     for family in Family::BOTH {
         let (from, to) = (family.bypass(), family.server());
@@ -74,7 +55,7 @@ fn a_connection_from_before_is_reset(scene: &mut Scene) {
 }
 
 fn a_redirect_without_a_relay_is_rejected_where_the_class_says_so(scene: &mut Scene) {
-    let _answering = let_xdp_answer(scene);
+    let _answering = scene.let_xdp_answer().unwrap();
     scene.ctl(&["relay", "set", "half", "--ipv4", "10.20.0.1:2525"]).unwrap();
     scene
         .ctl(&["class", "set", "half", "--action", "redirect", "--relay", "half", "--on-relay-down", "reject"])
