@@ -155,21 +155,9 @@ impl Lab {
 
     fn wire(&self) -> Result<()> {
         for host in [&self.client, &self.router, &self.internet, &self.gateway] {
-            // Before any link exists, which takes over the defaults. Duplicate address detection would cost seconds, and an
-            // IPv4 setting of the host is inherited.
-            host.sysctl(&[
-                ("ipv4/conf/all/rp_filter", "0"),
-                ("ipv4/conf/default/rp_filter", "0"),
-                ("ipv4/conf/all/send_redirects", "0"),
-                ("ipv4/conf/default/send_redirects", "0"),
-                ("ipv6/conf/all/disable_ipv6", "0"),
-                ("ipv6/conf/default/disable_ipv6", "0"),
-                ("ipv6/conf/all/accept_dad", "0"),
-                ("ipv6/conf/default/accept_dad", "0"),
-                ("ipv6/conf/default/accept_ra", "0"),
-            ])?;
+            settle(host)?;
         }
-        self.router.sysctl(&[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")])?;
+        forward(&self.router)?;
 
         let router = self.router.name();
         let link = |device: &str, number: u8, host: &Namespace| {
@@ -255,6 +243,26 @@ impl Lab {
     pub fn keep(&self) -> Result<PathBuf> {
         self.register.keep(&self.id)
     }
+}
+
+/// To be called before any link exists, which takes over the defaults. Duplicate address detection would cost seconds, and an IPv4 setting
+/// of the host is inherited.
+pub(crate) fn settle(host: &Namespace) -> Result<()> {
+    host.sysctl(&[
+        ("ipv4/conf/all/rp_filter", "0"),
+        ("ipv4/conf/default/rp_filter", "0"),
+        ("ipv4/conf/all/send_redirects", "0"),
+        ("ipv4/conf/default/send_redirects", "0"),
+        ("ipv6/conf/all/disable_ipv6", "0"),
+        ("ipv6/conf/default/disable_ipv6", "0"),
+        ("ipv6/conf/all/accept_dad", "0"),
+        ("ipv6/conf/default/accept_dad", "0"),
+        ("ipv6/conf/default/accept_ra", "0"),
+    ])
+}
+
+pub(crate) fn forward(router: &Namespace) -> Result<()> {
+    router.sysctl(&[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")])
 }
 
 /// Gives an end host its addresses and its default route.

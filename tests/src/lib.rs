@@ -18,6 +18,7 @@ pub mod raw;
 mod scene;
 pub mod smtp;
 pub mod story;
+mod stretch;
 pub mod tcp;
 
 pub use janitor::remove_kept;
@@ -26,3 +27,4 @@ pub use netns::Namespace;
 pub use process::{Daemon, Finished, wait_until};
 pub use product::{Product, binary, configuration};
 pub use scene::{Mode, SILENCE, Scene};
+pub use stretch::{Link, Stretch};
