@@ -261,13 +261,10 @@ impl<A: Address> Flow<A> {
     }
 
     /// Whether a segment with `flags` needs more than to be sent on: the policy has changed, the flow is doomed or ends while it is counted, or
-    /// its tuple is opened anew.
+    /// its tuple may be opened anew.
     #[inline(always)]
     pub const fn needs_judging(&self, flags: Flags, epoch: u32) -> bool {
-        self.word != epoch
-            || self.bits & DOOMED != 0
-            || flags.ends() && self.is_counted()
-            || flags.opens() && (self.has_closed() || self.is_steered())
+        self.word != epoch || self.bits & DOOMED != 0 || flags.ends() && self.is_counted() || flags.opens()
     }
 
     /// Takes note of a segment. Writes only what changes: an unchanged cache line stays shared between CPUs.
@@ -300,7 +297,8 @@ impl<A: Address> Flow<A> {
         self.sent & (Flags::FIN | Flags::RST) != 0
     }
 
-    const fn has_reset(&self) -> bool {
+    #[inline(always)]
+    pub const fn has_reset(&self) -> bool {
         self.sent & Flags::RST != 0
     }
 }

@@ -205,8 +205,9 @@ where
     let Moment { now_s, epoch, .. } = *moment;
     let key = &segment.tuple;
     let judged = tables.flow(Table::Established, key, |flow| {
-        // The client re-uses the port of a connection that it has closed. Of steered ones the kernel knows which those are.
-        if segment.flags.opens() && (flow.has_closed() || flow.is_steered()) {
+        // The client re-uses the port of a connection that it has closed, or that the relay has reset, to which a client says nothing. Of
+        // steered ones the kernel knows which those are.
+        if segment.flags.opens() && (flow.has_closed() || flow.is_steered() || is_reset(tables, flow)) {
             forget(tables, key, flow);
             return None;
         }
@@ -230,6 +231,12 @@ where
         })
     });
     judged.flatten()
+}
+
+/// Whether the relay has reset this flow.
+#[inline(always)]
+fn is_reset<T: FamilyTables<A>, A: Address>(tables: &T, flow: &Flow<A>) -> bool {
+    tables.flow(Table::Established, &flow.to.reversed(), |reply| reply.has_reset()) == Some(true)
 }
 
 /// Whether a live flow of the class `number` may go on by the policy as it is.

@@ -349,9 +349,14 @@ fn a_syn_on_a_live_flow_changes_nothing_and_on_a_closed_one_asks_policy_again() 
     for ip in IPS {
         let mut tables = tables();
         let syn = FrameBuilder::syn(ip);
-        establish(&tables, &syn);
+        let port = establish(&tables, &syn);
         up(&tables, &syn, Reason::FlowEstablished);
         assert_eq!(entries(&tables), (0, 2), "the relay's stack answers it (RFC 5961 section 4)");
+
+        // A client says nothing to a relay's reset, and may use its port again at once.
+        let reset = FrameBuilder { flags: Flags::RST, ..syn_ack(&syn) };
+        down(&tables, &reset, port, Reason::ReplyEstablished);
+        establish(&tables, &syn);
 
         up(&tables, &FrameBuilder { flags: Flags::FIN | Flags::ACK, ..ack(&syn) }, Reason::FlowEstablished);
         tables.classes.insert(REDIRECT, Class::new(Action::Block, Fallback::Pass, 0));

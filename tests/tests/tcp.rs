@@ -170,6 +170,7 @@ fn a_relay_that_forgot_its_connection_resets_it(scene: &mut Scene) {
         drop(client);
         let (mut client, mut relay) = connection(scene, &played, family, PORT);
         carry(&mut client, &mut relay, &bulk(8)).unwrap();
+        check_established(scene, &client);
     }
 }
 
