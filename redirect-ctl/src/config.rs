@@ -17,6 +17,7 @@ use toml::{Table, Value};
 use crate::{
     dataplane::{Hook, Role},
     desired::{self, Interface, InterfaceName, Invalid, Source},
+    limits,
     store::FileResources,
 };
 
@@ -44,6 +45,8 @@ pub struct DataplaneSettings {
     pub flows_max: u32,
     /// Hosts of each family, and as many prefixes of each family again.
     pub subscribers_max: u32,
+    /// Events that each CPU reports within a second.
+    pub events_per_second: u32,
 }
 
 /// The embedded relay.
@@ -122,10 +125,11 @@ pub fn parse(path: &Path, text: &str, host_name: &str) -> Result<Settings, Error
     let mut store = root.section("store", &["path"])?;
     let store = store.path("path", DEFAULT_STORE)?;
 
-    let mut dataplane = root.section("dataplane", &["flows_max", "subscribers_max"])?;
+    let mut dataplane = root.section("dataplane", &["flows_max", "subscribers_max", "events_per_second"])?;
     let dataplane = DataplaneSettings {
         flows_max: dataplane.integer("flows_max", maps::FLOWS_MAX, 1_024, 4_194_304)?,
         subscribers_max: dataplane.integer("subscribers_max", maps::SUBSCRIBERS_MAX, 16, 16_777_216)?,
+        events_per_second: dataplane.integer("events_per_second", limits::EVENTS_PER_SECOND, 0, 100_000)?,
     };
 
     let mut relay =

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use redirect_common::maps;
+
 /// Bytes of a request body. The largest legitimate one, a gateway with a long description, stays below 2 KiB.
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
 /// Bytes of a request's head (request line and headers).
@@ -58,6 +60,15 @@ pub const RETRY_MAX: Duration = Duration::from_secs(10);
 pub const INTERFACE_RETRY_MAX: Duration = Duration::from_secs(2);
 /// Step of the packet path's coarse clock.
 pub const TICK: Duration = Duration::from_secs(1);
+/// Events that each CPU reports within a second where the file does not say.
+pub const EVENTS_PER_SECOND: u32 = 1_000;
+/// Pace of reading them: at the default rate the ring buffer takes those of 70 CPUs in between.
+pub const EVENTS_INTERVAL: Duration = Duration::from_millis(50);
+/// Events that one reading takes: as many as the ring buffer holds, 64 bytes and a header of 8 each.
+pub const EVENTS_BATCH_MAX: usize = maps::EVENTS_BYTES as usize / 72;
+/// Events that wait for a subscriber of the daemon's; a slower one loses the oldest and is told how many.
+pub const EVENTS_QUEUE_MAX: usize = 4_096;
+
 /// Pace of the collection of idle flows.
 pub const COLLECT_INTERVAL: Duration = Duration::from_millis(250);
 /// A sweep over all flows takes about this long where the next constant allows it.

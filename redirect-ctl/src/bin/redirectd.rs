@@ -58,7 +58,8 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     });
     let capacities =
         Capacities { flows_max: settings.dataplane.flows_max, subscribers_max: settings.dataplane.subscribers_max };
-    let dataplane = KernelDataplane::load(capacities)?;
+    let mut dataplane = KernelDataplane::load(capacities)?;
+    dataplane.report_events(settings.dataplane.events_per_second)?;
     Ok(daemon::run(settings, dataplane, shutdown).await?)
 }
 

@@ -1,6 +1,7 @@
 //! [`Dataplane`] on the running kernel: the compiled programs, their maps and their attachments.
 
 mod batch;
+mod events;
 mod flows;
 mod interface;
 
@@ -21,6 +22,7 @@ use aya_log::EbpfLogger;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use redirect_common::{
     address::{Address, V4, V6},
+    event::Event,
     maps::{
         CLASSES_MAX, Count, ENTRIES_PER_FLOW, FLOWS_MAX, INTERFACES_MAX, RELAYS_MAX, SUBSCRIBERS_MAX, counter_index,
         interface_counter_index, names,
@@ -30,6 +32,7 @@ use redirect_common::{
 };
 
 use self::{
+    events::Events,
     flows::{Collector, Flows},
     interface::Attached,
 };
@@ -136,6 +139,7 @@ pub struct KernelDataplane {
     settings: Array<MapData, Settings>,
     counters: PerCpuArray<MapData, Count>,
     interface_counters: PerCpuArray<MapData, Count>,
+    events: Events,
     flows: Arc<Flows>,
     collector: Collector,
     attached: BTreeMap<String, Attached>,
@@ -161,6 +165,7 @@ impl KernelDataplane {
             relay_ports: take(&mut object, names::RELAY_PORTS)?,
             settings: take(&mut object, names::SETTINGS)?,
             counters: take(&mut object, names::COUNTERS)?,
+            events: Events::take(&mut object)?,
             interface_counters: take(&mut object, names::INTERFACE_COUNTERS)?,
             collector: Collector::default(),
             flows,
@@ -168,6 +173,13 @@ impl KernelDataplane {
             log,
             object,
         })
+    }
+
+    /// How many events each CPU reports within a second; none before this is called.
+    pub fn report_events(&mut self, per_second: u32) -> Result<(), Error> {
+        let mut settings = self.settings()?;
+        settings.events_per_second = per_second;
+        self.store_settings(settings)
     }
 
     fn settings(&self) -> Result<Settings, Error> {
@@ -355,6 +367,14 @@ impl Dataplane for KernelDataplane {
 
     fn flows(&self) -> Result<Vec<FlowRecord>, Error> {
         self.flows.list()
+    }
+
+    fn events(&mut self) -> Vec<Event> {
+        self.events.read()
+    }
+
+    fn events_lost(&self) -> Result<u64, Error> {
+        self.events.lost()
     }
 
     fn reader(&self) -> Arc<dyn FlowReader> {

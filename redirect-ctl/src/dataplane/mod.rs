@@ -10,6 +10,7 @@ use std::{collections::BTreeMap, fmt, io, net::SocketAddr, str::FromStr, sync::A
 
 use ipnet::IpNet;
 use redirect_common::{
+    event::Event,
     policy::{Class, Relay, Subscriber},
     reason::Reason,
 };
@@ -42,6 +43,12 @@ pub trait Dataplane: Send {
     fn counters(&self) -> Result<Vec<Counter>, Error>;
 
     fn flows(&self) -> Result<Vec<FlowRecord>, Error>;
+
+    /// Events that wait to be read, [`limits::EVENTS_BATCH_MAX`](crate::limits::EVENTS_BATCH_MAX) at most. Each is handed out once.
+    fn events(&mut self) -> Vec<Event>;
+
+    /// Events since the start that were not handed over: over the budget, or the ring buffer was full.
+    fn events_lost(&self) -> Result<u64, Error>;
 
     /// A read-only view of the flow table for the relay's tasks.
     fn reader(&self) -> Arc<dyn FlowReader>;

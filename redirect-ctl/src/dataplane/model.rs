@@ -11,7 +11,10 @@ use std::{
 };
 
 use ipnet::IpNet;
-use redirect_common::policy::{Class, Relay, Subscriber};
+use redirect_common::{
+    event::Event,
+    policy::{Class, Relay, Subscriber},
+};
 
 use super::{
     Attachment, ClassId, Collected, Counter, Dataplane, Error, FlowCounts, FlowReader, FlowRecord, FlowState, Hook,
@@ -35,6 +38,9 @@ pub struct State {
     pub clock_s: u32,
     pub counters: Vec<Counter>,
     pub flows: Vec<FlowRecord>,
+    /// Those that wait to be read.
+    pub events: Vec<Event>,
+    pub events_lost: u64,
     /// Interfaces that the host has; `None`: every name exists.
     pub existing: Option<BTreeSet<String>>,
     /// Entries that the tables of subscribers hold together; `None`: any number.
@@ -203,6 +209,14 @@ impl Dataplane for ModelDataplane {
 
     fn flows(&self) -> Result<Vec<FlowRecord>, Error> {
         Ok(self.attempt("read flows")?.flows.clone())
+    }
+
+    fn events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.state().events)
+    }
+
+    fn events_lost(&self) -> Result<u64, Error> {
+        Ok(self.attempt("read lost events")?.events_lost)
     }
 
     fn reader(&self) -> Arc<dyn FlowReader> {

@@ -8,5 +8,6 @@
 //! touched, so that one change among a million subscribers reads and writes a handful of entries; a full comparison happens at the start,
 //! after an error and when idle, so that nothing missed stays missed.
 
+pub mod event;
 pub mod plan;
 pub mod task;

@@ -9,18 +9,21 @@
 
 use std::{
     collections::BTreeMap,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use ipnet::IpNet;
 use redirect_common::policy;
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{broadcast, mpsc, oneshot, watch},
     time::{MissedTickBehavior, interval, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
-use super::plan::{Actual, Desired, Order, plan};
+use super::{
+    event::{self, EventCounts, EventRecord},
+    plan::{Actual, Desired, Order, plan},
+};
 use crate::{
     dataplane::{self, Counter, Dataplane, FlowCounts, FlowRecord, Mode, Operation},
     desired::{Class, Relay, Source, Tables},
@@ -65,6 +68,8 @@ pub struct Observed {
     pub interfaces: BTreeMap<String, InterfaceStatus>,
     /// The stage of the last comparison that succeeded.
     pub stage: Stage,
+    /// As of the last second.
+    pub events: EventCounts,
     /// As of the last sweep.
     pub flows: FlowCounts,
     /// Idle flows removed since the start.
@@ -109,6 +114,7 @@ pub struct Handle {
     questions: mpsc::Sender<Question>,
     observed: watch::Receiver<Observed>,
     stage: watch::Sender<Stage>,
+    events: broadcast::WeakSender<EventRecord>,
 }
 
 impl Handle {
@@ -118,6 +124,12 @@ impl Handle {
 
     pub async fn counters(&self) -> Result<Vec<Counter>, AskError> {
         self.ask(Question::Counters).await
+    }
+
+    /// Events from now on, until the reconciler ends. Whoever is slow loses the oldest.
+    pub fn events(&self) -> broadcast::Receiver<EventRecord> {
+        // Without a sender, a channel that is closed already.
+        self.events.upgrade().unwrap_or_else(|| broadcast::Sender::new(1)).subscribe()
     }
 
     pub fn observed(&self) -> Observed {
@@ -171,6 +183,8 @@ pub struct Reconciler<D> {
     questions: mpsc::Receiver<Question>,
     observed: watch::Sender<Observed>,
     stage: watch::Receiver<Stage>,
+    events: broadcast::Sender<EventRecord>,
+    events_read: u64,
     /// Entries that a step of the collection looks at.
     collect_budget: usize,
     full_due: Instant,
@@ -217,16 +231,25 @@ impl<D: Dataplane> Reconciler<D> {
         let (question_sender, questions) = mpsc::channel(limits::RECONCILE_QUEUE_MAX);
         let (observed, observed_receiver) = watch::channel(Observed::default());
         let (stage_sender, stage) = watch::channel(Stage::default());
+        let events = broadcast::Sender::new(limits::EVENTS_QUEUE_MAX);
         let steps = limits::COLLECT_SWEEP.as_millis() / limits::COLLECT_INTERVAL.as_millis();
         // Two families, two directions.
         let entries = u128::from(flows_max) * 4 / steps;
         let (least, most) = limits::COLLECT_ENTRIES;
+        let handle = Handle {
+            questions: question_sender,
+            observed: observed_receiver,
+            stage: stage_sender,
+            events: events.downgrade(),
+        };
         let reconciler = Self {
             dataplane,
             store,
             questions,
             observed,
             stage,
+            events,
+            events_read: 0,
             collect_budget: usize::try_from(entries).unwrap_or(most).clamp(least, most),
             full_due: Instant::now(),
             retry: None,
@@ -234,7 +257,6 @@ impl<D: Dataplane> Reconciler<D> {
             interface_retries: BTreeMap::new(),
             ticked: Instant::now(),
         };
-        let handle = Handle { questions: question_sender, observed: observed_receiver, stage: stage_sender };
         (reconciler, handle)
     }
 
@@ -252,7 +274,8 @@ impl<D: Dataplane> Reconciler<D> {
         let mut stage = self.stage.clone();
         let mut ticks = interval(limits::TICK);
         let mut collections = interval(limits::COLLECT_INTERVAL);
-        for timer in [&mut ticks, &mut collections] {
+        let mut readings = interval(limits::EVENTS_INTERVAL);
+        for timer in [&mut ticks, &mut collections, &mut readings] {
             timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
         loop {
@@ -275,6 +298,7 @@ impl<D: Dataplane> Reconciler<D> {
                     }
                 }
                 _ = collections.tick() => self.collect(),
+                _ = readings.tick() => self.read_events(),
                 () = sleep_until(due.into()) => self.sync(),
             }
         }
@@ -405,6 +429,7 @@ impl<D: Dataplane> Reconciler<D> {
             if self.ticked.elapsed() >= limits::TICK {
                 // A million writes take seconds; the packet path's clock must not stand still meanwhile.
                 self.tick();
+                self.read_events();
             }
             tracing::debug!(%operation, "apply");
             match (self.dataplane.apply(operation), interface_of(operation)) {
@@ -485,6 +510,7 @@ impl<D: Dataplane> Reconciler<D> {
 
     fn tick(&mut self) {
         self.ticked = Instant::now();
+        self.count_events();
         let error = self.dataplane.tick(monotonic_s()).err().map(|error| format!("cannot advance the clock: {error}"));
         if self.observed.borrow().clock_error == error {
             return;
@@ -493,6 +519,26 @@ impl<D: Dataplane> Reconciler<D> {
             tracing::error!(error, "trying again every second");
         }
         self.publish(|observed| observed.clock_error = error);
+    }
+
+    /// Reads them whether or not anybody listens, so that what counts as lost is.
+    fn read_events(&mut self) {
+        let events = self.dataplane.events();
+        self.events_read += events.len() as u64;
+        for record in event::records(&events, SystemTime::now()) {
+            // An error says that nobody listens.
+            let _ = self.events.send(record);
+        }
+    }
+
+    fn count_events(&mut self) {
+        match self.dataplane.events_lost() {
+            Ok(lost) => {
+                let read = self.events_read;
+                self.publish(|observed| observed.events = EventCounts { read, lost });
+            }
+            Err(error) => tracing::debug!(%error, "asking again in a second"),
+        }
     }
 
     fn collect(&mut self) {

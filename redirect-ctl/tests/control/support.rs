@@ -41,7 +41,7 @@ pub(crate) fn settings(dir: &TempDir) -> Settings {
         file: PathBuf::from("/etc/redirect/test.toml"),
         sockets: vec![dir.path().join("api.sock")],
         store: dir.path().join("redirect.db"),
-        dataplane: DataplaneSettings { flows_max: 1_024, subscribers_max: 1_000 },
+        dataplane: DataplaneSettings { flows_max: 1_024, subscribers_max: 1_000, events_per_second: 1_000 },
         relay: RelaySettings {
             hostname: "relay.example.net".to_owned(),
             ipv4: None,
