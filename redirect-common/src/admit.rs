@@ -5,7 +5,7 @@ use crate::{
     flow::{Flow, Tuple},
     handle::{Moment, Outcome, class_of, promote_steered},
     parse::Segment,
-    policy::{Action, Class, Fallback, OnClassChange},
+    policy::{Action, Class, Fallback, OnClassChange, Relay},
     reason::Reason,
     tables::{FamilyTables, Socket, Table, Tables},
 };
@@ -195,9 +195,28 @@ fn join_flow<T: Tables + FamilyTables<A>, A: Address>(
     match (socket, on_class_change) {
         (Socket::Connected, _) => promote_steered(tables, &segment.tuple, class, epoch, now_s),
         (Socket::Waiting, _) => Reason::SteerHalfOpen,
-        (Socket::None, OnClassChange::Reset) if !segment.flags.resets() => Reason::NoFlowReject,
+        (Socket::None, OnClassChange::Reset)
+            if !segment.flags.resets() && !would_pass(tables, &segment.tuple, class, steering) =>
+        {
+            Reason::NoFlowReject
+        }
         (Socket::None, _) => Reason::NoFlow,
     }
+}
+
+/// Whether a SYN of this tuple would be let pass because no relay can take it. Then the connection passes as a whole.
+#[inline(never)]
+fn would_pass<T: Tables + FamilyTables<A>, A: Address>(
+    tables: &T,
+    key: &Tuple<A>,
+    number: u16,
+    steering: bool,
+) -> bool {
+    let Some(class) = tables.class(number) else { return true };
+    let relay = tables.relay(A::relay(class, spread(key, 0) as usize).into());
+    let takes =
+        |relay: &Relay| A::endpoint(relay).is_some() && (relay.is_rewritten() || steering && relay.is_steered());
+    class.on_relay_down() == Fallback::Pass && !relay.is_some_and(takes)
 }
 
 /// Another client port, the same for the same flow, so that a retransmitted SYN finds its own reservation.

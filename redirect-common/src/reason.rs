@@ -78,7 +78,7 @@ reasons! {
     Locked = "locked", Drop, "The subscriber is locked: no new connections until the lock expires.";
     RateLimited = "rate_limited", Drop, "More new connections per second than the class allows one subscriber.";
     OpenLimited = "open_limited", Drop, "More connections open than the class allows one subscriber.";
-    NoFlow = "no_flow", Pass, "A segment in mid-stream of a connection that was never redirected; the class keeps such.";
+    NoFlow = "no_flow", Pass, "A segment in mid-stream of a connection that was never redirected; the class keeps such, or would still let it pass.";
     NoFlowReject = "no_flow_reject", Reject, "A segment in mid-stream of a connection that was never redirected; the class resets such.";
     ClassChanged = "class_changed", Reject, "A live flow whose subscriber has another class by now, which resets such.";
     RelayDownPass = "relay_down_pass", Pass, "No relay for this address family; the class says pass.";

@@ -250,6 +250,11 @@ fn without_a_relay_the_class_decides() {
         tables.relays.insert(1, Relay::new(None, Some("[fd00:20::1]:2525".parse().unwrap())));
         send(&tables, &FrameBuilder::syn(Ip::V4).build(), Direction::Forward, REDIRECT, reason);
         up(&tables, &FrameBuilder::syn(Ip::V6), Reason::FlowNew);
+        // A connection that passed goes on passing; one of before is reset where no other could begin.
+        let then = if fallback == Fallback::Pass { Reason::NoFlow } else { Reason::NoFlowReject };
+        send(&tables, &ack(&FrameBuilder::syn(Ip::V4)).build(), Direction::Forward, REDIRECT, then);
+        tables.relays.insert(1, Relay::new(Some("10.20.0.1:2525".parse().unwrap()), None));
+        send(&tables, &ack(&FrameBuilder::syn(Ip::V4)).build(), Direction::Forward, REDIRECT, Reason::NoFlowReject);
     }
 }
 
