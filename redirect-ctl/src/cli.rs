@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, builder::PossibleValuesParser, b
 use crate::{
     api::client::socket_of,
     config, dataplane,
-    desired::{self, Host, InterfaceName, Name, Prefix, Time},
+    desired::{self, Counted, Host, InterfaceName, Name, PoolRelay, Prefix, Time},
     limits,
 };
 
@@ -55,6 +55,9 @@ pub enum Noun {
     /// Redirected connections
     #[command(subcommand)]
     Flow(FlowVerb),
+    /// Subscribers who may not open connections to port 25 for a while
+    #[command(subcommand)]
+    Lock(LockVerb),
     /// Prefixes and their classes
     #[command(subcommand)]
     Subscriber(SubscriberVerb),
@@ -75,22 +78,65 @@ pub enum Noun {
 #[derive(Debug, Subcommand)]
 pub enum FlowVerb {
     /// List redirected connections
-    #[command(after_help = "Example:\n  redirect-ctl flow list --client 10.20.3.7")]
+    #[command(
+        after_help = "Examples:\n  redirect-ctl flow list --client 10.20.3.7\n  redirect-ctl flow list --client 10.20.0.0/16 --relay postfix"
+    )]
     List(FlowList),
+    /// What was the original destination of a connection that a relay sees?
+    #[command(after_help = "Example:\n  redirect-ctl flow original --relay 192.0.2.25:25 --client 10.20.3.7:40000")]
+    Original(FlowOriginal),
 }
 
 #[derive(Debug, Args)]
 pub struct FlowList {
-    /// Only flows of this client address
-    #[arg(long, value_name = "ADDRESS")]
-    pub client: Option<std::net::IpAddr>,
+    /// Only flows of clients inside this prefix, or of this address
+    #[arg(long, value_name = "PREFIX")]
+    pub client: Option<Prefix>,
     /// Only flows of this class
     #[arg(long)]
     pub class: Option<Name>,
+    /// Only flows that are rewritten to this relay
+    #[arg(long)]
+    pub relay: Option<Name>,
     /// Rows at most
     #[arg(long, default_value_t = limits::PAGE_ROWS_DEFAULT, value_parser = clap::value_parser!(u32).range(1..=i64::from(limits::PAGE_ROWS_MAX)))]
     pub limit: u32,
 }
+
+#[derive(Debug, Args)]
+pub struct FlowOriginal {
+    /// The relay's end of the connection
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub relay: std::net::SocketAddr,
+    /// The other end, as the relay sees it
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub client: std::net::SocketAddr,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum LockVerb {
+    /// List locked subscribers
+    List,
+    /// Lock a subscriber, or change how long
+    #[command(after_help = "Example:\n  redirect-ctl lock add 10.20.3.7 --for 1h")]
+    Add(LockAdd),
+    /// Unlock a subscriber
+    Remove {
+        #[arg(help = COUNTED)]
+        address: Counted,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct LockAdd {
+    #[arg(help = COUNTED)]
+    pub address: Counted,
+    /// How long, from now on; 30 days at most
+    #[arg(long = "for", value_name = "DURATION", value_parser = lock_duration)]
+    pub duration: Duration,
+}
+
+const COUNTED: &str = "An address; one of IPv6 stands for its /64";
 
 #[derive(Debug, Subcommand)]
 pub enum SubscriberVerb {
@@ -149,7 +195,8 @@ pub enum ClassVerb {
     Get { name: Name },
     /// Create a class, or replace all of it
     #[command(
-        after_help = "Example:\n  redirect-ctl class set guests --action redirect --relay embedded --on-relay-down block"
+        after_help = "Examples:\n  redirect-ctl class set guests --action redirect --relay embedded --on-relay-down block\n  \
+                      redirect-ctl class set guests --action redirect --relay a:3 --relay b --rate 5 --open-max 20 --lock-after 100 --lock-for 1h"
     )]
     Set(ClassSet),
     /// Delete a class that nobody uses
@@ -162,12 +209,30 @@ pub struct ClassSet {
     /// What is done with port-25 flows
     #[arg(long, value_parser = word::<desired::Action>(desired::Action::WORDS))]
     pub action: desired::Action,
-    /// Where redirected flows go
-    #[arg(long)]
-    pub relay: Option<Name>,
+    /// A relay of the pool that redirected flows are shared out among; once for each
+    #[arg(long = "relay", value_name = "NAME[:WEIGHT]")]
+    pub relays: Vec<PoolRelay>,
     /// What is done with a flow that should be redirected and cannot be
     #[arg(long, default_value = "pass", value_parser = word::<desired::Fallback>(desired::Fallback::WORDS))]
     pub on_relay_down: desired::Fallback,
+    /// What becomes of a live flow when its subscriber gets another class
+    #[arg(long, default_value = "reset", value_parser = word::<desired::OnClassChange>(desired::OnClassChange::WORDS))]
+    pub on_class_change: desired::OnClassChange,
+    /// New connections per second that one subscriber may open
+    #[arg(long, value_name = "N")]
+    pub rate: Option<u32>,
+    /// New connections at once, before the rate counts [default: the rate]
+    #[arg(long, value_name = "N")]
+    pub burst: Option<u32>,
+    /// Redirected connections that one subscriber may have open
+    #[arg(long, value_name = "N")]
+    pub open_max: Option<u32>,
+    /// Refused connections within a minute after which a subscriber is locked
+    #[arg(long, value_name = "N")]
+    pub lock_after: Option<u32>,
+    /// How long [default: 10m]
+    #[arg(long, value_name = "DURATION", value_parser = lock_duration)]
+    pub lock_for: Option<Duration>,
     /// Where the embedded relay hands the mail to [default: the gateway named default]
     #[arg(long)]
     pub gateway: Option<Name>,
@@ -182,6 +247,12 @@ pub enum RelayVerb {
     /// Create a relay, or replace all of it
     #[command(after_help = "Example:\n  redirect-ctl relay set postfix --ipv4 10.9.0.25:25 --ipv6 [fd00:9::25]:25")]
     Set(RelaySet),
+    /// Let new flows go to a relay
+    Enable { name: Name },
+    /// Let no new flows go to a relay; those that it has go on
+    Drain { name: Name },
+    /// The same, and do not ask whether it lives
+    Disable { name: Name },
     /// Delete a relay that no class uses
     Delete { name: Name },
 }
@@ -196,6 +267,9 @@ pub struct RelaySet {
     /// How flows reach it
     #[arg(long, default_value = "auto", value_parser = word::<desired::Delivery>(desired::Delivery::WORDS))]
     pub delivery: desired::Delivery,
+    /// Whether new flows go there
+    #[arg(long, default_value = "enabled", value_parser = word::<desired::RelayStatus>(desired::RelayStatus::WORDS))]
+    pub status: desired::RelayStatus,
 }
 
 #[derive(Debug, Subcommand)]
@@ -275,6 +349,16 @@ where
 
 fn host(text: &str) -> Result<PathBuf, desired::Invalid> {
     socket_of(text)
+}
+
+/// A duration that a lock may have, in whole seconds.
+fn lock_duration(text: &str) -> Result<Duration, String> {
+    let duration = duration(text)?;
+    let most = Duration::from_secs(limits::LOCK_S_MAX.into());
+    if duration.subsec_nanos() != 0 || duration > most {
+        return Err(format!("{text:?} is not a lock's duration: give whole seconds, 30 days (720h) at most"));
+    }
+    Ok(duration)
 }
 
 /// `10s`, `8h`, `1h 30m`: more than nothing, a century at most.

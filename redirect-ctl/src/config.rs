@@ -34,6 +34,7 @@ pub struct Settings {
     pub store: PathBuf,
     pub dataplane: DataplaneSettings,
     pub relay: RelaySettings,
+    pub health: HealthSettings,
     pub interfaces: Vec<Interface>,
     pub log: LogFormat,
 }
@@ -64,6 +65,19 @@ impl RelaySettings {
     pub fn listeners(&self) -> impl Iterator<Item = SocketAddr> {
         self.ipv4.map(SocketAddr::V4).into_iter().chain(self.ipv6.map(SocketAddr::V6))
     }
+}
+
+/// How relays are asked whether they live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HealthSettings {
+    /// From one probe to the next; `None` where nobody is asked.
+    pub interval: Option<Duration>,
+    /// For a connection and the greeting together.
+    pub timeout: Duration,
+    /// Failed probes in a row after which a relay counts as down.
+    pub down_after: u32,
+    /// Good probes in a row after which it counts as up again.
+    pub up_after: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,7 +132,7 @@ pub fn load(path: &Path, host_name: &str) -> Result<Settings, Error> {
 pub fn parse(path: &Path, text: &str, host_name: &str) -> Result<Settings, Error> {
     let reader = Reader { file: path };
     let table: Table = text.parse().map_err(|error| reader.syntax_error(text, &error))?;
-    let mut root = reader.section("", table, &["api", "store", "dataplane", "relay", "interface", "log"])?;
+    let mut root = reader.section("", table, &["api", "store", "dataplane", "relay", "health", "interface", "log"])?;
 
     let mut api = root.section("api", &["sockets"])?;
     let sockets = api.paths("sockets", DEFAULT_SOCKET)?;
@@ -145,6 +159,17 @@ pub fn parse(path: &Path, text: &str, host_name: &str) -> Result<Settings, Error
         connect_timeout: Duration::from_secs(relay.integer("connect_timeout_s", 30, 1, 300)?.into()),
     };
 
+    let mut health = root.section("health", &["interval_s", "timeout_s", "down_after", "up_after"])?;
+    let health = HealthSettings {
+        interval: match health.integer("interval_s", limits::HEALTH_INTERVAL_S, 0, 300)? {
+            0 => None,
+            seconds => Some(Duration::from_secs(seconds.into())),
+        },
+        timeout: Duration::from_secs(health.integer("timeout_s", limits::HEALTH_TIMEOUT_S, 1, 60)?.into()),
+        down_after: health.integer("down_after", limits::HEALTH_DOWN_AFTER, 1, 100)?,
+        up_after: health.integer("up_after", limits::HEALTH_UP_AFTER, 1, 100)?,
+    };
+
     let interfaces = root.interfaces("interface")?;
     let mut log = root.section("log", &["format"])?;
     let log = log.word("format", "text", |word| match word {
@@ -152,7 +177,7 @@ pub fn parse(path: &Path, text: &str, host_name: &str) -> Result<Settings, Error
         "json" => Ok(LogFormat::Json),
         _ => Err(Invalid(format!("{word:?} is none of text, json"))),
     })?;
-    Ok(Settings { file: path.to_owned(), sockets, store, dataplane, relay, interfaces, log })
+    Ok(Settings { file: path.to_owned(), sockets, store, dataplane, relay, health, interfaces, log })
 }
 
 #[derive(Clone, Copy)]
@@ -348,13 +373,7 @@ impl<'a> Section<'a> {
             if interfaces.iter().any(|other| other.name == name) {
                 return Err(section.error("name", format!("{name} is listed twice; remove one")));
             }
-            let role = section.word("role", Role::Subscriber.name(), |word| match word {
-                "relay" => Err(Invalid(
-                    "\"relay\" is not supported by this version; use \"subscriber\", or remove the interface"
-                        .to_owned(),
-                )),
-                word => Ok(word.parse::<Role>()?),
-            })?;
+            let role = section.word("role", Role::Subscriber.name(), |word| Ok(word.parse::<Role>()?))?;
             let hook = section.word("hook", Hook::Auto.name(), |word| Ok(word.parse::<Hook>()?))?;
             interfaces.push(Interface { name, role, hook, source: Source::File });
         }
@@ -404,6 +423,11 @@ mod tests {
         message_size_max = 36700160
         sessions_max = 10000
         connect_timeout_s = 30
+        [health]
+        interval_s = 5
+        timeout_s = 3
+        down_after = 3
+        up_after = 2
         [[interface]]
         name = "lan0"
         role = "subscriber"
@@ -440,7 +464,7 @@ mod tests {
     const BAD: &[(&str, &str)] = &[
         (
             "flows_max = 1",
-            "flows_max: unknown key; remove it; known here: api, store, dataplane, relay, interface, log",
+            "flows_max: unknown key; remove it; known here: api, store, dataplane, relay, health, interface, log",
         ),
         ("[dataplan]\n", "dataplan: unknown key; did you mean dataplane?"),
         ("[dataplane]\nflow_max = 1", "dataplane.flow_max: unknown key; did you mean flows_max?"),
@@ -496,12 +520,10 @@ mod tests {
             "[relay]\nhostname = \"not a name\"",
             "relay.hostname: \"not a name\" is not a host name; give one such as \"relay.example.net\"",
         ),
+        ("[health]\ninterval_s = -1", "health.interval_s: -1 is out of range; give a whole number from 0 to 300"),
+        ("[health]\ntimeout = 3", "health.timeout: unknown key; did you mean timeout_s?"),
         ("[[interface]]\n", "interface[0].name: is missing; give the interface's name as `ip link` shows it"),
         ("[interface]\nname = \"lan0\"", "interface: is a table; give one [[interface]] for each"),
-        (
-            "[[interface]]\nname = \"lan0\"\nrole = \"relay\"",
-            "interface[0].role: \"relay\" is not supported by this version; use \"subscriber\", or remove the interface",
-        ),
         ("[[interface]]\nname = \"lan0\"\nrole = \"wan\"", "interface[0].role: \"wan\" is none of subscriber"),
         ("[[interface]]\nname = \"lan0\"\nhook = \"ebpf\"", "interface[0].hook: \"ebpf\" is none of auto, xdp, tc"),
         (

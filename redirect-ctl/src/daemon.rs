@@ -23,6 +23,7 @@ use crate::{
     config::Settings,
     dataplane::Dataplane,
     desired::Time,
+    health::Prober,
     limits,
     reconcile::task::{Handle, Reconciler, Stage},
     relay::FlowDirectory,
@@ -93,7 +94,9 @@ async fn start_and_wait(
     while expire(&store).await? {}
 
     let flows = dataplane.reader();
-    let (mut reconciler, handle) = Reconciler::new(dataplane, store.clone(), settings.dataplane.flows_max);
+    let (prober, health) = Prober::new(store.watch(), settings.health);
+    let (mut reconciler, handle) =
+        Reconciler::new(dataplane, store.clone(), health.clone(), settings.dataplane.flows_max);
     let first = task::spawn_blocking(move || {
         let outcome = reconciler.first_sync();
         (reconciler, outcome)
@@ -102,7 +105,7 @@ async fn start_and_wait(
     outcome.map_err(Error::FirstSync)?;
 
     let sockets = settings.sockets.iter().map(|path| server::Socket::bind(path)).collect::<Result<Vec<_>, _>>()?;
-    let relay = Arc::new(Relay::new(relay_settings(&settings), FlowDirectory::new(flows, store.watch())));
+    let relay = Arc::new(Relay::new(relay_settings(&settings), FlowDirectory::new(Arc::clone(&flows), store.watch())));
     for address in settings.relay.listeners() {
         let listener = listen(address).map_err(|source| Error::Relay { address, source })?;
         let (relay, stop) = (Arc::clone(&relay), stops.relay.clone());
@@ -121,12 +124,15 @@ async fn start_and_wait(
     handle.set_stage(Stage::Attached);
     handle.attempted(store.snapshot().tables.interfaces.len(), limits::API_APPLY_WAIT).await;
 
+    tasks.spawn("the prober of relays", prober.run(stops.api.clone()));
     let (expiring, stop) = (store.clone(), stops.api.clone());
     tasks.spawn("the expiry", async move { run_expiry(expiring, stop).await.map_err(|error| error.to_string()) });
     let counters = Arc::clone(&relay);
     let app = api::app(Arc::new(AppState {
         store,
         reconciler: handle.clone(),
+        flows,
+        health,
         relay_counters: Box::new(move || counters.counters()),
         dataplane: settings.dataplane,
         started,

@@ -14,7 +14,9 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use jiff::Timestamp;
-use redirect_common::policy;
+use redirect_common::{address, policy};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::{
     dataplane::{ClassId, Hook, RelayId, Role, UnknownWord, words},
@@ -61,6 +63,14 @@ words! {
 }
 
 words! {
+    /// What becomes of a live flow whose subscriber gets another class, or whose class gets another action.
+    OnClassChange {
+        Reset = "reset",
+        Keep = "keep",
+    }
+}
+
+words! {
     /// How a redirected flow reaches its relay.
     Delivery {
         /// The best way that the kernel offers.
@@ -89,6 +99,17 @@ words! {
 }
 
 words! {
+    /// Whether new flows may go to a relay. Those that it has go on in any case.
+    RelayStatus {
+        Enabled = "enabled",
+        /// No new flows; its health is still looked after.
+        Draining = "draining",
+        /// No new flows, and nobody asks whether it lives.
+        Disabled = "disabled",
+    }
+}
+
+words! {
     /// Whether mail may go to a gateway.
     GatewayStatus {
         Enabled = "enabled",
@@ -113,6 +134,15 @@ impl From<Fallback> for policy::Fallback {
             Fallback::Pass => Self::Pass,
             Fallback::Block => Self::Block,
             Fallback::Reject => Self::Reject,
+        }
+    }
+}
+
+impl From<OnClassChange> for policy::OnClassChange {
+    fn from(on_class_change: OnClassChange) -> Self {
+        match on_class_change {
+            OnClassChange::Reset => Self::Reset,
+            OnClassChange::Keep => Self::Keep,
         }
     }
 }
@@ -155,6 +185,7 @@ text_on_the_wire! {
     InterfaceName = "lan0",
     Host = "mx.example.net",
     Prefix = "10.20.0.0/16",
+    Counted = "10.20.3.7",
     Time = "2026-12-01T00:00:00Z",
 }
 
@@ -291,6 +322,33 @@ impl FromStr for Prefix {
     }
 }
 
+/// Who counts as one subscriber where limits and locks are concerned: an IPv4 address, or an IPv6 /64.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Counted(pub address::Host);
+
+impl fmt::Display for Counted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.to_ip() {
+            address @ IpAddr::V4(_) => address.fmt(f),
+            address @ IpAddr::V6(_) => write!(f, "{address}/64"),
+        }
+    }
+}
+
+impl FromStr for Counted {
+    type Err = Invalid;
+
+    /// An address, or what `Display` writes; `_` may stand for the slash.
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let wrong = || Invalid(format!("{text:?} is not an address: give one such as 10.20.3.7 or fd00:20::7"));
+        let prefix = prefix(text).map_err(|_| wrong())?;
+        match (prefix, prefix.prefix_len()) {
+            (IpNet::V4(_), 32) | (IpNet::V6(_), 64 | 128) => Ok(Self(prefix.addr().into())),
+            _ => Err(wrong()),
+        }
+    }
+}
+
 /// A point in time with whole seconds: RFC 3339 on the wire, seconds since the epoch inside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Time {
@@ -394,6 +452,7 @@ pub struct RelaySpec {
     pub ipv4: Option<SocketAddrV4>,
     pub ipv6: Option<SocketAddrV6>,
     pub delivery: Delivery,
+    pub status: RelayStatus,
 }
 
 impl RelaySpec {
@@ -402,12 +461,158 @@ impl RelaySpec {
     }
 }
 
-/// A class with its stable number and its relay's.
+/// How large a part of a class's new flows a relay gets, beside the others of the pool: 1 to 100.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
+#[serde(try_from = "i64", into = "u8")]
+pub struct Weight(u8);
+
+impl Weight {
+    pub const MAX: u8 = 100;
+
+    pub const fn get(self) -> u8 {
+        self.0
+    }
+}
+
+impl Default for Weight {
+    fn default() -> Self {
+        Self(1)
+    }
+}
+
+impl From<Weight> for u8 {
+    fn from(weight: Weight) -> Self {
+        weight.0
+    }
+}
+
+impl TryFrom<i64> for Weight {
+    type Error = Invalid;
+
+    fn try_from(weight: i64) -> Result<Self, Invalid> {
+        match u8::try_from(weight) {
+            Ok(weight @ 1..=Self::MAX) => Ok(Self(weight)),
+            _ => invalid(format!("{weight} is out of range; give a weight from 1 to {}", Self::MAX)),
+        }
+    }
+}
+
+/// A relay of a class's pool.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PoolRelay {
+    pub name: Name,
+    /// Its part of the new flows, beside the other relays' weights.
+    #[serde(default)]
+    #[schema(value_type = u8, minimum = 1, maximum = 100, default = 1)]
+    pub weight: Weight,
+}
+
+impl fmt::Display for PoolRelay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.weight.get() {
+            1 => self.name.fmt(f),
+            weight => write!(f, "{}:{weight}", self.name),
+        }
+    }
+}
+
+impl FromStr for PoolRelay {
+    type Err = Invalid;
+
+    /// `NAME`, or `NAME:WEIGHT`.
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let (name, weight) = match text.split_once(':') {
+            None => (text, Weight::default()),
+            Some((name, weight)) => {
+                let weight = weight.parse::<i64>().ok().map(Weight::try_from);
+                (name, weight.unwrap_or_else(|| invalid(format!("{text:?} is not NAME or NAME:WEIGHT")))?)
+            }
+        };
+        Ok(Self { name: name.parse()?, weight })
+    }
+}
+
+/// What one subscriber (see [`Counted`]) may do; null stands for "no limit".
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// New connections per second.
+    #[serde(default)]
+    #[schema(minimum = 1, maximum = 1_000_000)]
+    pub rate: Option<u32>,
+    /// New connections at once, before the rate counts; with a rate, where not given, the same number.
+    #[serde(default)]
+    #[schema(minimum = 1, maximum = 1_000_000)]
+    pub burst: Option<u32>,
+    /// Redirected connections that may be open at the same time.
+    #[serde(default)]
+    #[schema(minimum = 1, maximum = 1_000_000)]
+    pub open_max: Option<u32>,
+    /// Connections refused within a minute for one of the limits above, after which the subscriber is locked.
+    #[serde(default)]
+    #[schema(minimum = 1, maximum = 1_000_000)]
+    pub lock_after: Option<u32>,
+    /// How long a lock lasts, in seconds; with `lock_after`, where not given, 600.
+    #[serde(default)]
+    #[schema(minimum = 1, maximum = 2_592_000)]
+    pub lock_s: Option<u32>,
+}
+
+impl Limits {
+    /// The limits with their defaults, as a class with this action may have them; else the member that is wrong, and why.
+    pub fn checked(self, action: Action) -> Result<Self, (&'static str, Invalid)> {
+        for (member, value, most) in [
+            ("rate", self.rate, limits::COUNT_LIMIT_MAX),
+            ("burst", self.burst, limits::COUNT_LIMIT_MAX),
+            ("open_max", self.open_max, limits::COUNT_LIMIT_MAX),
+            ("lock_after", self.lock_after, limits::COUNT_LIMIT_MAX),
+            ("lock_s", self.lock_s, limits::LOCK_S_MAX),
+        ] {
+            if let Some(value) = value.filter(|value| !(1..=most).contains(value)) {
+                return Err((
+                    member,
+                    Invalid(format!("{value} is out of range; give 1 to {most}, or null for no limit")),
+                ));
+            }
+        }
+        let fault = if self.burst.is_some() && self.rate.is_none() {
+            ("burst", "means nothing without a rate; give rate as well, or leave it out")
+        } else if self.open_max.is_some() && action == Action::Pass {
+            ("open_max", "counts redirected connections, and action pass has none; leave it out")
+        } else if self.lock_after.is_some() && self.rate.or(self.open_max).is_none() {
+            ("lock_after", "counts what other limits refuse; give rate or open_max as well, or leave it out")
+        } else if self.lock_s.is_some() && self.lock_after.is_none() {
+            ("lock_s", "means nothing without lock_after; give lock_after as well, or leave it out")
+        } else {
+            return Ok(Self {
+                burst: self.burst.or(self.rate),
+                lock_s: self.lock_s.or(self.lock_after.map(|_| limits::LOCK_S_DEFAULT)),
+                ..self
+            });
+        };
+        Err((fault.0, Invalid(fault.1.to_owned())))
+    }
+}
+
+impl From<Limits> for policy::Limits {
+    fn from(limits: Limits) -> Self {
+        Self {
+            rate: limits.rate.unwrap_or(0),
+            burst: limits.burst.unwrap_or(0),
+            open_max: limits.open_max.unwrap_or(0),
+            lock_after: limits.lock_after.unwrap_or(0),
+            lock_s: limits.lock_s.unwrap_or(0),
+        }
+    }
+}
+
+/// A class with its stable number and those of its relays.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Class {
     pub id: ClassId,
-    /// 0 where the class has no relay.
-    pub relay_id: RelayId,
+    /// Of [`ClassSpec::relays`], in their order.
+    pub relay_ids: Vec<RelayId>,
     pub spec: ClassSpec,
 }
 
@@ -416,9 +621,30 @@ pub struct Class {
 pub struct ClassSpec {
     pub name: Name,
     pub action: Action,
-    pub relay: Option<Name>,
+    /// The pool that redirected flows are shared out among; [`checked_pool`] says which there may be.
+    pub relays: Vec<PoolRelay>,
     pub on_relay_down: Fallback,
+    pub on_class_change: OnClassChange,
+    pub limits: Limits,
     pub gateway: Option<Name>,
+}
+
+/// A class's pool if there may be such, else the pointer (RFC 6901, below `relays`) to what is wrong, and why.
+pub fn checked_pool(relays: Vec<PoolRelay>, action: Action) -> Result<Vec<PoolRelay>, (String, Invalid)> {
+    if action == Action::Redirect && relays.is_empty() {
+        let text = format!("action redirect needs a relay, such as [{{\"name\": {EMBEDDED_RELAY:?}}}]");
+        return Err((String::new(), Invalid(text)));
+    }
+    if relays.len() > limits::POOL_RELAYS_MAX {
+        let text = format!("has {} relays; give {} at most", relays.len(), limits::POOL_RELAYS_MAX);
+        return Err((String::new(), Invalid(text)));
+    }
+    let twice = (1..relays.len()).find(|&index| relays[..index].iter().any(|other| other.name == relays[index].name));
+    if let Some(index) = twice {
+        let text = format!("{} is listed twice; give it once, with a weight", relays[index].name);
+        return Err((format!("/{index}/name"), Invalid(text)));
+    }
+    Ok(relays)
 }
 
 /// An upstream SMTP server.
@@ -577,6 +803,77 @@ mod tests {
             "224.0.0.1:25",
         ] {
             assert!(endpoint(bad.parse().unwrap()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn limits_get_their_defaults_or_say_which_member_is_wrong() {
+        let none = Limits::default();
+        let some = |rate, burst, open_max, lock_after, lock_s| Limits { rate, burst, open_max, lock_after, lock_s };
+        for (given, action, expected) in [
+            (none, Action::Redirect, Ok(none)),
+            (some(Some(5), None, None, None, None), Action::Pass, Ok(some(Some(5), Some(5), None, None, None))),
+            (
+                some(Some(5), Some(9), Some(3), Some(50), None),
+                Action::Redirect,
+                Ok(some(Some(5), Some(9), Some(3), Some(50), Some(600))),
+            ),
+            (
+                some(None, None, Some(3), Some(1), Some(1)),
+                Action::Block,
+                Ok(some(None, None, Some(3), Some(1), Some(1))),
+            ),
+            (some(Some(0), None, None, None, None), Action::Redirect, Err("rate")),
+            (some(Some(1_000_001), None, None, None, None), Action::Redirect, Err("rate")),
+            (some(None, Some(5), None, None, None), Action::Redirect, Err("burst")),
+            (some(None, None, Some(3), None, None), Action::Pass, Err("open_max")),
+            (some(None, None, None, Some(3), None), Action::Redirect, Err("lock_after")),
+            (some(Some(5), None, None, None, Some(60)), Action::Redirect, Err("lock_s")),
+            (some(Some(5), None, None, Some(3), Some(2_592_001)), Action::Redirect, Err("lock_s")),
+        ] {
+            assert_eq!(given.checked(action).map_err(|(member, _)| member), expected, "{given:?} with {action}");
+        }
+        let kernel = policy::Limits::from(some(Some(5), Some(9), None, None, None));
+        assert_eq!(kernel, policy::Limits { rate: 5, burst: 9, ..policy::Limits::default() });
+    }
+
+    #[test]
+    fn relays_of_a_pool_as_people_write_them() {
+        for (text, expected) in [("a", Some(("a", 1))), ("a:3", Some(("a", 3))), ("mx.1:100", Some(("mx.1", 100)))] {
+            let found = text.parse::<PoolRelay>().ok();
+            assert_eq!(found.as_ref().map(|found| (found.name.as_str(), found.weight.get())), expected, "{text}");
+            assert_eq!(found.unwrap().to_string(), text);
+        }
+        for bad in ["", ":3", "a:", "a:0", "a:101", "a:-1", "a:b", "a:3:4", "a b"] {
+            assert!(bad.parse::<PoolRelay>().is_err(), "{bad}");
+        }
+        let pool = |text: &str| text.split(' ').map(|relay| relay.parse().unwrap()).collect::<Vec<PoolRelay>>();
+        let fault = |relays, action| checked_pool(relays, action).map_err(|(pointer, _)| pointer).err();
+        let many = |count| pool(&(0..count).map(|number| format!("r{number}")).collect::<Vec<_>>().join(" "));
+        assert_eq!(fault(pool("a b:3"), Action::Redirect), None);
+        assert_eq!(fault(vec![], Action::Pass), None);
+        assert_eq!(fault(vec![], Action::Redirect), Some(String::new()));
+        assert_eq!(fault(pool("a b a:2"), Action::Redirect), Some("/2/name".to_owned()));
+        assert_eq!(fault(many(limits::POOL_RELAYS_MAX), Action::Redirect), None);
+        assert_eq!(fault(many(limits::POOL_RELAYS_MAX + 1), Action::Redirect), Some(String::new()));
+    }
+
+    #[test]
+    fn ipv6_addresses_are_counted_by_their_64() {
+        for (text, expected) in [
+            ("10.20.3.7", Some("10.20.3.7")),
+            ("10.20.3.7_32", Some("10.20.3.7")),
+            ("fd00:20::7", Some("fd00:20::/64")),
+            ("fd00:20:0:0:ffff::", Some("fd00:20::/64")),
+            ("fd00:20::/64", Some("fd00:20::/64")),
+            ("fd00:20::_64", Some("fd00:20::/64")),
+            ("10.20.3.0/24", None),
+            ("fd00:20::/48", None),
+            ("fd00:20::/80", None),
+            ("::ffff:10.0.0.1", None),
+            ("somebody", None),
+        ] {
+            assert_eq!(text.parse::<Counted>().ok().map(|counted| counted.to_string()).as_deref(), expected, "{text}");
         }
     }
 

@@ -8,6 +8,7 @@
 //! - [`store`]: SQLite, one writer, a revision for every change
 //! - [`reconcile`]: the pure planner and the one task that owns the kernel's state
 //! - [`dataplane`]: the door to the kernel, and a model of it for tests
+//! - [`health`]: asks relays whether they live
 //! - [`host`]: routes, sysctls and relays' sockets of the host
 //! - [`api`]: REST over the Unix socket, its types and its client; [`metrics`]: Prometheus
 //! - [`cli`] and [`commands`]: `redirect-ctl`
@@ -21,6 +22,7 @@ pub mod config;
 pub mod daemon;
 pub mod dataplane;
 pub mod desired;
+pub mod health;
 pub mod host;
 pub mod limits;
 pub mod metrics;

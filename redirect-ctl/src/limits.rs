@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use redirect_common::maps;
+use redirect_common::{maps, policy::POOL_SLOTS};
 
 /// Bytes of a request body. The largest legitimate one, a gateway with a long description, stays below 2 KiB.
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -34,6 +34,32 @@ pub const INTERFACE_BYTES_MAX: usize = 15;
 pub const GATEWAYS_MAX: u64 = 1_024;
 /// Interfaces, those of the file included.
 pub const INTERFACES_MAX: u64 = 1_024;
+
+/// Relays of one class: half the places of a pool, so that weights have room to differ.
+pub const POOL_RELAYS_MAX: usize = POOL_SLOTS / 2;
+/// Connections: the most that a limit of a class can say, far above what one subscriber has.
+pub const COUNT_LIMIT_MAX: u32 = 1_000_000;
+/// How long a lock of a class lasts where the class does not say, in seconds.
+pub const LOCK_S_DEFAULT: u32 = 600;
+/// The longest lock, in seconds: 30 days.
+pub const LOCK_S_MAX: u32 = 30 * 24 * 60 * 60;
+
+/// How often a relay is asked whether it lives, where the file does not say.
+pub const HEALTH_INTERVAL_S: u32 = 5;
+/// Its greeting comes within this time, connecting included, where the file does not say.
+pub const HEALTH_TIMEOUT_S: u32 = 3;
+/// Failed probes in a row after which a relay counts as down, where the file does not say.
+pub const HEALTH_DOWN_AFTER: u32 = 3;
+/// Good probes in a row after which it counts as up again, where the file does not say.
+pub const HEALTH_UP_AFTER: u32 = 2;
+/// Probes come earlier or later than the interval by up to this part of it, so that they do not march in step.
+pub const HEALTH_JITTER_PERCENT: u64 = 10;
+/// Probes at the same time; others wait for their turn.
+pub const HEALTH_PROBES_MAX: usize = 32;
+/// Bytes of a relay's greeting that a probe reads; RFC 5321 section 4.5.3.1.5 has 512 for a line.
+pub const HEALTH_GREETING_BYTES_MAX: usize = 4_096;
+/// Characters of a relay's greeting that an error quotes.
+pub const HEALTH_QUOTE_MAX: usize = 80;
 
 /// Changes that wait for the store's writer.
 pub const STORE_QUEUE_MAX: usize = 256;

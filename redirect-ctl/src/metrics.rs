@@ -1,6 +1,6 @@
 //! Prometheus metrics, made when they are asked for: the kernel's counters are the source, nothing is counted twice.
 //!
-//! Labels have few values (class, reason, verdict, interface). A subscriber's address is never one.
+//! Labels have few values (class, reason, verdict, interface, relay). A subscriber's address is never one.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -12,7 +12,13 @@ use prometheus_client::{
 };
 
 use crate::{
-    api::{AppState, error::ApiError, reason_counts, types::ReasonCount},
+    api::{
+        AppState,
+        error::ApiError,
+        reason_counts,
+        types::{ReasonCount, Relay},
+    },
+    health::HealthState,
     reconcile::task::Observed,
 };
 
@@ -55,6 +61,7 @@ pub async fn scrape(app: &AppState) -> Result<String, ApiError> {
     let snapshot = app.store.snapshot();
     let counts = app.store.subscriber_counts().await?;
     let tables = &snapshot.tables;
+    let observed = app.reconciler.observed();
     let values = Values {
         reasons: reason_counts(tables, &app.reconciler.counters().await?),
         subscribers: tables
@@ -63,7 +70,8 @@ pub async fn scrape(app: &AppState) -> Result<String, ApiError> {
             .map(|class| (class.spec.name.to_string(), counts.get(&class.id).copied().unwrap_or(0)))
             .collect(),
         interfaces: tables.interfaces.keys().map(ToString::to_string).collect(),
-        observed: app.reconciler.observed(),
+        relays: tables.relays.values().map(|relay| Relay::new(relay, &app.health.borrow(), &observed)).collect(),
+        observed,
         relay: relay_rows(&(app.relay_counters)()).collect(),
         revision: snapshot.revision,
         uptime_s: app.started.elapsed().as_secs(),
@@ -83,6 +91,7 @@ struct Values {
     reasons: Vec<ReasonCount>,
     subscribers: BTreeMap<String, u64>,
     interfaces: Vec<String>,
+    relays: Vec<Relay>,
     observed: Observed,
     relay: Vec<RelayRow>,
     revision: u64,
@@ -159,6 +168,22 @@ impl Collector for Values {
             .map(|(labels, name)| (&labels[..], u64::from(attached(name).is_some())))
             .collect();
         gauge(encoder, "interface_attached", "1 where the programs are attached", &rows)?;
+
+        let names: Vec<_> = self.relays.iter().map(|relay| (relay, relay.name.to_string())).collect();
+        let labels: Vec<_> = names
+            .iter()
+            .flat_map(|(relay, name)| {
+                let families = [("ipv4", &relay.health.ipv4), ("ipv6", &relay.health.ipv6)];
+                let known = families.into_iter().filter_map(|(family, health)| Some((family, health.as_ref()?.state)));
+                known.map(|(family, state)| ([("relay", name.as_str()), ("family", family)], state))
+            })
+            .collect();
+        let rows: Vec<_> =
+            labels.iter().map(|(labels, state)| (&labels[..], u64::from(*state != HealthState::Down))).collect();
+        gauge(encoder, "relay_up", "0 where probes say that the relay is down", &rows)?;
+        let labels: Vec<_> = names.iter().map(|(relay, name)| ([("relay", name.as_str())], relay.flows)).collect();
+        let rows: Vec<_> = labels.iter().map(|(labels, flows)| (&labels[..], *flows)).collect();
+        gauge(encoder, "relay_flows", "Established flows that are rewritten to the relay, at the last sweep", &rows)?;
 
         for row in &self.relay {
             let name = format!("relay_{}", row.name);

@@ -34,8 +34,8 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use crate::{
     dataplane::ClassId,
     desired::{
-        self, Action, Class, ClassSpec, EMBEDDED_RELAY, Gateway, Interface, InterfaceName, Name, Relay, RelaySpec,
-        Snapshot, Source, Subscriber, Tables,
+        self, Action, Class, ClassSpec, EMBEDDED_RELAY, Gateway, Interface, InterfaceName, Limits, Name, PoolRelay,
+        Relay, RelaySpec, RelayStatus, Snapshot, Source, Subscriber, Tables, Weight,
     },
     limits,
 };
@@ -104,9 +104,9 @@ impl Kind {
 pub enum Error {
     #[error("there is no {} {name}", .kind.name())]
     NotFound { kind: Kind, name: String },
-    /// `field` is the member of the request that refers to it.
+    /// `pointer` (RFC 6901) is to the member of the request that refers to it.
     #[error("there is no {} {name}; create it first", .kind.name())]
-    NoSuchReference { field: &'static str, kind: Kind, name: String },
+    NoSuchReference { pointer: String, kind: Kind, name: String },
     #[error("{} {name} is in use by {by}", .kind.name())]
     InUse { kind: Kind, name: String, by: String },
     #[error("{} {name} is defined in {}; change it there and restart redirectd", .kind.name(), .file.display())]
@@ -632,7 +632,7 @@ impl Step<'_> {
 
     fn put_subscriber(&mut self, subscriber: &Subscriber) -> Result<Outcome, Error> {
         let class = self.class_id(&subscriber.class)?.ok_or_else(|| Error::NoSuchReference {
-            field: "class",
+            pointer: "/class".to_owned(),
             kind: Kind::Class,
             name: subscriber.class.to_string(),
         })?;
@@ -696,31 +696,57 @@ impl Step<'_> {
     }
 
     fn put_class(&self, spec: &ClassSpec) -> Result<Outcome, Error> {
-        let relay_id = match &spec.relay {
-            None => None,
-            Some(name) => Some(self.id_of("relays", name)?.ok_or_else(|| Error::NoSuchReference {
-                field: "relay",
+        let mut relay_ids = Vec::with_capacity(spec.relays.len());
+        for (index, relay) in spec.relays.iter().enumerate() {
+            let id = self.id_of("relays", &relay.name)?;
+            relay_ids.push(id.ok_or_else(|| Error::NoSuchReference {
+                pointer: format!("/relays/{index}/name"),
                 kind: Kind::Relay,
-                name: name.to_string(),
-            })?),
-        };
+                name: relay.name.to_string(),
+            })?);
+        }
         if let Some(gateway) = &spec.gateway
             && self.gateway(gateway)?.is_none()
         {
-            return Err(Error::NoSuchReference { field: "gateway", kind: Kind::Gateway, name: gateway.to_string() });
+            return Err(Error::NoSuchReference {
+                pointer: "/gateway".to_owned(),
+                kind: Kind::Gateway,
+                name: gateway.to_string(),
+            });
         }
-        let gateway = spec.gateway.as_ref().map(Name::as_str);
         let (id, outcome) = match self.class(&spec.name)? {
             Some(known) if known.spec == *spec => return Ok(Outcome::Unchanged),
             Some(known) => (known.id, Outcome::Replaced),
             None => (self.allocate(Kind::Class)?, Outcome::Created),
         };
+        let Limits { rate, burst, open_max, lock_after, lock_s } = spec.limits;
         self.connection.execute(
-            "INSERT INTO classes (id, name, action, relay, on_relay_down, gateway) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-             ON CONFLICT (id) DO UPDATE SET action = excluded.action, relay = excluded.relay,
-                 on_relay_down = excluded.on_relay_down, gateway = excluded.gateway",
-            params![id, spec.name.as_str(), spec.action.name(), relay_id, spec.on_relay_down.name(), gateway],
+            "INSERT INTO classes (id, name, action, on_relay_down, on_class_change, rate, burst, open_max, lock_after, lock_s, gateway)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
+             ON CONFLICT (id) DO UPDATE SET action = excluded.action, on_relay_down = excluded.on_relay_down,
+                 on_class_change = excluded.on_class_change, rate = excluded.rate, burst = excluded.burst, open_max = excluded.open_max,
+                 lock_after = excluded.lock_after, lock_s = excluded.lock_s, gateway = excluded.gateway",
+            params![
+                id,
+                spec.name.as_str(),
+                spec.action.name(),
+                spec.on_relay_down.name(),
+                spec.on_class_change.name(),
+                rate,
+                burst,
+                open_max,
+                lock_after,
+                lock_s,
+                spec.gateway.as_ref().map(Name::as_str)
+            ],
         )?;
+        self.connection.execute("DELETE FROM class_relays WHERE class = ?1", [id])?;
+        for (place, (relay_id, relay)) in relay_ids.iter().zip(&spec.relays).enumerate() {
+            self.connection.execute(
+                "INSERT INTO class_relays (class, place, relay, weight) VALUES (?1, ?2, ?3, ?4)",
+                params![id, place, relay_id, relay.weight.get()],
+            )?;
+        }
         Ok(outcome)
     }
 
@@ -741,25 +767,29 @@ impl Step<'_> {
             };
             return Err(Error::InUse { kind: Kind::Class, name: name.to_string(), by });
         }
+        self.connection.execute("DELETE FROM class_relays WHERE class = ?1", [class.id])?;
         self.connection.execute("DELETE FROM classes WHERE id = ?1", [class.id])?;
         self.free(Kind::Class, class.id)?;
         Ok(Outcome::Deleted)
     }
 
     fn put_relay(&self, spec: &RelaySpec) -> Result<Outcome, Error> {
-        let (id, outcome) = match self.relay(&spec.name)? {
-            Some(known) if known.source == Source::File => {
+        let (id, source, outcome) = match self.relay(&spec.name)? {
+            Some(known) if known.spec == *spec => return Ok(Outcome::Unchanged),
+            // The file knows no status.
+            Some(known)
+                if known.source == Source::File && RelaySpec { status: spec.status, ..known.spec.clone() } != *spec =>
+            {
                 return Err(Error::OwnedByFile {
                     kind: Kind::Relay,
                     name: spec.name.to_string(),
                     file: self.file.to_owned(),
                 });
             }
-            Some(known) if known.spec == *spec => return Ok(Outcome::Unchanged),
-            Some(known) => (known.id, Outcome::Replaced),
-            None => (self.allocate(Kind::Relay)?, Outcome::Created),
+            Some(known) => (known.id, known.source, Outcome::Replaced),
+            None => (self.allocate(Kind::Relay)?, Source::Api, Outcome::Created),
         };
-        write_relay(self.connection, id, spec, Source::Api)?;
+        write_relay(self.connection, id, spec, source)?;
         Ok(outcome)
     }
 
@@ -771,7 +801,7 @@ impl Step<'_> {
         self.refuse_if_classes_use(
             Kind::Relay,
             name,
-            "SELECT name FROM classes WHERE relay = ?1 ORDER BY name",
+            "SELECT name FROM classes JOIN class_relays ON class = id WHERE relay = ?1 ORDER BY name",
             params![relay.id],
         )?;
         self.connection.execute("DELETE FROM relays WHERE id = ?1", [relay.id])?;
@@ -864,8 +894,10 @@ impl Step<'_> {
     }
 
     fn class(&self, name: &Name) -> Result<Option<Class>, Error> {
-        let sql = format!("{SELECT_CLASS} WHERE classes.name = ?1");
-        self.connection.prepare_cached(&sql)?.query_row([name.as_str()], class_row).optional()?.transpose()
+        let sql = format!("{SELECT_CLASS} WHERE name = ?1");
+        let class =
+            self.connection.prepare_cached(&sql)?.query_row([name.as_str()], class_row).optional()?.transpose()?;
+        class.map(|class| with_pool(self.connection, class)).transpose()
     }
 
     fn relay(&self, name: &Name) -> Result<Option<Relay>, Error> {
@@ -936,9 +968,9 @@ fn numbered(kind: Kind) -> (&'static str, u32) {
 
 const SELECT_SUBSCRIBER: &str =
     "SELECT prefix, (SELECT name FROM classes WHERE id = class), origin, expires_s FROM subscribers";
-const SELECT_CLASS: &str = "SELECT classes.id, classes.name, action, relay, relays.name, on_relay_down, gateway \
-                            FROM classes LEFT JOIN relays ON relays.id = relay";
-const SELECT_RELAY: &str = "SELECT id, name, ipv4, ipv6, delivery, source FROM relays";
+const SELECT_CLASS: &str = "SELECT id, name, action, on_relay_down, on_class_change, gateway, \
+                            rate, burst, open_max, lock_after, lock_s FROM classes";
+const SELECT_RELAY: &str = "SELECT id, name, ipv4, ipv6, delivery, status, source FROM relays";
 const SELECT_GATEWAY: &str = "SELECT name, address, port, description, status FROM gateways";
 const SELECT_INTERFACE: &str = "SELECT name, role, hook, source FROM interfaces";
 
@@ -959,27 +991,52 @@ fn subscriber_row(row: &Row<'_>) -> RowResult<Subscriber> {
     })())
 }
 
+/// A class without its pool, which is in a table of its own.
 fn class_row(row: &Row<'_>) -> RowResult<Class> {
     let id = row.get(0)?;
     let name: String = row.get(1)?;
     let action: String = row.get(2)?;
-    let relay_id: Option<u16> = row.get(3)?;
-    let relay: Option<String> = row.get(4)?;
-    let on_relay_down: String = row.get(5)?;
-    let gateway: Option<String> = row.get(6)?;
+    let on_relay_down: String = row.get(3)?;
+    let on_class_change: String = row.get(4)?;
+    let gateway: Option<String> = row.get(5)?;
+    let limits = Limits {
+        rate: row.get(6)?,
+        burst: row.get(7)?,
+        open_max: row.get(8)?,
+        lock_after: row.get(9)?,
+        lock_s: row.get(10)?,
+    };
     Ok((|| {
         Ok(Class {
             id,
-            relay_id: relay_id.unwrap_or(0),
+            relay_ids: Vec::new(),
             spec: ClassSpec {
                 name: word("a class name", &name)?,
                 action: word("an action", &action)?,
-                relay: relay.as_deref().map(|name| word("a relay name", name)).transpose()?,
+                relays: Vec::new(),
                 on_relay_down: word("a fallback", &on_relay_down)?,
+                on_class_change: word("what becomes of live flows", &on_class_change)?,
+                limits,
                 gateway: gateway.as_deref().map(|name| word("a gateway name", name)).transpose()?,
             },
         })
     })())
+}
+
+fn with_pool(connection: &Connection, mut class: Class) -> Result<Class, Error> {
+    let sql = "SELECT relay, name, weight FROM class_relays JOIN relays ON id = relay WHERE class = ?1 ORDER BY place";
+    let mut statement = connection.prepare_cached(sql)?;
+    let mut rows = statement.query([class.id])?;
+    while let Some(row) = rows.next()? {
+        let (name, weight): (String, i64) = (row.get(1)?, row.get(2)?);
+        let corrupt = |_| Error::Corrupt { what: "a weight", value: weight.to_string() };
+        class.relay_ids.push(row.get(0)?);
+        class
+            .spec
+            .relays
+            .push(PoolRelay { name: word("a relay name", &name)?, weight: Weight::try_from(weight).map_err(corrupt)? });
+    }
+    Ok(class)
 }
 
 fn relay_row(row: &Row<'_>) -> RowResult<Relay> {
@@ -988,7 +1045,8 @@ fn relay_row(row: &Row<'_>) -> RowResult<Relay> {
     let ipv4: Option<String> = row.get(2)?;
     let ipv6: Option<String> = row.get(3)?;
     let delivery: String = row.get(4)?;
-    let source: String = row.get(5)?;
+    let status: String = row.get(5)?;
+    let source: String = row.get(6)?;
     Ok((|| {
         Ok(Relay {
             id,
@@ -997,6 +1055,7 @@ fn relay_row(row: &Row<'_>) -> RowResult<Relay> {
                 ipv4: ipv4.as_deref().map(|text| word("an endpoint", text)).transpose()?,
                 ipv6: ipv6.as_deref().map(|text| word("an endpoint", text)).transpose()?,
                 delivery: word("a delivery", &delivery)?,
+                status: word("a status", &status)?,
             },
             source: word("a source", &source)?,
         })
@@ -1064,6 +1123,7 @@ fn read_snapshot(connection: &Connection) -> Result<Snapshot, Error> {
     let revision = connection.prepare_cached("SELECT revision FROM state")?.query_row([], |row| row.get(0))?;
     let relays = read_rows(connection, SELECT_RELAY, relay_row)?;
     let classes = read_rows(connection, SELECT_CLASS, class_row)?;
+    let classes = classes.into_iter().map(|class| with_pool(connection, class)).collect::<Result<Vec<_>, _>>()?;
     let gateways = read_rows(connection, SELECT_GATEWAY, gateway_row)?;
     let interfaces = read_rows(connection, SELECT_INTERFACE, interface_row)?;
     let tables = Tables {
@@ -1083,14 +1143,16 @@ fn read_rows<T>(connection: &Connection, sql: &str, read: fn(&Row<'_>) -> RowRes
 
 fn write_relay(connection: &Connection, id: u16, spec: &RelaySpec, source: Source) -> Result<(), Error> {
     connection.execute(
-        "INSERT INTO relays (id, name, ipv4, ipv6, delivery, source) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-         ON CONFLICT (id) DO UPDATE SET ipv4 = excluded.ipv4, ipv6 = excluded.ipv6, delivery = excluded.delivery, source = excluded.source",
+        "INSERT INTO relays (id, name, ipv4, ipv6, delivery, status, source) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+         ON CONFLICT (id) DO UPDATE SET ipv4 = excluded.ipv4, ipv6 = excluded.ipv6, delivery = excluded.delivery,
+             status = excluded.status, source = excluded.source",
         params![
             id,
             spec.name.as_str(),
             spec.ipv4.map(|address| address.to_string()),
             spec.ipv6.map(|address| address.to_string()),
             spec.delivery.name(),
+            spec.status.name(),
             source.name()
         ],
     )?;
@@ -1135,7 +1197,7 @@ fn connect(path: &Path) -> Result<Connection, Error> {
 }
 
 /// Each entry leads from the schema of its index to the next one; entries are never changed, only added.
-const MIGRATIONS: &[Migration] = &[first_schema];
+const MIGRATIONS: &[Migration] = &[first_schema, pools_and_limits];
 
 type Migration = fn(&Transaction<'_>) -> Result<(), Error>;
 
@@ -1210,8 +1272,10 @@ fn first_schema(transaction: &Transaction<'_>) -> Result<(), Error> {
              PRIMARY KEY (kind, id)
          ) STRICT, WITHOUT ROWID;",
     )?;
-    let embedded = RelaySpec { name: embedded_name(), ipv4: None, ipv6: None, delivery: desired::Delivery::Auto };
-    write_relay(transaction, 1, &embedded, Source::File)?;
+    transaction.execute(
+        "INSERT INTO relays (id, name, ipv4, ipv6, delivery, source) VALUES (1, ?1, NULL, NULL, 'auto', 'file')",
+        [EMBEDDED_RELAY],
+    )?;
     // The classes that mirror the field; see the words of the design.
     let defaults = [
         (1, "misconfigured", Action::Redirect),
@@ -1230,18 +1294,46 @@ fn first_schema(transaction: &Transaction<'_>) -> Result<(), Error> {
     Ok(())
 }
 
+/// A pool of weighted relays for each class instead of one relay, limits, and a status for relays.
+fn pools_and_limits(transaction: &Transaction<'_>) -> Result<(), Error> {
+    transaction.execute_batch(
+        "ALTER TABLE relays ADD COLUMN status TEXT NOT NULL DEFAULT 'enabled';
+
+         CREATE TABLE class_relays (
+             class INTEGER NOT NULL REFERENCES classes (id),
+             place INTEGER NOT NULL,
+             relay INTEGER NOT NULL REFERENCES relays (id),
+             weight INTEGER NOT NULL,
+             PRIMARY KEY (class, place),
+             UNIQUE (class, relay)
+         ) STRICT, WITHOUT ROWID;
+         CREATE INDEX class_relays_relay ON class_relays (relay);
+         INSERT INTO class_relays (class, place, relay, weight) SELECT id, 0, relay, 1 FROM classes WHERE relay IS NOT NULL;
+
+         ALTER TABLE classes DROP COLUMN relay;
+         ALTER TABLE classes ADD COLUMN on_class_change TEXT NOT NULL DEFAULT 'reset';
+         ALTER TABLE classes ADD COLUMN rate INTEGER;
+         ALTER TABLE classes ADD COLUMN burst INTEGER;
+         ALTER TABLE classes ADD COLUMN open_max INTEGER;
+         ALTER TABLE classes ADD COLUMN lock_after INTEGER;
+         ALTER TABLE classes ADD COLUMN lock_s INTEGER;",
+    )?;
+    Ok(())
+}
+
 /// Lets the file's own resources follow the file; a new revision only where that changes anything.
 fn adopt_file(connection: &mut Connection, file: &FileResources) -> Result<(), Error> {
     let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
     let before = read_snapshot(&transaction)?;
-    let embedded = before.tables.relay(EMBEDDED_RELAY).map_or(1, |relay| relay.id);
+    let known = before.tables.relay(EMBEDDED_RELAY);
     let spec = RelaySpec {
         name: embedded_name(),
         ipv4: file.relay_ipv4,
         ipv6: file.relay_ipv6,
         delivery: desired::Delivery::Auto,
+        status: known.map_or(RelayStatus::Enabled, |relay| relay.spec.status),
     };
-    write_relay(&transaction, embedded, &spec, Source::File)?;
+    write_relay(&transaction, known.map_or(1, |relay| relay.id), &spec, Source::File)?;
     transaction.execute("DELETE FROM interfaces WHERE source = ?1", [Source::File.name()])?;
     for interface in &file.interfaces {
         if before.tables.interfaces.get(&interface.name).is_some_and(|known| known.source == Source::Api) {

@@ -15,7 +15,9 @@ use tokio::{net::UnixStream, time::timeout};
 
 use super::{
     error::Problem,
-    types::{APPLIED_HEADER, FlowList, FlowListQuery, Page, Stats, Status, paths},
+    types::{
+        APPLIED_HEADER, FlowList, FlowListQuery, Lock, LockPut, Original, OriginalQuery, Page, Stats, Status, paths,
+    },
 };
 use crate::{desired, limits};
 
@@ -62,6 +64,20 @@ impl Client {
 
     pub async fn flows(&self, query: &FlowListQuery) -> Result<FlowList, Error> {
         self.get(&format!("{}?{}", paths::FLOWS, query_text(query)?)).await
+    }
+
+    pub async fn original(&self, query: &OriginalQuery) -> Result<Original, Error> {
+        self.get(&format!("{}?{}", paths::FLOWS_ORIGINAL, query_text(query)?)).await
+    }
+
+    /// Locks are no configuration: there is no revision to tell.
+    pub async fn lock(&self, address: &impl Display, lock: &LockPut) -> Result<Lock, Error> {
+        let body = serde_json::to_vec(lock).map_err(|error| Error::Answer(error.to_string()))?;
+        decode(&self.request(Method::PUT, &with_key(paths::LOCK, address), body).await?.body)
+    }
+
+    pub async fn unlock(&self, address: &impl Display) -> Result<(), Error> {
+        self.request(Method::DELETE, &with_key(paths::LOCK, address), Vec::new()).await.map(drop)
     }
 
     /// A page of a collection.

@@ -153,7 +153,7 @@ impl From<store::Error> for ApiError {
         let text = error.to_string();
         match error {
             store::Error::NotFound { .. } => Self::new(Code::NotFound, text),
-            store::Error::NoSuchReference { field, .. } => Self::at(Code::Invalid, &format!("/{field}"), &text),
+            store::Error::NoSuchReference { pointer, .. } => Self::at(Code::Invalid, &pointer, &text),
             store::Error::OwnListener { .. } => Self::at(Code::Invalid, "/address", &text),
             store::Error::InUse { .. } => Self::new(Code::InUse, text),
             store::Error::OwnedByFile { .. } => Self::new(Code::OwnedByFile, text),

@@ -12,7 +12,7 @@ pub mod types;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::IpAddr,
+    net::SocketAddr,
     sync::Arc,
     time::Instant,
 };
@@ -25,6 +25,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use redirect_common::maps;
+use tokio::sync::watch;
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -33,16 +34,17 @@ use self::{
     extract::{Body, Key, Params},
     types::{
         APPLIED_HEADER, Check, Class, ClassPut, Count, DataplaneStatus, Flow, FlowList, FlowListQuery, FlowsStatus,
-        Gateway, GatewayPut, Interface, InterfacePut, Page, Readiness, ReasonCount, Relay, RelayPut, Stats, Status,
-        Subscriber, SubscriberListQuery, SubscriberPut, paths,
+        Gateway, GatewayPut, Interface, InterfacePut, Lock, LockPut, Original, OriginalQuery, Page, Readiness,
+        ReasonCount, Relay, RelayPut, Stats, Status, Subscriber, SubscriberListQuery, SubscriberPut, paths,
     },
 };
 use crate::{
     config::DataplaneSettings,
-    dataplane::Counter,
-    desired::{self, Action, ClassSpec, InterfaceName, Invalid, Name, Prefix, RelaySpec, Source, Tables, Time},
+    dataplane::{Counter, FlowReader},
+    desired::{self, ClassSpec, Counted, InterfaceName, Invalid, Name, Prefix, RelaySpec, Source, Tables, Time},
+    health::Health,
     limits, metrics,
-    reconcile::task::Handle,
+    reconcile::task::{AskError, Handle, monotonic_s},
     store::{Change, Kind, Outcome, Store, SubscriberQuery},
 };
 
@@ -50,6 +52,8 @@ use crate::{
 pub struct AppState {
     pub store: Store,
     pub reconciler: Handle,
+    pub flows: Arc<dyn FlowReader>,
+    pub health: watch::Receiver<Health>,
     pub relay_counters: Box<dyn Fn() -> redirect_relay::Counters + Send + Sync>,
     pub dataplane: DataplaneSettings,
     pub started: Instant,
@@ -100,6 +104,9 @@ fn routes() -> OpenApiRouter<Arc<AppState>> {
         .routes(routes!(list_gateways))
         .routes(routes!(get_gateway, put_gateway, delete_gateway))
         .routes(routes!(list_flows))
+        .routes(routes!(get_original))
+        .routes(routes!(list_locks))
+        .routes(routes!(put_lock, delete_lock))
         .routes(routes!(get_status))
         .routes(routes!(get_stats))
         .routes(routes!(livez))
@@ -210,15 +217,16 @@ async fn get_class(State(app): App, Key(name): Key<Name>) -> Result<Json<Class>,
     (status = 422, body = Problem)))]
 async fn put_class(State(app): App, Key(name): Key<Name>, Body(body): Body<ClassPut>) -> Result<Response, ApiError> {
     same_key("/name", &name, body.name.as_ref())?;
-    if body.action == Action::Redirect && body.relay.is_none() {
-        let text = format!("action redirect needs a relay, such as {:?}", desired::EMBEDDED_RELAY);
-        return Err(ApiError::invalid("/relay", &Invalid(text)));
-    }
+    let relays = desired::checked_pool(body.relays, body.action)
+        .map_err(|(pointer, invalid)| ApiError::invalid(&format!("/relays{pointer}"), &invalid))?;
+    let limits = body.limits.checked(body.action);
     let spec = ClassSpec {
         name,
         action: body.action,
-        relay: body.relay,
+        relays,
         on_relay_down: body.on_relay_down,
+        on_class_change: body.on_class_change,
+        limits: limits.map_err(|(member, invalid)| ApiError::invalid(&format!("/limits/{member}"), &invalid))?,
         gateway: body.gateway,
     };
     let answer = Class::from(&spec);
@@ -235,14 +243,16 @@ async fn delete_class(State(app): App, Key(name): Key<Name>) -> Result<Response,
 
 #[utoipa::path(get, path = paths::RELAYS, tag = "relays", responses((status = 200, body = Page<Relay>)))]
 async fn list_relays(State(app): App) -> Json<Page<Relay>> {
-    all(app.store.snapshot().tables.relays.values().map(Relay::from))
+    let (health, observed) = (app.health.borrow().clone(), app.reconciler.observed());
+    all(app.store.snapshot().tables.relays.values().map(|relay| Relay::new(relay, &health, &observed)))
 }
 
 #[utoipa::path(get, path = paths::RELAY, tag = "relays", params(("name" = String, Path)),
     responses((status = 200, body = Relay), (status = 404, body = Problem), (status = 422, body = Problem)))]
 async fn get_relay(State(app): App, Key(name): Key<Name>) -> Result<Json<Relay>, ApiError> {
     let tables = app.store.snapshot().tables;
-    Ok(Json(tables.relay(name.as_str()).ok_or_else(|| not_found(Kind::Relay, &name))?.into()))
+    let relay = tables.relay(name.as_str()).ok_or_else(|| not_found(Kind::Relay, &name))?;
+    Ok(Json(Relay::new(relay, &app.health.borrow(), &app.reconciler.observed())))
 }
 
 #[utoipa::path(put, path = paths::RELAY, tag = "relays", params(("name" = String, Path)), request_body = RelayPut,
@@ -255,21 +265,19 @@ async fn put_relay(State(app): App, Key(name): Key<Name>, Body(body): Body<Relay
             desired::endpoint(address).map_err(|invalid| ApiError::invalid(pointer, &invalid))?;
         }
     }
-    let spec = RelaySpec { name, ipv4: body.ipv4, ipv6: body.ipv6, delivery: body.delivery };
+    let spec = RelaySpec { name, ipv4: body.ipv4, ipv6: body.ipv6, delivery: body.delivery, status: body.status };
     if spec.endpoints().next().is_none() && spec.name.as_str() != desired::EMBEDDED_RELAY {
         return Err(ApiError::invalid(
             "/ipv4",
             &Invalid("a relay needs an endpoint: give ipv4, ipv6 or both".to_owned()),
         ));
     }
-    let answer = Relay {
-        name: spec.name.clone(),
-        ipv4: spec.ipv4,
-        ipv6: spec.ipv6,
-        delivery: spec.delivery,
-        source: Source::Api,
-    };
-    change(&app, Change::PutRelay(spec), answer).await
+    let committed = commit(&app, Change::PutRelay(spec.clone())).await?;
+    let tables = app.store.snapshot().tables;
+    // Deleted again already, it has no number any more; health and flows go by it and by the endpoints.
+    let (id, source) = tables.relay(spec.name.as_str()).map_or((0, Source::Api), |relay| (relay.id, relay.source));
+    let relay = desired::Relay { id, spec, source };
+    Ok(committed.answer(Relay::new(&relay, &app.health.borrow(), &app.reconciler.observed())))
 }
 
 #[utoipa::path(delete, path = paths::RELAY, tag = "relays", params(("name" = String, Path)),
@@ -368,16 +376,25 @@ async fn delete_gateway(State(app): App, Key(name): Key<Name>) -> Result<Respons
     responses((status = 200, body = FlowList), (status = 422, body = Problem), (status = 503, body = Problem)))]
 async fn list_flows(State(app): App, Params(query): Params<FlowListQuery>) -> Result<Json<FlowList>, ApiError> {
     let rows_max = page_rows(query.limit)? as usize;
-    let client = query.client.as_deref().map(|client| in_query("client", address(client))).transpose()?;
+    let client = query.client.as_deref().map(|client| in_query("client", desired::prefix(client))).transpose()?;
     let tables = app.store.snapshot().tables;
     let class = query.class.as_deref().map(|name| class_in_query(&tables, name)).transpose()?;
+    let endpoints: Option<Vec<_>> = match query.relay.as_deref() {
+        None => None,
+        Some(name) => {
+            let relay = tables.relay(name).ok_or_else(|| Invalid(format!("there is no relay {name}")));
+            Some(in_query("relay", relay)?.spec.endpoints().collect())
+        }
+    };
     let mut flows = app.reconciler.flows().await?;
     flows.retain(|flow| {
-        client.is_none_or(|client| flow.client.ip() == client) && class.is_none_or(|class| flow.class == class)
+        client.is_none_or(|client| client.contains(&flow.client.ip()))
+            && class.is_none_or(|class| flow.class == class)
+            && endpoints.as_ref().is_none_or(|all| flow.relay.is_some_and(|relay| all.contains(&relay)))
     });
     flows.sort_by_key(|flow| (flow.client, flow.server));
     let total = flows.len() as u64;
-    let now_s = crate::reconcile::task::monotonic_s();
+    let now_s = monotonic_s();
     let items = flows.into_iter().take(rows_max).map(|flow| Flow {
         client: flow.client,
         server: flow.server,
@@ -385,10 +402,69 @@ async fn list_flows(State(app): App, Params(query): Params<FlowListQuery>) -> Re
         mapped_port: flow.mapped_port,
         class: class_name(&tables, flow.class),
         state: flow.state,
+        delivery: flow.delivery,
         age_s: now_s.saturating_sub(flow.created_s),
         idle_s: now_s.saturating_sub(flow.seen_s),
     });
     Ok(Json(FlowList { items: items.collect(), total }))
+}
+
+/// What was the original destination of this connection? For relays on other hosts; the embedded one needs not ask.
+#[utoipa::path(get, path = paths::FLOWS_ORIGINAL, tag = "flows", params(OriginalQuery),
+    responses((status = 200, body = Original), (status = 400, body = Problem), (status = 404, body = Problem),
+    (status = 422, body = Problem), (status = 503, body = Problem)))]
+async fn get_original(State(app): App, Params(query): Params<OriginalQuery>) -> Result<Json<Original>, ApiError> {
+    let relay = in_query("relay", socket_address(&query.relay))?;
+    let client = in_query("client", socket_address(&query.client))?;
+    // One or two look-ups in a kernel hash, as for each connection of the embedded relay.
+    let original =
+        app.flows.original(client, relay).map_err(AskError::from)?.ok_or_else(|| {
+            ApiError::new(Code::NotFound, format!("no redirected flow goes from {client} to {relay}"))
+        })?;
+    Ok(Json(Original {
+        client: original.client,
+        server: original.server,
+        class: class_name(&app.store.snapshot().tables, original.class),
+    }))
+}
+
+// Locks: state of the kernel, so there is no revision.
+
+#[utoipa::path(get, path = paths::LOCKS, tag = "locks", responses((status = 200, body = Page<Lock>), (status = 503, body = Problem)))]
+async fn list_locks(State(app): App) -> Result<Json<Page<Lock>>, ApiError> {
+    let now_s = monotonic_s();
+    let locks = app.reconciler.locks().await?.into_iter().filter(|(_, until_s)| *until_s > now_s);
+    let mut locks: Vec<_> =
+        locks.map(|(host, until_s)| Lock { address: Counted(host), left_s: until_s - now_s }).collect();
+    locks.sort_by_key(|lock| lock.address.0.to_ip());
+    Ok(all(locks.into_iter()))
+}
+
+#[utoipa::path(put, path = paths::LOCK, tag = "locks", params(("address" = String, Path, description = COUNTED_IN_PATH)),
+    request_body = LockPut, responses((status = 200, body = Lock), (status = 400, body = Problem), (status = 422, body = Problem),
+    (status = 503, body = Problem)))]
+async fn put_lock(
+    State(app): App,
+    Key(address): Key<Counted>,
+    Body(body): Body<LockPut>,
+) -> Result<Json<Lock>, ApiError> {
+    let left_s = body.duration_s;
+    if !(1..=limits::LOCK_S_MAX).contains(&left_s) {
+        let text = format!("{left_s} is out of range; give 1 to {} seconds", limits::LOCK_S_MAX);
+        return Err(ApiError::invalid("/duration_s", &Invalid(text)));
+    }
+    app.reconciler.set_lock(address.0, monotonic_s().saturating_add(left_s)).await?;
+    Ok(Json(Lock { address, left_s }))
+}
+
+#[utoipa::path(delete, path = paths::LOCK, tag = "locks", params(("address" = String, Path, description = COUNTED_IN_PATH)),
+    responses((status = 204), (status = 404, body = Problem), (status = 422, body = Problem), (status = 503, body = Problem)))]
+async fn delete_lock(State(app): App, Key(address): Key<Counted>) -> Result<StatusCode, ApiError> {
+    let now_s = monotonic_s();
+    match app.reconciler.remove_lock(address.0).await? {
+        Some(until_s) if until_s > now_s => Ok(StatusCode::NO_CONTENT),
+        _ => Err(ApiError::new(Code::NotFound, format!("{address} is not locked"))),
+    }
 }
 
 #[utoipa::path(get, path = paths::STATUS, tag = "status", responses((status = 200, body = Status), (status = 503, body = Problem)))]
@@ -508,6 +584,8 @@ async fn get_description(
 
 const PREFIX_IN_PATH: &str = "ADDRESS/LENGTH with the slash as %2F or _, or a bare address";
 
+const COUNTED_IN_PATH: &str = "An address; one of IPv6 stands for its /64";
+
 /// A change that was carried out.
 struct Done {
     revision: u64,
@@ -579,8 +657,9 @@ fn class_in_query(tables: &Tables, name: &str) -> Result<u16, ApiError> {
     )
 }
 
-fn address(text: &str) -> Result<IpAddr, Invalid> {
-    text.parse().map_err(|_| Invalid(format!("{text:?} is not an IP address")))
+fn socket_address(text: &str) -> Result<SocketAddr, Invalid> {
+    let wrong = |_| Invalid(format!("{text:?} is not ADDRESS:PORT, such as 10.20.0.5:40000 or [fd00:20::5]:40000"));
+    text.parse().map_err(wrong)
 }
 
 fn class_name(tables: &Tables, id: u16) -> Option<String> {

@@ -12,11 +12,13 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::{
-    dataplane::{FlowState, Hook, Mode, Role},
+    dataplane::{FlowDelivery, FlowState, Hook, Mode, RelayId, Role},
     desired::{
-        self, Action, Delivery, Fallback, GatewayStatus, Host, InterfaceName, Name, Origin, Prefix, Source, Time,
+        self, Action, Counted, Delivery, Fallback, GatewayStatus, Host, InterfaceName, Limits, Name, OnClassChange,
+        Origin, PoolRelay, Prefix, RelayStatus, Source, Time,
     },
-    reconcile::task::InterfaceStatus as ObservedInterface,
+    health::{self, Health, HealthState},
+    reconcile::task::{InterfaceStatus as ObservedInterface, Observed},
 };
 
 /// Every path of the API. `{…}` stands for a key.
@@ -32,6 +34,9 @@ pub mod paths {
     pub const GATEWAYS: &str = "/v1/gateways";
     pub const GATEWAY: &str = "/v1/gateways/{name}";
     pub const FLOWS: &str = "/v1/flows";
+    pub const FLOWS_ORIGINAL: &str = "/v1/flows:original";
+    pub const LOCKS: &str = "/v1/locks";
+    pub const LOCK: &str = "/v1/locks/{address}";
     pub const STATUS: &str = "/v1/status";
     pub const STATS: &str = "/v1/stats";
     pub const LIVEZ: &str = "/livez";
@@ -52,6 +57,9 @@ pub mod paths {
         GATEWAYS,
         GATEWAY,
         FLOWS,
+        FLOWS_ORIGINAL,
+        LOCKS,
+        LOCK,
         STATUS,
         STATS,
         LIVEZ,
@@ -133,9 +141,11 @@ pub struct SubscriberListQuery {
 pub struct Class {
     pub name: Name,
     pub action: Action,
-    /// Where redirected flows go.
-    pub relay: Option<Name>,
+    /// The pool that redirected flows are shared out among.
+    pub relays: Vec<PoolRelay>,
     pub on_relay_down: Fallback,
+    pub on_class_change: OnClassChange,
+    pub limits: Limits,
     /// Where the embedded relay hands the mail to; null: the gateway named `default`.
     pub gateway: Option<Name>,
 }
@@ -145,8 +155,10 @@ impl From<&desired::ClassSpec> for Class {
         Self {
             name: spec.name.clone(),
             action: spec.action,
-            relay: spec.relay.clone(),
+            relays: spec.relays.clone(),
             on_relay_down: spec.on_relay_down,
+            on_class_change: spec.on_class_change,
+            limits: spec.limits,
             gateway: spec.gateway.clone(),
         }
     }
@@ -159,17 +171,25 @@ pub struct ClassPut {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<Name>,
     pub action: Action,
-    /// Needed where the action is `redirect`.
+    /// At least one where the action is `redirect`, 16 at most.
     #[serde(default)]
-    pub relay: Option<Name>,
+    pub relays: Vec<PoolRelay>,
     #[serde(default = "pass")]
     pub on_relay_down: Fallback,
+    #[serde(default = "reset")]
+    pub on_class_change: OnClassChange,
+    #[serde(default)]
+    pub limits: Limits,
     #[serde(default)]
     pub gateway: Option<Name>,
 }
 
 fn pass() -> Fallback {
     Fallback::Pass
+}
+
+fn reset() -> OnClassChange {
+    OnClassChange::Reset
 }
 
 /// A TCP endpoint that takes redirected flows.
@@ -181,19 +201,52 @@ pub struct Relay {
     #[schema(value_type = Option<String>, example = "[fd00:20::1]:2525")]
     pub ipv6: Option<SocketAddrV6>,
     pub delivery: Delivery,
+    pub status: RelayStatus,
     pub source: Source,
+    pub health: RelayHealth,
+    /// Established flows that are rewritten to it, as of the last sweep.
+    pub flows: u64,
 }
 
-impl From<&desired::Relay> for Relay {
-    fn from(relay: &desired::Relay) -> Self {
+impl Relay {
+    pub fn new(relay: &desired::Relay, health: &Health, observed: &Observed) -> Self {
         let spec = &relay.spec;
+        let flows_to = |endpoint| observed.flows.by_relay.get(&endpoint).copied().unwrap_or(0);
         Self {
             name: spec.name.clone(),
             ipv4: spec.ipv4,
             ipv6: spec.ipv6,
             delivery: spec.delivery,
+            status: spec.status,
             source: relay.source,
+            health: RelayHealth {
+                ipv4: EndpointHealth::of(relay.id, spec.ipv4.map(SocketAddr::V4), health),
+                ipv6: EndpointHealth::of(relay.id, spec.ipv6.map(SocketAddr::V6), health),
+            },
+            flows: spec.endpoints().map(flows_to).sum(),
         }
+    }
+}
+
+/// Whether a relay lives; null where it has no endpoint, or is disabled.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RelayHealth {
+    pub ipv4: Option<EndpointHealth>,
+    pub ipv6: Option<EndpointHealth>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct EndpointHealth {
+    pub state: HealthState,
+    pub since: Time,
+    /// Why the last probe failed, if it did.
+    pub error: Option<String>,
+}
+
+impl EndpointHealth {
+    fn of(relay: RelayId, endpoint: Option<SocketAddr>, health: &Health) -> Option<Self> {
+        let health::EndpointHealth { state, since, error } = health.endpoint(relay, endpoint?)?.clone();
+        Some(Self { state, since, error })
     }
 }
 
@@ -211,10 +264,24 @@ pub struct RelayPut {
     pub ipv6: Option<SocketAddrV6>,
     #[serde(default = "auto_delivery")]
     pub delivery: Delivery,
+    #[serde(default = "enabled_relay")]
+    pub status: RelayStatus,
     /// Ignored.
     #[serde(default, skip_serializing)]
     #[schema(value_type = Option<Source>, read_only)]
     pub source: Option<serde_json::Value>,
+    /// Ignored.
+    #[serde(default, skip_serializing)]
+    #[schema(value_type = Option<RelayHealth>, read_only)]
+    pub health: Option<serde_json::Value>,
+    /// Ignored.
+    #[serde(default, skip_serializing)]
+    #[schema(value_type = Option<u64>, read_only)]
+    pub flows: Option<serde_json::Value>,
+}
+
+fn enabled_relay() -> RelayStatus {
+    RelayStatus::Enabled
 }
 
 fn auto_delivery() -> Delivery {
@@ -334,13 +401,15 @@ pub struct Flow {
     /// The server that the subscriber dialled.
     #[schema(value_type = String, example = "203.0.113.9:25")]
     pub server: SocketAddr,
-    #[schema(value_type = String, example = "10.20.0.1:2525")]
-    pub relay: SocketAddr,
+    /// Null where the flow is steered.
+    #[schema(value_type = Option<String>, example = "10.20.0.1:2525")]
+    pub relay: Option<SocketAddr>,
     /// The client's port as the relay sees it.
     pub mapped_port: u16,
     /// Null where the class is gone.
     pub class: Option<String>,
     pub state: FlowState,
+    pub delivery: FlowDelivery,
     pub age_s: u32,
     pub idle_s: u32,
 }
@@ -359,12 +428,54 @@ pub struct FlowListQuery {
     /// Rows at most; 100 where not given, 1000 at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u32>,
-    /// Only flows of this client address.
+    /// Only flows of clients inside this prefix, or of this address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client: Option<String>,
     /// Only flows of this class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class: Option<String>,
+    /// Only flows that are rewritten to this relay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relay: Option<String>,
+}
+
+/// A connection as a relay sees it.
+#[derive(Clone, Debug, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub struct OriginalQuery {
+    /// The relay's end, ADDRESS:PORT.
+    pub relay: String,
+    /// The other end as the relay sees it, ADDRESS:PORT.
+    pub client: String,
+}
+
+/// Both ends of a redirected connection as the subscriber knows them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Original {
+    #[schema(value_type = String, example = "10.20.0.5:40000")]
+    pub client: SocketAddr,
+    /// The server that the subscriber dialled.
+    #[schema(value_type = String, example = "203.0.113.9:25")]
+    pub server: SocketAddr,
+    /// Null where the class is gone.
+    pub class: Option<String>,
+}
+
+/// A subscriber who may not open connections to port 25 for a while.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Lock {
+    /// An IPv4 address or an IPv6 /64.
+    pub address: Counted,
+    pub left_s: u32,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LockPut {
+    /// From now on, in seconds; 30 days at most.
+    #[schema(minimum = 1, maximum = 2_592_000)]
+    pub duration_s: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

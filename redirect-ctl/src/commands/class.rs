@@ -2,11 +2,12 @@
 
 use super::{
     Context, Error,
-    output::{Table, or_dash},
+    output::{Table, joined, or_dash},
 };
 use crate::{
     api::types::{Class, ClassPut, paths},
     cli::ClassVerb,
+    desired::Limits,
 };
 
 pub(super) async fn run(context: &mut Context<'_>, verb: ClassVerb) -> Result<(), Error> {
@@ -17,8 +18,16 @@ pub(super) async fn run(context: &mut Context<'_>, verb: ClassVerb) -> Result<()
             let body = ClassPut {
                 name: None,
                 action: args.action,
-                relay: args.relay,
+                relays: args.relays,
                 on_relay_down: args.on_relay_down,
+                on_class_change: args.on_class_change,
+                limits: Limits {
+                    rate: args.rate,
+                    burst: args.burst,
+                    open_max: args.open_max,
+                    lock_after: args.lock_after,
+                    lock_s: args.lock_for.map(super::whole_seconds),
+                },
                 gateway: args.gateway,
             };
             let (answer, changed): (Class, _) = context.client.put(paths::CLASS, &args.name, &body).await?;
@@ -36,10 +45,25 @@ fn table(classes: &[Class]) -> Table {
         [
             class.name.to_string(),
             class.action.to_string(),
-            or_dash(class.relay.as_ref()),
+            or_dash(Some(joined(class.relays.iter().map(ToString::to_string)))),
             class.on_relay_down.to_string(),
+            class.on_class_change.to_string(),
+            or_dash(Some(limits(&class.limits))),
             or_dash(class.gateway.as_ref()),
         ]
     };
-    Table::new(["NAME", "ACTION", "RELAY", "ON-RELAY-DOWN", "GATEWAY"], classes.iter().map(row))
+    let header = ["NAME", "ACTION", "RELAYS", "ON-RELAY-DOWN", "ON-CLASS-CHANGE", "LIMITS", "GATEWAY"];
+    Table::new(header, classes.iter().map(row))
+}
+
+/// The limits that there are, in one word.
+fn limits(limits: &Limits) -> String {
+    let members = [
+        ("rate", limits.rate),
+        ("burst", limits.burst),
+        ("open_max", limits.open_max),
+        ("lock_after", limits.lock_after),
+        ("lock_s", limits.lock_s),
+    ];
+    joined(members.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", value?))))
 }

@@ -5,6 +5,7 @@ mod class;
 mod flow;
 mod gateway;
 mod interface;
+mod lock;
 mod output;
 mod relay;
 mod stats;
@@ -14,6 +15,7 @@ mod subscriber;
 use std::{
     io::{self, Write},
     path::PathBuf,
+    time::Duration,
 };
 
 use clap::Parser;
@@ -121,12 +123,18 @@ async fn dispatch(env: &mut Env<'_>, cli: Cli) -> Result<(), Error> {
         Noun::Status => status::run(&mut context).await,
         Noun::Stats => stats::run(&mut context).await,
         Noun::Flow(verb) => flow::run(&mut context, verb).await,
+        Noun::Lock(verb) => lock::run(&mut context, verb).await,
         Noun::Subscriber(verb) => subscriber::run(&mut context, verb).await,
         Noun::Class(verb) => class::run(&mut context, verb).await,
         Noun::Relay(verb) => relay::run(&mut context, verb).await,
         Noun::Interface(verb) => interface::run(&mut context, verb).await,
         Noun::Gateway(verb) => gateway::run(&mut context, verb).await,
     }
+}
+
+/// The command line has seen to it that it fits.
+fn whole_seconds(duration: Duration) -> u32 {
+    u32::try_from(duration.as_secs()).unwrap_or(u32::MAX)
 }
 
 /// What every command works with.
@@ -159,6 +167,14 @@ impl Context<'_> {
             Output::Table => writeln!(self.stdout, "{what} set (revision {})", changed.revision)?,
         }
         self.late(changed)
+    }
+
+    /// Prints what was done without a revision.
+    fn done(&mut self, answer: &impl Serialize, text: &str) -> Result<(), Error> {
+        match self.output {
+            Output::Json => self.json(answer),
+            Output::Table => Ok(writeln!(self.stdout, "{text}")?),
+        }
     }
 
     fn deleted(&mut self, what: &str, changed: Changed) -> Result<(), Error> {

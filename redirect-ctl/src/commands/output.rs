@@ -30,6 +30,11 @@ pub(super) fn or_dash<T: ToString>(value: Option<T>) -> String {
     value.map(|value| value.to_string()).filter(|text| !text.is_empty()).unwrap_or_else(|| "-".to_owned())
 }
 
+/// A list in one word, so that it is one column for `awk`.
+pub(super) fn joined(words: impl Iterator<Item = String>) -> String {
+    words.collect::<Vec<_>>().join(",")
+}
+
 /// Seconds as people say them, two units at most.
 pub(super) fn duration(seconds: u64) -> String {
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60);

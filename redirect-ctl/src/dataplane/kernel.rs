@@ -3,7 +3,9 @@
 mod batch;
 mod events;
 mod flows;
+mod hosts;
 mod interface;
+mod table;
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +23,7 @@ use aya::{
 use aya_log::EbpfLogger;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use redirect_common::{
-    address::{Address, V4, V6},
+    address::{Address, Host, V4, V6},
     event::Event,
     maps::{
         CLASSES_MAX, Count, ENTRIES_PER_FLOW, FLOWS_MAX, INTERFACES_MAX, RELAYS_MAX, SUBSCRIBERS_MAX, counter_index,
@@ -35,6 +37,7 @@ use self::{
     events::Events,
     flows::{Collector, Flows},
     interface::Attached,
+    table::Table,
 };
 use super::{
     Attachment, ClassId, Collected, Counter, Dataplane, Error, FlowReader, FlowRecord, Operation, Original, RelayId,
@@ -141,6 +144,7 @@ pub struct KernelDataplane {
     interface_counters: PerCpuArray<MapData, Count>,
     events: Events,
     flows: Arc<Flows>,
+    locks: Table<Host, u32>,
     collector: Collector,
     attached: BTreeMap<String, Attached>,
 }
@@ -148,7 +152,11 @@ pub struct KernelDataplane {
 impl KernelDataplane {
     /// Creates the maps and loads the programs; attaches nothing.
     pub fn load(capacities: Capacities) -> Result<Self, Error> {
-        let mut object = load(capacities)?;
+        Self::new(load(capacities)?)
+    }
+
+    /// Takes over the maps and programs of an object that was made from [`OBJECT`].
+    pub fn new(mut object: Ebpf) -> Result<Self, Error> {
         let log = EbpfLogger::init(&mut object).map_err(|error| not_loaded(&error))?;
         let flows = Arc::new(Flows::take(&mut object)?);
         Ok(Self {
@@ -167,7 +175,8 @@ impl KernelDataplane {
             counters: take(&mut object, names::COUNTERS)?,
             events: Events::take(&mut object)?,
             interface_counters: take(&mut object, names::INTERFACE_COUNTERS)?,
-            collector: Collector::default(),
+            collector: Collector::take(&mut object)?,
+            locks: Table::take(&mut object, names::LOCKS)?,
             flows,
             attached: BTreeMap::new(),
             log,
@@ -331,7 +340,7 @@ impl Dataplane for KernelDataplane {
     }
 
     fn collect(&mut self, now_s: u32, budget: usize) -> Result<Collected, Error> {
-        self.collector.collect(&self.flows, now_s, budget)
+        self.collector.collect(&self.flows, &self.locks, now_s, budget)
     }
 
     fn counters(&self) -> Result<Vec<Counter>, Error> {
@@ -375,6 +384,20 @@ impl Dataplane for KernelDataplane {
 
     fn events_lost(&self) -> Result<u64, Error> {
         self.events.lost()
+    }
+
+    fn locks(&self) -> Result<BTreeMap<Host, u32>, Error> {
+        self.locks.list()
+    }
+
+    fn set_lock(&mut self, host: Host, until_s: u32) -> Result<(), Error> {
+        self.locks.set(&host, &until_s)
+    }
+
+    fn remove_lock(&mut self, host: Host) -> Result<Option<u32>, Error> {
+        let until_s = self.locks.get(&host)?;
+        self.locks.remove(&host)?;
+        Ok(until_s)
     }
 
     fn reader(&self) -> Arc<dyn FlowReader> {

@@ -10,6 +10,7 @@ use std::{collections::BTreeMap, fmt, io, net::SocketAddr, str::FromStr, sync::A
 
 use ipnet::IpNet;
 use redirect_common::{
+    address::Host,
     event::Event,
     policy::{Class, Relay, Subscriber},
     reason::Reason,
@@ -50,13 +51,21 @@ pub trait Dataplane: Send {
     /// Events since the start that were not handed over: over the budget, or the ring buffer was full.
     fn events_lost(&self) -> Result<u64, Error>;
 
+    /// Until when subscribers are locked, in `CLOCK_MONOTONIC` seconds; locks that have run out may be among them.
+    fn locks(&self) -> Result<BTreeMap<Host, u32>, Error>;
+
+    fn set_lock(&mut self, host: Host, until_s: u32) -> Result<(), Error>;
+
+    /// Until when the subscriber was locked; `None` where it was not.
+    fn remove_lock(&mut self, host: Host) -> Result<Option<u32>, Error>;
+
     /// A read-only view of the flow table for the relay's tasks.
     fn reader(&self) -> Arc<dyn FlowReader>;
 }
 
 /// Looks up redirected flows while another thread owns the data plane.
 pub trait FlowReader: Send + Sync {
-    /// Who stands behind the connection that the relay accepted from `peer` on `local`; `None` where no such flow is known.
+    /// Who stands behind the connection that a relay, on whatever host, accepted from `peer` on `local`; `None` where no such flow is known.
     fn original(&self, peer: SocketAddr, local: SocketAddr) -> Result<Option<Original>, Error>;
 }
 
@@ -229,6 +238,16 @@ words! {
     }
 }
 
+words! {
+    /// How a flow reaches its relay.
+    FlowDelivery {
+        /// Address and port of its packets become the relay's.
+        Rewrite = "rewrite",
+        /// Its packets go to the relay's socket as they are.
+        Steer = "steer",
+    }
+}
+
 pub(crate) use words;
 
 /// An interface that carries our programs.
@@ -242,7 +261,7 @@ pub struct Attachment {
 }
 
 /// What a call of [`Dataplane::collect`] did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Collected {
     pub examined: usize,
     pub removed: usize,
@@ -251,10 +270,12 @@ pub struct Collected {
 }
 
 /// Redirected flows that a sweep met.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FlowCounts {
     pub half_open: u64,
     pub established: u64,
+    /// The established ones by the endpoint that they go to; those that are steered go to none.
+    pub by_relay: BTreeMap<SocketAddr, u64>,
 }
 
 /// A row of the counters.
@@ -272,11 +293,13 @@ pub struct Counter {
 pub struct FlowRecord {
     pub client: SocketAddr,
     pub server: SocketAddr,
-    pub relay: SocketAddr,
+    /// `None` where the flow is steered.
+    pub relay: Option<SocketAddr>,
     /// The client's port as the relay sees it.
     pub mapped_port: u16,
     pub class: ClassId,
     pub state: FlowState,
+    pub delivery: FlowDelivery,
     /// `CLOCK_MONOTONIC` seconds.
     pub created_s: u32,
     /// `CLOCK_MONOTONIC` seconds.

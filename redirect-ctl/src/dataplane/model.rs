@@ -12,6 +12,7 @@ use std::{
 
 use ipnet::IpNet;
 use redirect_common::{
+    address::Host,
     event::Event,
     policy::{Class, Relay, Subscriber},
 };
@@ -41,6 +42,8 @@ pub struct State {
     /// Those that wait to be read.
     pub events: Vec<Event>,
     pub events_lost: u64,
+    /// Until when subscribers are locked.
+    pub locks: BTreeMap<Host, u32>,
     /// Interfaces that the host has; `None`: every name exists.
     pub existing: Option<BTreeSet<String>>,
     /// Entries that the tables of subscribers hold together; `None`: any number.
@@ -198,8 +201,19 @@ impl Dataplane for ModelDataplane {
             };
             now_s.saturating_sub(flow.seen_s) < idle_max_s
         });
-        let half_open = state.flows.iter().filter(|flow| flow.state == FlowState::HalfOpen).count();
-        let counts = FlowCounts { half_open: half_open as u64, established: (state.flows.len() - half_open) as u64 };
+        let mut counts = FlowCounts::default();
+        for flow in &state.flows {
+            match flow.state {
+                FlowState::HalfOpen => counts.half_open += 1,
+                FlowState::Closed => {}
+                FlowState::Established | FlowState::Closing => {
+                    counts.established += 1;
+                    if let Some(relay) = flow.relay {
+                        *counts.by_relay.entry(relay).or_default() += 1;
+                    }
+                }
+            }
+        }
         Ok(Collected { examined: before.min(budget), removed: before - state.flows.len(), sweep_done: Some(counts) })
     }
 
@@ -219,6 +233,19 @@ impl Dataplane for ModelDataplane {
         Ok(self.attempt("read lost events")?.events_lost)
     }
 
+    fn locks(&self) -> Result<BTreeMap<Host, u32>, Error> {
+        Ok(self.attempt("read locks")?.locks.clone())
+    }
+
+    fn set_lock(&mut self, host: Host, until_s: u32) -> Result<(), Error> {
+        self.attempt("set lock")?.locks.insert(host, until_s);
+        Ok(())
+    }
+
+    fn remove_lock(&mut self, host: Host) -> Result<Option<u32>, Error> {
+        Ok(self.attempt("remove lock")?.locks.remove(&host))
+    }
+
     fn reader(&self) -> Arc<dyn FlowReader> {
         Arc::new(self.clone())
     }
@@ -234,7 +261,9 @@ impl FlowReader for ModelDataplane {
         let by_tuple: HashMap<_, _> = state
             .flows
             .iter()
-            .map(|flow| ((SocketAddr::new(flow.client.ip(), flow.mapped_port), flow.relay), flow))
+            .map(|flow| {
+                ((SocketAddr::new(flow.client.ip(), flow.mapped_port), flow.relay.unwrap_or(flow.server)), flow)
+            })
             .collect();
         Ok(by_tuple.get(&(peer, local)).map(|flow| Original {
             client: flow.client,

@@ -9,11 +9,15 @@
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     time::{Duration, Instant, SystemTime},
 };
 
 use ipnet::IpNet;
-use redirect_common::policy;
+use redirect_common::{
+    address::Host,
+    policy::{self, POOL_SLOTS},
+};
 use tokio::{
     sync::{broadcast, mpsc, oneshot, watch},
     time::{MissedTickBehavior, interval, sleep_until, timeout},
@@ -23,10 +27,12 @@ use tokio_util::sync::CancellationToken;
 use super::{
     event::{self, EventCounts, EventRecord},
     plan::{Actual, Desired, Order, plan},
+    pool::pool,
 };
 use crate::{
     dataplane::{self, Counter, Dataplane, FlowCounts, FlowRecord, Mode, Operation},
-    desired::{Class, Relay, Source, Tables},
+    desired::{Class, Relay, RelayStatus, Source, Tables},
+    health::Health,
     limits,
     store::{self, Scope, Store, Subscribers},
 };
@@ -38,7 +44,7 @@ pub enum Stage {
     #[default]
     Prepared,
     Attached,
-    /// Interfaces stay attached and flows go on, but relays have no endpoints: a new flow finds its relay down, and the class decides.
+    /// Interfaces stay attached and flows go on, but the pools are empty: a new flow finds no relay, and the class decides.
     Draining,
     /// No interface is attached any more.
     Detached,
@@ -103,9 +109,15 @@ pub enum AskError {
     Dataplane(#[from] dataplane::Error),
 }
 
+/// Where an answer is wanted.
+type Reply<T> = oneshot::Sender<Result<T, dataplane::Error>>;
+
 enum Question {
-    Flows(oneshot::Sender<Result<Vec<FlowRecord>, dataplane::Error>>),
-    Counters(oneshot::Sender<Result<Vec<Counter>, dataplane::Error>>),
+    Flows(Reply<Vec<FlowRecord>>),
+    Counters(Reply<Vec<Counter>>),
+    Locks(Reply<BTreeMap<Host, u32>>),
+    SetLock(Host, u32, Reply<()>),
+    RemoveLock(Host, Reply<Option<u32>>),
 }
 
 /// The way to the reconciler. Clones share it.
@@ -130,6 +142,21 @@ impl Handle {
     pub fn events(&self) -> broadcast::Receiver<EventRecord> {
         // Without a sender, a channel that is closed already.
         self.events.upgrade().unwrap_or_else(|| broadcast::Sender::new(1)).subscribe()
+    }
+
+    /// As [`Dataplane::locks`].
+    pub async fn locks(&self) -> Result<BTreeMap<Host, u32>, AskError> {
+        self.ask(Question::Locks).await
+    }
+
+    /// As [`Dataplane::set_lock`].
+    pub async fn set_lock(&self, host: Host, until_s: u32) -> Result<(), AskError> {
+        self.ask(|reply| Question::SetLock(host, until_s, reply)).await
+    }
+
+    /// As [`Dataplane::remove_lock`].
+    pub async fn remove_lock(&self, host: Host) -> Result<Option<u32>, AskError> {
+        self.ask(|reply| Question::RemoveLock(host, reply)).await
     }
 
     pub fn observed(&self) -> Observed {
@@ -166,10 +193,7 @@ impl Handle {
         timeout(wait, observed.wait_for(none)).await.is_ok_and(|found| found.is_ok())
     }
 
-    async fn ask<T>(
-        &self,
-        question: impl FnOnce(oneshot::Sender<Result<T, dataplane::Error>>) -> Question,
-    ) -> Result<T, AskError> {
+    async fn ask<T>(&self, question: impl FnOnce(Reply<T>) -> Question) -> Result<T, AskError> {
         let (reply, answer) = oneshot::channel();
         self.questions.send(question(reply)).await.map_err(|_| AskError::Stopped)?;
         Ok(answer.await.map_err(|_| AskError::Stopped)??)
@@ -185,6 +209,7 @@ pub struct Reconciler<D> {
     stage: watch::Receiver<Stage>,
     events: broadcast::Sender<EventRecord>,
     events_read: u64,
+    health: watch::Receiver<Health>,
     /// Entries that a step of the collection looks at.
     collect_budget: usize,
     full_due: Instant,
@@ -222,12 +247,12 @@ enum SyncError {
     #[error("read the kernel's state: {0}")]
     Read(#[from] dataplane::Error),
     #[error("{operation}: {source}")]
-    Apply { operation: Operation, source: dataplane::Error },
+    Apply { operation: String, source: dataplane::Error },
 }
 
 impl<D: Dataplane> Reconciler<D> {
     /// `flows_max` is the capacity of the flow table of one family; it decides the pace of the collection.
-    pub fn new(dataplane: D, store: Store, flows_max: u32) -> (Self, Handle) {
+    pub fn new(dataplane: D, store: Store, health: watch::Receiver<Health>, flows_max: u32) -> (Self, Handle) {
         let (question_sender, questions) = mpsc::channel(limits::RECONCILE_QUEUE_MAX);
         let (observed, observed_receiver) = watch::channel(Observed::default());
         let (stage_sender, stage) = watch::channel(Stage::default());
@@ -250,6 +275,7 @@ impl<D: Dataplane> Reconciler<D> {
             stage,
             events,
             events_read: 0,
+            health,
             collect_budget: usize::try_from(entries).unwrap_or(most).clamp(least, most),
             full_due: Instant::now(),
             retry: None,
@@ -272,6 +298,7 @@ impl<D: Dataplane> Reconciler<D> {
     pub async fn run(mut self, shutdown: CancellationToken) {
         let mut revisions = self.store.watch();
         let mut stage = self.stage.clone();
+        let mut health = self.health.clone();
         let mut ticks = interval(limits::TICK);
         let mut collections = interval(limits::COLLECT_INTERVAL);
         let mut readings = interval(limits::EVENTS_INTERVAL);
@@ -291,6 +318,7 @@ impl<D: Dataplane> Reconciler<D> {
                     self.sync_unless_waiting();
                 }
                 Ok(()) = stage.changed() => self.sync_unless_waiting(),
+                Ok(()) = health.changed() => self.sync_unless_waiting(),
                 _ = ticks.tick() => {
                     self.tick();
                     if self.interfaces_differ() {
@@ -406,13 +434,17 @@ impl<D: Dataplane> Reconciler<D> {
         };
         let desired = Desired {
             revision: view.snapshot.revision,
-            relays: tables
-                .relays
-                .values()
-                .filter_map(|relay| Some((relay.id, kernel_relay(relay)?)))
-                .map(|(id, relay)| (id, if stage.takes_flows() { relay } else { policy::Relay::default() }))
-                .collect(),
-            classes: tables.classes.values().map(|class| (class.id, kernel_class(class, tables))).collect(),
+            relays: tables.relays.values().filter_map(|relay| Some((relay.id, kernel_relay(relay)?))).collect(),
+            classes: {
+                let health = self.health.borrow();
+                let takes_flows = |relay: &Relay, endpoint| {
+                    stage.takes_flows()
+                        && relay.spec.status == RelayStatus::Enabled
+                        && !health.is_down(relay.id, endpoint)
+                };
+                let classes = tables.classes.values();
+                classes.map(|class| (class.id, kernel_class(class, tables, takes_flows))).collect()
+            },
             subscribers,
             interfaces,
         };
@@ -435,7 +467,7 @@ impl<D: Dataplane> Reconciler<D> {
             match (self.dataplane.apply(operation), interface_of(operation)) {
                 (Ok(()), None) => {}
                 (Ok(()), Some(name)) => self.interface_did(operation, name),
-                (Err(source), None) => return Err(SyncError::Apply { operation: operation.clone(), source }),
+                (Err(source), None) => return Err(SyncError::Apply { operation: operation.to_string(), source }),
                 (Err(source), Some(name)) => {
                     self.interface_failed(name, &source);
                     // Without the detach, the attach that follows it would meet its own predecessor.
@@ -560,11 +592,14 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
-    fn answer(&self, question: Question) {
+    fn answer(&mut self, question: Question) {
         // Whoever gave up waiting does not need the answer.
         match question {
             Question::Flows(reply) => drop(reply.send(self.dataplane.flows())),
             Question::Counters(reply) => drop(reply.send(self.dataplane.counters())),
+            Question::Locks(reply) => drop(reply.send(self.dataplane.locks())),
+            Question::SetLock(host, until_s, reply) => drop(reply.send(self.dataplane.set_lock(host, until_s))),
+            Question::RemoveLock(host, reply) => drop(reply.send(self.dataplane.remove_lock(host))),
         }
     }
 }
@@ -592,10 +627,23 @@ fn kernel_subscriber((prefix, class): (IpNet, dataplane::ClassId)) -> (IpNet, po
     (prefix, policy::Subscriber::new(class, prefix.prefix_len()))
 }
 
-fn kernel_class(class: &Class, tables: &Tables) -> policy::Class {
-    let relay = tables.relays.get(&class.relay_id).and_then(kernel_relay).map_or(0, |_| class.relay_id);
-    let relay = u8::try_from(relay).expect("numbers of relays are below RELAYS_MAX");
-    policy::Class::new(class.spec.action.into(), class.spec.on_relay_down.into(), relay)
+/// A class with the pools of both families, made of the relays whose endpoint there `takes_flows`.
+fn kernel_class(class: &Class, tables: &Tables, takes_flows: impl Fn(&Relay, SocketAddr) -> bool) -> policy::Class {
+    let family = |endpoint: fn(&Relay) -> Option<SocketAddr>| -> [u8; POOL_SLOTS] {
+        let relays = class.relay_ids.iter().zip(&class.spec.relays).filter_map(|(id, member)| {
+            let relay = tables.relays.get(id)?;
+            let id = u8::try_from(*id).expect("numbers of relays are below RELAYS_MAX");
+            takes_flows(relay, endpoint(relay)?).then_some((id, member.weight.get()))
+        });
+        pool(&relays.collect::<Vec<_>>())
+    };
+    policy::Class::new(class.spec.action.into(), class.spec.on_relay_down.into(), 0)
+        .with_pools(
+            family(|relay| relay.spec.ipv4.map(SocketAddr::V4)),
+            family(|relay| relay.spec.ipv6.map(SocketAddr::V6)),
+        )
+        .with_on_class_change(class.spec.on_class_change.into())
+        .with_limits(class.spec.limits.into())
 }
 
 /// A relay without endpoints (the embedded one of a file that lists no listener) is none to the kernel.

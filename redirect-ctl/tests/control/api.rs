@@ -1,17 +1,20 @@
 //! Every endpoint, every refusal.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::LazyLock};
 
 use redirect_common::{policy, reason::Reason};
 use redirect_ctl::{
     api::{self, types::paths},
-    dataplane::{Counter, FlowRecord, FlowState},
+    dataplane::{Counter, FlowDelivery, FlowRecord, FlowState},
     limits,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::{Answer, Lab, eventually};
+
+static NO_LIMITS: LazyLock<Value> =
+    LazyLock::new(|| json!({"rate": null, "burst": null, "open_max": null, "lock_after": null, "lock_s": null}));
 
 fn names(answer: &Answer) -> Vec<String> {
     answer.json()["items"].as_array().unwrap().iter().map(|item| item["name"].as_str().unwrap().to_owned()).collect()
@@ -29,7 +32,10 @@ async fn a_store_begins_with_the_default_classes() {
     let first = &classes.json()["items"][0];
     assert_eq!(
         *first,
-        json!({"name": "misconfigured", "action": "redirect", "relay": "embedded", "on_relay_down": "pass", "gateway": null})
+        json!({
+            "name": "misconfigured", "action": "redirect", "relays": [{"name": "embedded", "weight": 1}], "on_relay_down": "pass",
+            "on_class_change": "reset", "limits": NO_LIMITS.clone(), "gateway": null
+        })
     );
     assert_eq!(names(&lab.get("/v1/relays").await.expect(200)), ["embedded"]);
     assert_eq!(names(&lab.get("/v1/gateways").await.expect(200)), Vec::<String>::new());
@@ -155,9 +161,45 @@ const BAD_BODIES: &[(&str, &str, u16, &str, Option<&str>)] = &[
     ("/v1/subscribers/everybody", r#"{"class":"configured"}"#, 422, "invalid", Some("/prefix")),
     ("/v1/subscribers/::ffff:10.0.0.1", r#"{"class":"configured"}"#, 422, "invalid", Some("/prefix")),
     ("/v1/classes/gold", "{}", 422, "invalid", Some("/action")),
-    ("/v1/classes/gold", r#"{"action":"redirect"}"#, 422, "invalid", Some("/relay")),
+    ("/v1/classes/gold", r#"{"action":"redirect"}"#, 422, "invalid", Some("/relays")),
+    ("/v1/classes/gold", r#"{"action":"redirect","relay":"embedded"}"#, 422, "invalid", Some("/relay")),
+    ("/v1/classes/gold", r#"{"action":"redirect","relays":["embedded"]}"#, 422, "invalid", Some("/relays/0")),
+    (
+        "/v1/classes/gold",
+        r#"{"action":"redirect","relays":[{"name":"embedded","weight":0}]}"#,
+        422,
+        "invalid",
+        Some("/relays/0/weight"),
+    ),
+    (
+        "/v1/classes/gold",
+        r#"{"action":"redirect","relays":[{"name":"embedded"},{"name":"embedded","weight":2}]}"#,
+        422,
+        "invalid",
+        Some("/relays/1/name"),
+    ),
+    ("/v1/classes/gold", r#"{"action":"pass","on_class_change":"drop"}"#, 422, "invalid", Some("/on_class_change")),
+    ("/v1/classes/gold", r#"{"action":"pass","limits":{"rate":0}}"#, 422, "invalid", Some("/limits/rate")),
+    ("/v1/classes/gold", r#"{"action":"pass","limits":{"rate":-1}}"#, 422, "invalid", Some("/limits/rate")),
+    ("/v1/classes/gold", r#"{"action":"pass","limits":{"open":5}}"#, 422, "invalid", Some("/limits/open")),
+    ("/v1/classes/gold", r#"{"action":"pass","limits":{"burst":5}}"#, 422, "invalid", Some("/limits/burst")),
+    ("/v1/classes/gold", r#"{"action":"pass","limits":{"open_max":5}}"#, 422, "invalid", Some("/limits/open_max")),
+    ("/v1/classes/gold", r#"{"action":"block","limits":{"lock_after":5}}"#, 422, "invalid", Some("/limits/lock_after")),
+    (
+        "/v1/classes/gold",
+        r#"{"action":"pass","limits":{"rate":5,"lock_s":60}}"#,
+        422,
+        "invalid",
+        Some("/limits/lock_s"),
+    ),
     ("/v1/classes/gold", r#"{"action":"refuse"}"#, 422, "invalid", Some("/action")),
-    ("/v1/classes/gold", r#"{"action":"redirect","relay":"nowhere"}"#, 422, "invalid", Some("/relay")),
+    (
+        "/v1/classes/gold",
+        r#"{"action":"redirect","relays":[{"name":"embedded"},{"name":"nowhere"}]}"#,
+        422,
+        "invalid",
+        Some("/relays/1/name"),
+    ),
     ("/v1/classes/gold", r#"{"action":"pass","gateway":"nowhere"}"#, 422, "invalid", Some("/gateway")),
     ("/v1/classes/gold", r#"{"action":"pass","on_relay_down":"redirect"}"#, 422, "invalid", Some("/on_relay_down")),
     ("/v1/classes/gold", r#"{"action":"pass","name":"silver"}"#, 422, "invalid", Some("/name")),
@@ -170,7 +212,12 @@ const BAD_BODIES: &[(&str, &str, u16, &str, Option<&str>)] = &[
     ("/v1/relays/postfix", r#"{"ipv4":"10.9.0.25:0"}"#, 422, "invalid", Some("/ipv4")),
     ("/v1/relays/postfix", r#"{"ipv6":"[::]:25"}"#, 422, "invalid", Some("/ipv6")),
     ("/v1/relays/postfix", r#"{"ipv4":"10.9.0.25:25","delivery":"steer"}"#, 422, "invalid", Some("/delivery")),
+    ("/v1/relays/postfix", r#"{"ipv4":"10.9.0.25:25","status":"drained"}"#, 422, "invalid", Some("/status")),
     ("/v1/relays/embedded", r#"{"ipv4":"10.9.0.25:25"}"#, 409, "owned_by_file", None),
+    ("/v1/locks/10.0.0.1", "{}", 422, "invalid", Some("/duration_s")),
+    ("/v1/locks/10.0.0.1", r#"{"duration_s":0}"#, 422, "invalid", Some("/duration_s")),
+    ("/v1/locks/10.0.0.1", r#"{"duration_s":2592001}"#, 422, "invalid", Some("/duration_s")),
+    ("/v1/locks/10.0.0.0_24", r#"{"duration_s":60}"#, 422, "invalid", Some("/address")),
     ("/v1/interfaces/lan1", r#"{"role":"relay"}"#, 422, "invalid", Some("/role")),
     ("/v1/interfaces/lan1", r#"{"hook":"generic"}"#, 422, "invalid", Some("/hook")),
     ("/v1/interfaces/a%2Fb", "{}", 422, "invalid", Some("/name")),
@@ -243,7 +290,11 @@ async fn bad_queries_name_their_parameter() {
         ("/v1/subscribers?cursor=x", 422, "invalid", "?cursor"),
         ("/v1/subscribers?within=10.0.0.1/8", 422, "invalid", "?within"),
         ("/v1/subscribers?class=nobody", 422, "invalid", "?class"),
-        ("/v1/flows?client=10.0.0.0/8", 422, "invalid", "?client"),
+        ("/v1/flows?client=10.0.0.1/8", 422, "invalid", "?client"),
+        ("/v1/flows?relay=nobody", 422, "invalid", "?relay"),
+        ("/v1/flows:original?relay=192.0.2.25:25", 400, "invalid_query", "?client"),
+        ("/v1/flows:original?relay=192.0.2.25&client=10.0.0.1:40000", 422, "invalid", "?relay"),
+        ("/v1/flows:original?relay=192.0.2.25:25&client=mx:25", 422, "invalid", "?client"),
         ("/v1/flows?class=nobody", 422, "invalid", "?class"),
         ("/v1/flows?limit=-1", 400, "invalid_query", "?limit"),
     ] {
@@ -266,7 +317,12 @@ async fn what_is_in_use_stays_and_says_who_uses_it() {
     let lab = Lab::start().await;
     lab.put("/v1/gateways/mx", r#"{"address":"mx.example.net"}"#).await.expect(201);
     lab.put("/v1/relays/postfix", r#"{"ipv4":"10.9.0.25:25"}"#).await.expect(201);
-    lab.put("/v1/classes/gold", r#"{"action":"redirect","relay":"postfix","gateway":"mx"}"#).await.expect(201);
+    lab.put(
+        "/v1/classes/gold",
+        r#"{"action":"redirect","relays":[{"name":"embedded"},{"name":"postfix"}],"gateway":"mx"}"#,
+    )
+    .await
+    .expect(201);
     lab.put("/v1/classes/silver", r#"{"action":"pass","gateway":"mx"}"#).await.expect(201);
     lab.put("/v1/subscribers/10.1.0.0_16", r#"{"class":"gold"}"#).await.expect(201);
     lab.put("/v1/subscribers/10.2.0.0_16", r#"{"class":"gold"}"#).await.expect(201);
@@ -381,10 +437,11 @@ async fn flows_are_listed_with_names_and_ages() {
     let flow = |client: &str, class, state| FlowRecord {
         client: client.parse().unwrap(),
         server: "203.0.113.9:25".parse().unwrap(),
-        relay: "10.20.0.1:2525".parse().unwrap(),
+        relay: Some("10.20.0.1:2525".parse().unwrap()),
         mapped_port: 40_000,
         class,
         state,
+        delivery: FlowDelivery::Rewrite,
         created_s: now_s - 5,
         seen_s: now_s - 2,
     };
@@ -402,6 +459,7 @@ async fn flows_are_listed_with_names_and_ages() {
     assert_eq!(flows["items"][1]["state"], "half_open");
     assert!((5..10).contains(&flows["items"][1]["age_s"].as_u64().unwrap()));
     assert!((2..7).contains(&flows["items"][1]["idle_s"].as_u64().unwrap()));
+    assert_eq!(flows["items"][1]["delivery"], "rewrite");
     let some = lab.get("/v1/flows?client=10.20.0.5&limit=1").await.expect(200).json();
     assert_eq!((some["items"].as_array().unwrap().len(), &some["total"]), (1, &json!(2)));
     assert_eq!(lab.get("/v1/flows?class=configured").await.expect(200).json()["total"], 1);
@@ -410,9 +468,146 @@ async fn flows_are_listed_with_names_and_ages() {
             == json!({"half_open": 1, "established": 2, "capacity": 2048, "collected": 0})
     })
     .await;
+
+    // By prefix, by relay, and those that are steered, which go to no relay's endpoint.
+    lab.put("/v1/relays/near", r#"{"ipv4":"10.20.0.1:2525","status":"draining"}"#).await.expect(201);
+    lab.put("/v1/relays/far", r#"{"ipv4":"192.0.2.25:25"}"#).await.expect(201);
+    let steered =
+        FlowRecord { relay: None, delivery: FlowDelivery::Steer, ..flow("10.21.0.7:40000", 2, FlowState::Established) };
+    lab.model.state().flows.push(steered);
+    for (query, total) in [
+        ("client=10.20.0.0/16", 3),
+        ("client=10.0.0.0_8", 4),
+        ("client=fd00::/8", 0),
+        ("relay=near", 3),
+        ("relay=far", 0),
+        ("relay=near&class=configured", 1),
+    ] {
+        assert_eq!(lab.get(&format!("/v1/flows?{query}")).await.expect(200).json()["total"], total, "{query}");
+    }
+    let found = lab.get("/v1/flows?client=10.21.0.7").await.json()["items"][0].clone();
+    assert_eq!((&found["relay"], &found["delivery"]), (&json!(null), &json!("steer")));
+    eventually("the relay's flows are counted", || async {
+        lab.get("/v1/relays/near").await.json()["flows"] == 2 && lab.get("/v1/relays/far").await.json()["flows"] == 0
+    })
+    .await;
+    assert!(lab.get("/metrics").await.text.lines().any(|line| line == r#"redirect_relay_flows{relay="near"} 2"#));
+
+    // What a relay on another host asks.
+    let original =
+        async |relay: &str, client: &str| lab.get(&format!("/v1/flows:original?relay={relay}&client={client}")).await;
+    assert_eq!(
+        original("10.20.0.1:2525", "10.20.0.6:40000").await.expect(200).json(),
+        json!({"client": "10.20.0.6:40000", "server": "203.0.113.9:25", "class": "configured"})
+    );
+    original("10.20.0.1:2525", "10.20.0.6:40001").await.problem(404, "not_found", None);
+    original("10.20.0.2:2525", "10.20.0.6:40000").await.problem(404, "not_found", None);
+    original("[fd00::1]:2525", "10.20.0.6:40000").await.problem(404, "not_found", None);
+    lab.model.state().flows.pop();
+
     lab.model.state().flows[0].state = FlowState::Closed;
     lab.model.state().flows[0].seen_s = now_s - 20;
     eventually("the idle one is collected", || async { lab.get("/v1/flows").await.json()["total"] == 2 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_class_has_limits_a_pool_and_a_say_in_live_flows() {
+    let lab = Lab::start().await;
+    lab.put("/v1/relays/a", r#"{"ipv4":"10.9.0.1:25","ipv6":"[fd00::1]:25"}"#).await.expect(201);
+    lab.put("/v1/relays/b", r#"{"ipv4":"10.9.0.2:25"}"#).await.expect(201);
+    let body = r#"{"action":"redirect","relays":[{"name":"a","weight":3},{"name":"b"}],"on_class_change":"keep",
+        "limits":{"rate":5,"open_max":20,"lock_after":100}}"#;
+    let put = lab.put("/v1/classes/gold", body).await.expect(201).json();
+    assert_eq!(put["relays"], json!([{"name": "a", "weight": 3}, {"name": "b", "weight": 1}]));
+    assert_eq!(put["limits"], json!({"rate": 5, "burst": 5, "open_max": 20, "lock_after": 100, "lock_s": 600}));
+    assert_eq!(lab.get("/v1/classes/gold").await.json(), put);
+    lab.put("/v1/classes/gold", &put.to_string()).await.expect(200);
+
+    let kernel = || lab.model.state().classes[&6];
+    assert_eq!(kernel().on_class_change(), policy::OnClassChange::Keep);
+    assert_eq!((kernel().interval_ns(), kernel().tolerance_ns()), (200_000_000, 800_000_000));
+    assert_eq!((kernel().open_max(), kernel().lock_after(), kernel().lock_s()), (20, 100, 600));
+    assert_eq!(shares(&kernel()), [[24, 8], [32, 0]], "b has no IPv6");
+
+    // Drained, disabled, and back again; what is drained keeps its endpoint.
+    let status = async |relay: &str, status: &str| {
+        let mut relay = lab.get(&format!("/v1/relays/{relay}")).await.json();
+        relay["status"] = json!(status);
+        let answer = lab.put(&format!("/v1/relays/{}", relay["name"].as_str().unwrap()), &relay.to_string()).await;
+        assert_eq!(answer.expect(200).json()["status"], status);
+    };
+    let log = lab.model.state().log.len();
+    status("a", "draining").await;
+    assert_eq!(shares(&kernel()), [[0, 32], [0, 0]]);
+    status("b", "disabled").await;
+    assert_eq!(shares(&kernel()), [[0, 0], [0, 0]]);
+    status("a", "enabled").await;
+    assert_eq!(shares(&kernel()), [[32, 0], [32, 0]]);
+    {
+        let state = lab.model.state();
+        assert_eq!(state.relays[&2].ipv4(), Some(([10, 9, 0, 1], 25_u16.to_be_bytes())));
+        // Of seven classes one has changed, and no relay.
+        let written: Vec<_> = state.log[log..].iter().map(ToString::to_string).collect();
+        assert!(written.iter().all(|step| step == "set class 6" || step.starts_with("set revision")), "{written:?}");
+    }
+
+    // The file's relay can be drained as well, and stays so over a restart; its endpoints are the file's.
+    status("embedded", "draining").await;
+    let lab = lab.restart(|_| {}).await;
+    let embedded = lab.get("/v1/relays/embedded").await.expect(200).json();
+    assert_eq!((&embedded["status"], &embedded["source"]), (&json!("draining"), &json!("file")));
+    let refused = lab.put("/v1/relays/embedded", r#"{"ipv4":"10.9.0.1:25","status":"draining"}"#).await;
+    refused.problem(409, "owned_by_file", None);
+}
+
+/// How many places of each family's pool the relays 2 and 3 have.
+fn shares(class: &policy::Class) -> [[usize; 2]; 2] {
+    let places = |relay: fn(&policy::Class, usize) -> u8| {
+        [2, 3].map(|wanted| (0..policy::POOL_SLOTS).filter(|place| relay(class, *place) == wanted).count())
+    };
+    [places(policy::Class::relay_ipv4), places(policy::Class::relay_ipv6)]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn locks_are_set_listed_and_removed_and_make_no_revision() {
+    let lab = Lab::start().await;
+    let revision = lab.get("/v1/status").await.json()["revision"].clone();
+    let listed = async || lab.get("/v1/locks").await.expect(200).json()["items"].clone();
+    assert_eq!(listed().await, json!([]));
+
+    let put = lab.put("/v1/locks/10.20.3.7", r#"{"duration_s":600}"#).await.expect(200);
+    assert_eq!(put.json(), json!({"address": "10.20.3.7", "left_s": 600}));
+    assert_eq!(put.header("etag"), None);
+    let put = lab.put("/v1/locks/fd00:20::ffff", r#"{"duration_s":3600}"#).await.expect(200);
+    assert_eq!(put.json()["address"], "fd00:20::/64");
+    // One that the kernel made, and one that has run out.
+    let now_s = redirect_ctl::reconcile::task::monotonic_s();
+    let host = |text: &str| text.parse::<std::net::IpAddr>().unwrap().into();
+    lab.model.state().locks.insert(host("10.20.3.6"), now_s + 50);
+    lab.model.state().locks.insert(host("10.20.3.5"), now_s);
+    let locks = listed().await;
+    let addresses: Vec<_> = locks.as_array().unwrap().iter().map(|lock| lock["address"].as_str().unwrap()).collect();
+    assert_eq!(addresses, ["10.20.3.6", "10.20.3.7", "fd00:20::/64"]);
+    assert!((40..=50).contains(&locks[0]["left_s"].as_u64().unwrap()), "{locks}");
+    assert!((590..=600).contains(&locks[1]["left_s"].as_u64().unwrap()), "{locks}");
+    let until_s = lab.model.state().locks[&host("fd00:20::1")];
+    assert!((now_s + 3600..now_s + 3610).contains(&until_s), "another address of the /64");
+
+    // Again, for a shorter time.
+    lab.put("/v1/locks/10.20.3.7", r#"{"duration_s":60}"#).await.expect(200);
+    assert!(listed().await[1]["left_s"].as_u64().unwrap() <= 60);
+    lab.delete("/v1/locks/10.20.3.7").await.expect(204);
+    lab.delete("/v1/locks/10.20.3.7").await.problem(404, "not_found", None);
+    lab.delete("/v1/locks/10.20.3.5").await.problem(404, "not_found", None);
+    lab.delete("/v1/locks/fd00:20::_64").await.expect(204);
+    lab.delete("/v1/locks/10.20.3.6").await.expect(204);
+    assert!(lab.model.state().locks.is_empty());
+    assert_eq!(lab.get("/v1/status").await.json()["revision"], revision);
+
+    lab.model.state().fault = Some(Box::new(|what| what.ends_with("lock") || what.ends_with("locks")));
+    lab.get("/v1/locks").await.problem(503, "unavailable", None);
+    lab.put("/v1/locks/10.20.3.7", r#"{"duration_s":60}"#).await.problem(503, "unavailable", None);
+    lab.delete("/v1/locks/10.20.3.7").await.problem(503, "unavailable", None);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -552,7 +747,7 @@ async fn every_route_is_described_and_every_description_is_served() {
                 paths::SUBSCRIBER => "192.0.2.1",
                 _ => "nobody",
             };
-            let target = path.replace("{prefix}", key).replace("{name}", key);
+            let target = path.replace("{prefix}", key).replace("{name}", key).replace("{address}", "192.0.2.1");
             let answer = lab.request(&method.to_uppercase(), &target, (method == "put").then_some("{}")).await;
             if !answer.text.is_empty() && answer.header("content-type") == Some("application/problem+json") {
                 let code = answer.json()["code"].as_str().unwrap().to_owned();

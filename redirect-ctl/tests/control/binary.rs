@@ -19,10 +19,7 @@ fn a_bad_configuration_is_one_line_and_exit_code_2_and_nothing_is_made() {
     let store = dir.path().join("store.db");
     for (text, line) in [
         ("[relay]\nlisten = [\"127.0.0.1:25\"]", "relay.listen[0]: 127.0.0.1 is a loopback address"),
-        (
-            "[[interface]]\nname = \"lan0\"\nrole = \"relay\"",
-            "interface[0].role: \"relay\" is not supported by this version",
-        ),
+        ("[[interface]]\nname = \"lan0\"\nrole = \"wan\"", "interface[0].role: \"wan\" is none of subscriber"),
         ("[dataplane]\nflow_max = 1", "dataplane.flow_max: unknown key; did you mean flows_max?"),
         ("flows", "line 1, flows: not TOML"),
     ] {

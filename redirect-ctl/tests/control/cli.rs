@@ -9,9 +9,13 @@ async fn nouns_list_get_set_and_delete() {
     let lab = Lab::start().await;
     for (args, stdout) in [
         ("gateway set mx --address mx.example.net --description main", "gateway mx set (revision 3)\n"),
-        ("relay set postfix --ipv4 10.9.0.25:25 --ipv6 [fd00::25]:25", "relay postfix set (revision 4)\n"),
         (
-            "class set gold --action redirect --relay postfix --on-relay-down block --gateway mx",
+            "relay set postfix --ipv4 10.9.0.25:25 --ipv6 [fd00::25]:25 --status disabled",
+            "relay postfix set (revision 4)\n",
+        ),
+        (
+            "class set gold --action redirect --relay postfix:3 --relay embedded --on-relay-down block --on-class-change keep \
+             --rate 5 --open-max 20 --lock-after 100 --lock-for 1h --gateway mx",
             "class gold set (revision 5)\n",
         ),
         ("subscriber set 10.20.0.0/16 --class gold", "subscriber 10.20.0.0/16 set (revision 6)\n"),
@@ -27,11 +31,18 @@ async fn nouns_list_get_set_and_delete() {
         ),
         (
             "relay list",
-            "NAME      IPV4          IPV6           DELIVERY  SOURCE\n\
-             embedded  -             -              auto      file\n\
-             postfix   10.9.0.25:25  [fd00::25]:25  auto      api\n",
+            "NAME      IPV4          IPV6           DELIVERY  STATUS    HEALTH  FLOWS  SOURCE\n\
+             embedded  -             -              auto      enabled   -       0      file\n\
+             postfix   10.9.0.25:25  [fd00::25]:25  auto      disabled  -       0      api\n",
         ),
-        ("class get gold --no-headers", "gold  redirect  postfix  block  mx\n"),
+        (
+            "class get gold",
+            "NAME  ACTION    RELAYS              ON-RELAY-DOWN  ON-CLASS-CHANGE  LIMITS                                                 \
+             GATEWAY\n\
+             gold  redirect  postfix:3,embedded  block          keep             \
+             rate=5,burst=5,open_max=20,lock_after=100,lock_s=3600  mx\n",
+        ),
+        ("class get bypass --no-headers", "bypass  pass  -  pass  reset  -  -\n"),
         (
             "subscriber list",
             "PREFIX        CLASS   SOURCE    EXPIRES\n\
@@ -47,7 +58,7 @@ async fn nouns_list_get_set_and_delete() {
              lan0  subscriber  auto  tcx   file    -\n\
              lan1  subscriber  xdp   xdp   api     -\n",
         ),
-        ("flow list", "CLIENT  SERVER  RELAY  PORT  CLASS  STATE  AGE  IDLE\n"),
+        ("flow list", "CLIENT  SERVER  RELAY  PORT  CLASS  STATE  DELIVERY  AGE  IDLE\n"),
         ("stats", "CLASS  REASON  VERDICT  PACKETS  BYTES\n"),
         ("interface delete lan1", "interface lan1 deleted (revision 9)\n"),
         ("subscriber delete 10.20.0.0/16", "subscriber 10.20.0.0/16 deleted (revision 10)\n"),
@@ -63,6 +74,32 @@ async fn nouns_list_get_set_and_delete() {
     for line in ["revision        14 (kernel: 14)", "interface lan0  attached, tcx", "error           -"] {
         assert!(status.stdout.lines().any(|found| found == line), "{line} is missing in\n{}", status.stdout);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn locks_and_the_status_of_relays_have_verbs() {
+    let lab = Lab::start().await;
+    for (args, stdout) in [
+        ("lock list", "ADDRESS  LEFT\n"),
+        ("lock add 10.20.3.7 --for 1h", "10.20.3.7 locked for 1h0m\n"),
+        ("lock add fd00:20::7 --for 720h", "fd00:20::/64 locked for 30d0h\n"),
+        ("lock remove fd00:20::/64", "fd00:20::/64 unlocked\n"),
+        ("lock remove 10.20.3.7", "10.20.3.7 unlocked\n"),
+        ("relay set postfix --ipv4 10.9.0.25:25 --status draining", "relay postfix set (revision 3)\n"),
+        ("relay disable postfix", "relay postfix set (revision 4)\n"),
+        ("relay get postfix --no-headers", "postfix  10.9.0.25:25  -  auto  disabled  -  0  api\n"),
+        ("relay enable embedded", "relay embedded set (revision 4)\n"),
+        ("relay drain embedded", "relay embedded set (revision 5)\n"),
+        ("relay get embedded --no-headers", "embedded  -  -  auto  draining  -  0  file\n"),
+        ("relay enable embedded", "relay embedded set (revision 6)\n"),
+    ] {
+        let output = lab.ctl(&args.split(' ').collect::<Vec<_>>()).await;
+        assert_eq!((output.stdout.as_str(), output.stderr.as_str(), output.code), (stdout, "", 0), "{args}");
+    }
+    let json = lab.ctl(&["-o", "json", "lock", "add", "10.20.3.7", "--for", "60s"]).await.stdout;
+    assert_eq!(serde_json::from_str::<Value>(&json).unwrap(), json!({"address": "10.20.3.7", "left_s": 60}));
+    let list = lab.ctl(&["lock", "list", "--no-headers"]).await.stdout;
+    assert!(list.starts_with("10.20.3.7  "), "{list}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -110,9 +147,17 @@ async fn problems_have_one_line_and_their_exit_code() {
         (
             "class set gold --action redirect",
             1,
-            "redirect-ctl: /relay: action redirect needs a relay, such as \"embedded\"\n",
+            "redirect-ctl: /relays: action redirect needs a relay, such as [{\"name\": \"embedded\"}]\n",
         ),
         ("flow list --class nobody", 1, "redirect-ctl: ?class: there is no class nobody\n"),
+        ("flow list --relay nobody", 1, "redirect-ctl: ?relay: there is no relay nobody\n"),
+        (
+            "flow original --relay 192.0.2.25:25 --client 10.0.0.1:40000",
+            3,
+            "redirect-ctl: no redirected flow goes from 10.0.0.1:40000 to 192.0.2.25:25\n",
+        ),
+        ("lock remove 10.0.0.1", 3, "redirect-ctl: 10.0.0.1 is not locked\n"),
+        ("relay drain nobody", 3, "redirect-ctl: there is no relay nobody\n"),
     ] {
         let output = lab.ctl(&args.split(' ').collect::<Vec<_>>()).await;
         assert_eq!((output.stderr.as_str(), output.stdout.as_str(), output.code), (stderr, "", code), "{args}");
@@ -131,6 +176,14 @@ async fn usage_is_an_error_of_its_own() {
         "subscriber set 10.0.0.0/8 --class bypass --ttl soon",
         "class set gold --action refuse",
         "relay set postfix",
+        "relay set postfix --ipv4 10.9.0.25:25 --status off",
+        "class set gold --action redirect --relay embedded:0",
+        "class set gold --action pass --rate many",
+        "class set gold --action pass --rate 5 --lock-after 9 --lock-for 721h",
+        "lock add 10.0.0.1",
+        "lock add 10.0.0.0/24 --for 1h",
+        "lock add 10.0.0.1 --for 500ms",
+        "flow original --relay 192.0.2.25 --client 10.0.0.1:40000",
         "gateway set mx --address 300.1.1.1",
         "gateway set mx --address mx --port 0",
         "interface set lan0 --role relay",

@@ -2,11 +2,10 @@
 
 use std::{os::unix::fs::PermissionsExt, time::Duration};
 
-use redirect_common::policy::Relay;
 use redirect_ctl::{
     api::types::FlowListQuery,
     daemon,
-    dataplane::{FlowRecord, FlowState, Operation, model::ModelDataplane},
+    dataplane::{FlowDelivery, FlowRecord, FlowState, model::ModelDataplane},
 };
 use tempfile::TempDir;
 use tokio::{
@@ -54,8 +53,10 @@ async fn interfaces_are_attached_last_and_detached_when_the_relay_has_drained() 
     lab.stop().await;
     let state = model.state();
     assert!(state.log.last().unwrap().to_string().starts_with("detach"), "{:?}", state.log);
-    let relays = state.log.iter().rev().find(|operation| matches!(operation, Operation::SetRelay { .. })).unwrap();
-    assert_eq!(*relays, Operation::SetRelay { id: 1, relay: Relay::default() }, "no new flows while the relay drains");
+    assert!(state.classes.values().all(|class| class.relays().next().is_none()), "new flows while the relay drains");
+    let emptied = state.log.iter().rposition(|operation| operation.to_string().starts_with("set class")).unwrap();
+    let detached = state.log.iter().position(|operation| operation.to_string().starts_with("detach")).unwrap();
+    assert!(emptied < detached, "{:?}", state.log);
     // The tables stay as they are: nobody looks at them any more, and taking them apart would take time.
     assert_eq!(state.subscribers.len(), 1);
 }
@@ -190,10 +191,11 @@ async fn redirected(lab: &Lab, relay: std::net::SocketAddr, class: u16) -> BufRe
     lab.model.state().flows.push(FlowRecord {
         client,
         server: "203.0.113.9:25".parse().unwrap(),
-        relay,
+        relay: Some(relay),
         mapped_port: client.port(),
         class,
         state: FlowState::Established,
+        delivery: FlowDelivery::Rewrite,
         created_s: now_s,
         seen_s: now_s,
     });
@@ -219,7 +221,9 @@ async fn mail_goes_from_a_redirected_client_to_the_gateway_of_its_class() {
     // The class's own gateway, not the default one.
     lab.put("/v1/gateways/default", r#"{"address":"192.0.2.1"}"#).await.expect(201);
     lab.put("/v1/gateways/mx", &format!(r#"{{"address":"localhost","port":{port}}}"#)).await.expect(201);
-    lab.put("/v1/classes/configured", r#"{"action":"redirect","relay":"embedded","gateway":"mx"}"#).await.expect(200);
+    lab.put("/v1/classes/configured", r#"{"action":"redirect","relays":[{"name":"embedded"}],"gateway":"mx"}"#)
+        .await
+        .expect(200);
 
     let mut client = redirected(&lab, relay, 2).await;
     say(&mut client, "", "220").await;

@@ -5,6 +5,7 @@ mod api;
 mod binary;
 mod cli;
 mod daemon;
+mod health;
 mod reconcile;
 mod store;
 mod support;

@@ -47,7 +47,11 @@ async fn chaos(seed: u64) {
             0 => ("PUT", format!("/v1/relays/{relay}"), format!(r#"{{"ipv4":"10.9.0.1:{}"}}"#, 1 + pick(9))),
             1 => ("DELETE", format!("/v1/relays/{relay}"), String::new()),
             2 => ("PUT", format!("/v1/classes/{class}"), r#"{"action":"pass"}"#.to_owned()),
-            3 => ("PUT", format!("/v1/classes/{class}"), format!(r#"{{"action":"redirect","relay":"{relay}"}}"#)),
+            3 => (
+                "PUT",
+                format!("/v1/classes/{class}"),
+                format!(r#"{{"action":"redirect","relays":[{{"name":"{relay}"}}]}}"#),
+            ),
             4 => ("DELETE", format!("/v1/classes/{class}"), String::new()),
             5 => (
                 "PUT",

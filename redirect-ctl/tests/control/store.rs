@@ -9,7 +9,7 @@ use std::{
 };
 
 use redirect_ctl::{
-    desired::{Action, ClassSpec, Fallback, InterfaceName, Origin, Subscriber},
+    desired::{Action, ClassSpec, Fallback, InterfaceName, Limits, OnClassChange, Origin, RelayStatus, Subscriber},
     store::{self, Change, Error, FileResources, Outcome, Scope, Store, Subscribers},
 };
 use tempfile::TempDir;
@@ -29,8 +29,10 @@ fn class(name: &str) -> Change {
     Change::PutClass(ClassSpec {
         name,
         action: Action::Pass,
-        relay: None,
+        relays: vec![],
         on_relay_down: Fallback::Pass,
+        on_class_change: OnClassChange::Reset,
+        limits: Limits::default(),
         gateway: None,
     })
 }
@@ -79,7 +81,7 @@ async fn a_refused_change_leaves_no_trace_even_inside_a_group() {
     let mut revisions = [one.unwrap().revision, two.unwrap().revision, three.unwrap().revision];
     revisions.sort_unstable();
     assert_eq!(revisions, [2, 3, 4]);
-    assert!(matches!(refused, Err(Error::NoSuchReference { field: "class", .. })));
+    assert!(matches!(refused, Err(Error::NoSuchReference { pointer, .. }) if pointer == "/class"));
     assert_eq!(store.snapshot().revision, 4);
     assert_eq!(store.subscriber_counts().await.unwrap().values().sum::<u64>(), 3);
 }
@@ -193,6 +195,64 @@ async fn a_smaller_table_than_the_store_s_content_is_refused_at_the_start() {
         error.to_string().contains("IPv4 hosts is full with 2; raise dataplane.subscribers_max in /etc/r.toml"),
         "{error}"
     );
+}
+
+/// The first schema, as redirectd 0.1 wrote it.
+const FIRST_SCHEMA: &str = "
+    CREATE TABLE state (one INTEGER PRIMARY KEY CHECK (one = 1), revision INTEGER NOT NULL) STRICT;
+    CREATE TABLE relays (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, ipv4 TEXT, ipv6 TEXT, delivery TEXT NOT NULL,
+        source TEXT NOT NULL) STRICT;
+    CREATE TABLE gateways (name TEXT PRIMARY KEY, address TEXT NOT NULL, port INTEGER NOT NULL, description TEXT NOT NULL,
+        status TEXT NOT NULL) STRICT, WITHOUT ROWID;
+    CREATE TABLE classes (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, action TEXT NOT NULL,
+        relay INTEGER REFERENCES relays (id), on_relay_down TEXT NOT NULL, gateway TEXT REFERENCES gateways (name)) STRICT;
+    CREATE TABLE subscribers (prefix BLOB PRIMARY KEY, class INTEGER NOT NULL REFERENCES classes (id), origin TEXT NOT NULL,
+        expires_s INTEGER) STRICT, WITHOUT ROWID;
+    CREATE INDEX subscribers_class ON subscribers (class, prefix);
+    CREATE INDEX subscribers_expires ON subscribers (expires_s) WHERE expires_s IS NOT NULL;
+    CREATE TABLE interfaces (name TEXT PRIMARY KEY, role TEXT NOT NULL, hook TEXT NOT NULL, source TEXT NOT NULL)
+        STRICT, WITHOUT ROWID;
+    CREATE TABLE freed (kind TEXT NOT NULL, id INTEGER NOT NULL, revision INTEGER NOT NULL, PRIMARY KEY (kind, id))
+        STRICT, WITHOUT ROWID;
+    INSERT INTO state VALUES (1, 41);
+    INSERT INTO relays VALUES (1, 'embedded', NULL, NULL, 'auto', 'file'), (4, 'postfix', '10.9.0.25:25', NULL, 'rewrite', 'api');
+    INSERT INTO gateways VALUES ('mx', '192.0.2.1', 25, '', 'enabled');
+    INSERT INTO classes VALUES (1, 'misconfigured', 'redirect', 1, 'pass', NULL), (7, 'gold', 'redirect', 4, 'block', 'mx'),
+        (9, 'bypass', 'pass', NULL, 'pass', NULL);
+    INSERT INTO subscribers VALUES (x'040a00000008', 7, 'portal', NULL);
+    PRAGMA user_version = 1;
+";
+
+#[tokio::test]
+async fn a_store_of_the_first_schema_keeps_its_classes_and_relays() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("redirect.db");
+    rusqlite::Connection::open(&path).unwrap().execute_batch(FIRST_SCHEMA).unwrap();
+    let (store, writer) = open(&path);
+    let snapshot = store.snapshot();
+    assert_eq!(snapshot.revision, 41, "the content is the same");
+    let pool = |name: &str| {
+        let class = snapshot.tables.class(name).unwrap();
+        (class.relay_ids.clone(), class.spec.relays.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    assert_eq!(pool("misconfigured"), (vec![1], vec!["embedded".to_owned()]));
+    assert_eq!(pool("gold"), (vec![4], vec!["postfix".to_owned()]));
+    assert_eq!(pool("bypass"), (vec![], vec![]));
+    let gold = &snapshot.tables.class("gold").unwrap().spec;
+    assert_eq!((gold.on_class_change, gold.limits), (OnClassChange::Reset, Limits::default()));
+    assert_eq!(gold.on_relay_down, Fallback::Block);
+    assert_eq!(snapshot.tables.relay("postfix").unwrap().spec.status, RelayStatus::Enabled);
+    assert_eq!(store.subscriber("10.0.0.0/8".parse().unwrap()).await.unwrap().unwrap().class.as_str(), "gold");
+
+    // What holds of a store that was made today holds of this one: users keep what they use.
+    let refused = store.change(Change::DeleteRelay("postfix".parse().unwrap())).await;
+    assert!(matches!(refused, Err(Error::InUse { by, .. }) if by == "class gold"));
+    let refused = store.change(Change::DeleteClass("gold".parse().unwrap())).await;
+    assert!(matches!(refused, Err(Error::InUse { .. })));
+    drop(store);
+    writer.join().unwrap();
+    let (store, _writer) = open(&path);
+    assert_eq!(store.snapshot(), snapshot);
 }
 
 /// The victim of the next test: writes without end and tells what was acknowledged.

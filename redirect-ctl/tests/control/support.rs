@@ -9,7 +9,7 @@ use std::{
 use redirect_ctl::{
     api::client::Client,
     commands::{self, Env},
-    config::{DataplaneSettings, LogFormat, RelaySettings, Settings},
+    config::{DataplaneSettings, HealthSettings, LogFormat, RelaySettings, Settings},
     daemon,
     dataplane::{Hook, Role, model::ModelDataplane},
     desired::{Interface, Source},
@@ -49,6 +49,13 @@ pub(crate) fn settings(dir: &TempDir) -> Settings {
             message_size_max_bytes: 1 << 20,
             sessions_max: 100,
             connect_timeout: Duration::from_secs(2),
+        },
+        // Faster than any file may say, but in the proportions of the default.
+        health: HealthSettings {
+            interval: Some(Duration::from_millis(100)),
+            timeout: Duration::from_millis(500),
+            down_after: 3,
+            up_after: 2,
         },
         interfaces: vec![interface("lan0")],
         log: LogFormat::Text,

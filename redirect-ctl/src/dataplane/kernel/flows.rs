@@ -1,93 +1,31 @@
-//! The flow tables as user space sees them: listed, looked up, and swept for what is idle.
+//! The flow tables as user space sees them: listed, looked up, and swept for what is idle, together with the tables that are kept by
+//! subscriber.
 
-use std::{
-    collections::BTreeMap,
-    net::SocketAddr,
-    os::fd::{AsFd, OwnedFd},
-    sync::{Mutex, PoisonError},
-};
+use std::net::SocketAddr;
 
-use aya::{
-    Ebpf, Pod,
-    maps::{HashMap as BpfHashMap, Map, MapData},
-};
+use aya::{Ebpf, Pod};
 use redirect_common::{
-    address::{Address, V4, V6},
+    address::{Address, Host, V4, V6},
     flow::{Direction, Flow, State, TRANSITORY_IDLE_S, Tuple, state},
     maps::names,
 };
 
 use super::{
-    super::{Collected, Error, FlowCounts, FlowRecord, FlowState, Original},
-    batch::{self, Position},
-    found, not_loaded, system,
+    super::{Collected, Error, FlowCounts, FlowDelivery, FlowRecord, FlowState, Original},
+    batch::Position,
+    hosts::{self, Open},
+    table::{Batch, Table},
 };
-
-/// Entries read in one call while listing.
-const LIST_BATCH: usize = 4096;
 
 /// Address and port in network byte order.
 type End<A> = (A, [u8; 2]);
-/// Entries read at once.
-type Batch<A> = Vec<(Tuple<A>, Flow<A>)>;
-
-/// One flow table.
-struct Table<A: Address> {
-    fd: OwnedFd,
-    // Reads need no lock in the kernel; the library wants exclusive access to remove.
-    map: Mutex<BpfHashMap<MapData, Tuple<A>, Flow<A>>>,
-}
-
-impl<A: Address> Table<A>
-where
-    Tuple<A>: Pod,
-    Flow<A>: Pod,
-{
-    fn take(object: &mut Ebpf, name: &str) -> Result<Self, Error> {
-        let map = object.take_map(name).ok_or_else(|| Error::Load { reason: format!("no map {name}") })?;
-        let (Map::HashMap(data) | Map::LruHashMap(data)) = &map else {
-            return Err(Error::Load { reason: format!("map {name} is no hash") });
-        };
-        let fd = data.fd().as_fd().try_clone_to_owned();
-        let fd = fd.map_err(|source| Error::System { what: format!("duplicate the descriptor of {name}"), source })?;
-        Ok(Self { fd, map: Mutex::new(BpfHashMap::try_from(map).map_err(|error| not_loaded(&error))?) })
-    }
-
-    fn get(&self, key: &Tuple<A>) -> Result<Option<Flow<A>>, Error> {
-        let map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
-        found(map.get(key, 0)).map_err(|error| system("look a flow up", error))
-    }
-
-    /// Whether there was anything to remove.
-    fn remove(&self, key: &Tuple<A>) -> Result<bool, Error> {
-        let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
-        let removed = found(map.remove(key)).map_err(|error| system("remove a flow", error))?;
-        Ok(removed.is_some())
-    }
-
-    fn batch(&self, position: Option<Position>, count: usize) -> Result<(Batch<A>, Option<Position>), Error> {
-        batch::look_up(self.fd.as_fd(), position, count)
-            .map_err(|source| Error::System { what: "read the flow table".to_owned(), source })
-    }
-
-    fn list(&self) -> Result<BTreeMap<Tuple<A>, Flow<A>>, Error> {
-        let mut entries = BTreeMap::new();
-        let mut position = None;
-        loop {
-            let (batch, next) = self.batch(position, LIST_BATCH)?;
-            entries.extend(batch);
-            match next {
-                Some(_) => position = next,
-                None => return Ok(entries),
-            }
-        }
-    }
-}
+type FlowTable<A> = Table<Tuple<A>, Flow<A>>;
+type FlowBatch<A> = Batch<Tuple<A>, Flow<A>>;
 
 /// Both flow tables of one family.
 pub(super) struct FamilyFlows<A: Address> {
-    half_open: Table<A>,
-    established: Table<A>,
+    half_open: FlowTable<A>,
+    established: FlowTable<A>,
 }
 
 impl<A: Address> FamilyFlows<A>
@@ -96,13 +34,21 @@ where
     Flow<A>: Pod,
 {
     pub(super) fn original(&self, peer: End<A>, local: End<A>) -> Result<Option<Original>, Error> {
-        let key = Tuple::new([local.0, peer.0], [local.1, peer.1]);
-        let flow = match self.established.get(&key)? {
-            Some(flow) => Some(flow),
-            None => self.half_open.get(&key)?,
-        };
-        let flow = flow.filter(|flow| flow.serves(Direction::Reply, &key));
-        Ok(flow.map(|flow| Original { client: end(&flow.to, 1), server: end(&flow.to, 0), class: flow.class }))
+        let answers = Tuple::new([local.0, peer.0], [local.1, peer.1]);
+        if let Some(flow) = self.get(&answers)?.filter(|flow| flow.serves(Direction::Reply, &answers)) {
+            return Ok(Some(Original { client: end(&flow.to, 1), server: end(&flow.to, 0), class: flow.class }));
+        }
+        // Of a steered flow, the relay's socket has the tuple that the client sent.
+        let sent = answers.reversed();
+        let steered = self.get(&sent)?.filter(|flow| flow.is_steered() && flow.serves(Direction::Forward, &sent));
+        Ok(steered.map(|flow| Original { client: end(&sent, 0), server: end(&sent, 1), class: flow.class }))
+    }
+
+    fn get(&self, key: &Tuple<A>) -> Result<Option<Flow<A>>, Error> {
+        match self.established.get(key)? {
+            Some(flow) => Ok(Some(flow)),
+            None => self.half_open.get(key),
+        }
     }
 
     fn list(&self, records: &mut Vec<FlowRecord>) -> Result<(), Error> {
@@ -112,7 +58,8 @@ where
                 if !flow.serves(Direction::Forward, key) {
                     continue;
                 }
-                let reply = table.get(&flow.to.reversed());
+                let steered = flow.is_steered();
+                let reply = if steered { Some(flow) } else { table.get(&flow.to.reversed()) };
                 let state = match reply {
                     _ if half_open => State::HalfOpen,
                     Some(reply) => state(flow, reply),
@@ -121,10 +68,11 @@ where
                 records.push(FlowRecord {
                     client: end(key, 0),
                     server: end(key, 1),
-                    relay: end(&flow.to, 1),
+                    relay: (!steered).then(|| end(&flow.to, 1)),
                     mapped_port: u16::from_be_bytes(flow.to.ports[0]),
                     class: flow.class,
                     state: flow_state(state),
+                    delivery: if steered { FlowDelivery::Steer } else { FlowDelivery::Rewrite },
                     created_s: flow.created_s,
                     seen_s: reply.map_or(flow.seen_s, |reply| flow.seen_s.max(reply.seen_s)),
                 });
@@ -134,44 +82,76 @@ where
     }
 
     /// Removes what is idle of a batch of half-open entries. Each entry ages by itself: the table recycles them anyway.
-    fn collect_half_open(&self, batch: &Batch<A>, now_s: u32, counts: &mut FlowCounts) -> Result<usize, Error> {
+    fn collect_half_open(&self, batch: &FlowBatch<A>, now_s: u32, counts: &mut FlowCounts) -> Result<usize, Error> {
         let mut removed = 0;
         for (key, flow) in batch {
+            let forward = flow.serves(Direction::Forward, key);
+            if !forward && !flow.serves(Direction::Reply, key) {
+                // The data plane is about to fill it.
+                continue;
+            }
             if idle_s(now_s, flow.seen_s) > TRANSITORY_IDLE_S {
                 removed += usize::from(self.half_open.remove(key)?);
-            } else if flow.serves(Direction::Forward, key) {
+            } else if forward {
                 counts.half_open += 1;
             }
         }
         Ok(removed)
     }
 
-    /// Removes the idle pairs of a batch of established entries, and halves without their other half.
-    fn collect_established(&self, batch: &Batch<A>, now_s: u32, counts: &mut FlowCounts) -> Result<usize, Error> {
+    /// Removes the idle flows of a batch of established entries, and halves without their other half.
+    fn collect_established(
+        &self,
+        batch: &FlowBatch<A>,
+        now_s: u32,
+        open: &Open,
+        counts: &mut FlowCounts,
+    ) -> Result<usize, Error> {
         let mut removed = 0;
         for (key, flow) in batch {
+            let forward = flow.serves(Direction::Forward, key);
             let other_key = flow.to.reversed();
-            let Some(other) = self.established.get(&other_key)? else {
+            let other = if flow.is_steered() { Some(*flow) } else { self.established.get(&other_key)? };
+            let Some(other) = other else {
                 // The data plane inserts and removes pairs entry by entry, so a half may be on its way in: it gets time.
                 if idle_s(now_s, flow.seen_s) > TRANSITORY_IDLE_S {
-                    removed += usize::from(self.established.remove(key)?);
+                    removed += usize::from(self.remove_unchanged(key, flow, open)?);
                 }
                 continue;
             };
             // Each pair is judged once, at its forward entry.
-            if !flow.serves(Direction::Forward, key) {
+            if !forward {
                 continue;
             }
             let state = state(flow, &other);
             if idle_s(now_s, flow.seen_s.max(other.seen_s)) > state.idle_max_s() {
                 // The forward entry first: from then on nothing more goes to the relay.
-                removed += usize::from(self.established.remove(key)?);
-                removed += usize::from(self.established.remove(&other_key)?);
+                if self.remove_unchanged(key, flow, open)? {
+                    removed += 1;
+                    if !flow.is_steered() {
+                        removed += usize::from(self.established.remove(&other_key)?);
+                    }
+                }
             } else if state != State::Closed {
                 counts.established += 1;
+                if !flow.is_steered() {
+                    *counts.by_relay.entry(end(&flow.to, 1)).or_default() += 1;
+                }
             }
         }
         Ok(removed)
+    }
+
+    /// Removes an entry, unless a packet has changed it since it was read: then the next sweep judges it. A forward entry that counted as an
+    /// open connection does so no longer.
+    fn remove_unchanged(&self, key: &Tuple<A>, flow: &Flow<A>, open: &Open) -> Result<bool, Error> {
+        if self.established.get(key)? != Some(*flow) || !self.established.remove(key)? {
+            return Ok(false);
+        }
+        if flow.is_counted() {
+            open.reap(key.addresses[0].host())?;
+        }
+        Ok(true)
     }
 }
 
@@ -229,6 +209,8 @@ enum Stage {
     EstablishedV4,
     HalfOpenV6,
     EstablishedV6,
+    Open,
+    Locks,
 }
 
 impl Stage {
@@ -238,44 +220,67 @@ impl Stage {
             Self::HalfOpenV4 => Some(Self::EstablishedV4),
             Self::EstablishedV4 => Some(Self::HalfOpenV6),
             Self::HalfOpenV6 => Some(Self::EstablishedV6),
-            Self::EstablishedV6 => None,
+            Self::EstablishedV6 => Some(Self::Open),
+            Self::Open => Some(Self::Locks),
+            Self::Locks => None,
         }
     }
 }
 
-/// A sweep through all flow tables, a few entries at a time.
-#[derive(Debug, Default)]
+/// A sweep through all tables that fill up by themselves, a few entries at a time.
 pub(super) struct Collector {
     stage: Stage,
     position: Option<Position>,
     counts: FlowCounts,
+    open: Open,
 }
 
 impl Collector {
-    pub(super) fn collect(&mut self, flows: &Flows, now_s: u32, budget: usize) -> Result<Collected, Error> {
-        let counts = &mut self.counts;
+    pub(super) fn take(object: &mut Ebpf) -> Result<Self, Error> {
+        Ok(Self { stage: Stage::default(), position: None, counts: FlowCounts::default(), open: Open::take(object)? })
+    }
+
+    pub(super) fn collect(
+        &mut self,
+        flows: &Flows,
+        locks: &Table<Host, u32>,
+        now_s: u32,
+        budget: usize,
+    ) -> Result<Collected, Error> {
+        let (position, counts, open) = (self.position, &mut self.counts, &mut self.open);
         let (examined, removed, next) = match self.stage {
             Stage::HalfOpenV4 => {
-                let (batch, next) = flows.v4.half_open.batch(self.position, budget)?;
+                let (batch, next) = flows.v4.half_open.batch(position, budget)?;
                 (batch.len(), flows.v4.collect_half_open(&batch, now_s, counts)?, next)
             }
             Stage::EstablishedV4 => {
-                let (batch, next) = flows.v4.established.batch(self.position, budget)?;
-                (batch.len(), flows.v4.collect_established(&batch, now_s, counts)?, next)
+                let (batch, next) = flows.v4.established.batch(position, budget)?;
+                (batch.len(), flows.v4.collect_established(&batch, now_s, open, counts)?, next)
             }
             Stage::HalfOpenV6 => {
-                let (batch, next) = flows.v6.half_open.batch(self.position, budget)?;
+                let (batch, next) = flows.v6.half_open.batch(position, budget)?;
                 (batch.len(), flows.v6.collect_half_open(&batch, now_s, counts)?, next)
             }
             Stage::EstablishedV6 => {
-                let (batch, next) = flows.v6.established.batch(self.position, budget)?;
-                (batch.len(), flows.v6.collect_established(&batch, now_s, counts)?, next)
+                let (batch, next) = flows.v6.established.batch(position, budget)?;
+                (batch.len(), flows.v6.collect_established(&batch, now_s, open, counts)?, next)
+            }
+            Stage::Open => {
+                let (batch, next) = open.counted.batch(position, budget)?;
+                open.settle(&batch)?;
+                (batch.len(), 0, next)
+            }
+            Stage::Locks => {
+                let (batch, next) = locks.batch(position, budget)?;
+                hosts::remove_expired(locks, &batch, now_s)?;
+                (batch.len(), 0, next)
             }
         };
         self.position = next;
         let mut sweep_done = None;
         if next.is_none() {
             self.stage = self.stage.next().unwrap_or_else(|| {
+                self.open.end_sweep();
                 sweep_done = Some(std::mem::take(&mut self.counts));
                 Stage::default()
             });
