@@ -23,7 +23,7 @@ use crate::{
     reason::{Reason, Verdict},
     refuse::refuse,
     tables::{FamilyTables, InsertError, Socket, Table, Tables},
-    wire::{TCP_CHECKSUM, Wire},
+    wire::{TCP_CHECKSUM, Wire, protocol},
 };
 
 /// RFC 1071 over the concatenation of `parts`, each of even length but the last: the checksum that belongs into the header.
@@ -366,8 +366,10 @@ pub struct FrameBuilder {
     /// In routing headers.
     pub segments_left: u8,
     pub protocol: u8,
-    /// The IPv4 flags and fragment offset.
+    /// The IPv4 flags and fragment offset; IPv6 fragment headers have the same offset and "more fragments".
     pub fragment: u16,
+    /// Of the datagram that the fragments belong to.
+    pub identification: u16,
     /// Last two bytes of `10.20.x.x` or `fd00:20::x:x`.
     pub client: [u8; 2],
     /// Last byte of `203.0.113.x` or `2001:db8::x`.
@@ -398,6 +400,7 @@ impl FrameBuilder {
             segments_left: 0,
             protocol: 6,
             fragment: 0x4000,
+            identification: 7,
             client: [0, 5],
             server: 9,
             client_port: 40_000,
@@ -441,12 +444,33 @@ impl FrameBuilder {
 
     /// The same frame between other endpoints; addresses are of the builder's family.
     pub fn build_between(&self, source: &[u8], source_port: u16, destination: &[u8], destination_port: u16) -> Vec<u8> {
-        let tcp = self.tcp(source, source_port, destination, destination_port);
-        let mut datagram = match self.ip {
-            Ip::V4 => self.ipv4(&tcp, source, destination),
-            Ip::V6 => self.ipv6(&tcp, source, destination),
+        self.enclose(&self.tcp(source, source_port, destination, destination_port), source, destination)
+    }
+
+    /// An ICMP error of `kind` about the packet that `quote` begins with, in the builder's frame.
+    pub fn icmp_error(&self, source: &[u8], destination: &[u8], kind: u8, quote: &[u8]) -> Vec<u8> {
+        let mut icmp = vec![kind, 4, 0, 0, 0, 0, 5, 0];
+        icmp.extend(quote);
+        let number = match self.ip {
+            Ip::V4 => protocol::ICMPV4,
+            Ip::V6 => protocol::ICMPV6,
         };
-        datagram.extend(tcp);
+        let len = (icmp.len() as u32).to_be_bytes();
+        let checksum = match self.ip {
+            Ip::V4 => internet_checksum(&[&icmp]),
+            Ip::V6 => internet_checksum(&[source, destination, &len, &[0, number], &icmp]),
+        };
+        icmp[2..4].copy_from_slice(&checksum.to_be_bytes());
+        Self { protocol: number, fragment: 0x4000, ..self.clone() }.enclose(&icmp, source, destination)
+    }
+
+    /// Puts the payload of IP into a frame.
+    fn enclose(&self, payload: &[u8], source: &[u8], destination: &[u8]) -> Vec<u8> {
+        let mut datagram = match self.ip {
+            Ip::V4 => self.ipv4(payload, source, destination),
+            Ip::V6 => self.ipv6(payload, source, destination),
+        };
+        datagram.extend(payload);
         let mut frame = match self.link {
             Link::Ethernet => self.ethernet(datagram.len()),
             Link::Ip => Vec::new(),
@@ -496,7 +520,7 @@ impl FrameBuilder {
         let total_len = u16::from(header_len) + tcp.len() as u16;
         let mut ip = vec![0x40 | (header_len / 4), 0];
         ip.extend(total_len.to_be_bytes());
-        ip.extend([0, 7]);
+        ip.extend(self.identification.to_be_bytes());
         ip.extend(self.fragment.to_be_bytes());
         ip.extend([64, self.protocol, 0, 0]);
         ip.extend(source);
@@ -509,9 +533,15 @@ impl FrameBuilder {
 
     fn ipv6(&self, tcp: &[u8], source: &[u8], destination: &[u8]) -> Vec<u8> {
         let mut extensions = Vec::new();
-        for (index, _) in self.extensions.iter().enumerate() {
-            let next = self.extensions.get(index + 1).unwrap_or(&self.protocol);
-            extensions.extend([*next, 0, 0, self.segments_left, 0, 0, 0, 0]);
+        for (index, number) in self.extensions.iter().enumerate() {
+            let next = *self.extensions.get(index + 1).unwrap_or(&self.protocol);
+            if *number == protocol::FRAGMENT {
+                let [high, low] = ((self.fragment & 0x1fff) << 3 | self.fragment >> 13 & 1).to_be_bytes();
+                let [a, b] = self.identification.to_be_bytes();
+                extensions.extend([next, 0, high, low, 0, 0, a, b]);
+            } else {
+                extensions.extend([next, 0, 0, self.segments_left, 0, 0, 0, 0]);
+            }
         }
         let mut ip = vec![0x60, 0, 0, 0];
         ip.extend(((extensions.len() + tcp.len()) as u16).to_be_bytes());

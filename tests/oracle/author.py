@@ -12,7 +12,7 @@ import itertools
 import json
 
 from scapy.all import (
-    ARP, Dot1AD, Dot1Q, Ether, ICMP, ICMPv6EchoRequest, IP, IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment, IPv6ExtHdrHopByHop,
+    ARP, Dot1AD, Dot1Q, Ether, ICMP, ICMPv6DestUnreach, ICMPv6EchoRequest, ICMPv6PacketTooBig, ICMPv6ParamProblem, ICMPv6TimeExceeded, IP, IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment, IPv6ExtHdrHopByHop,
     IPv6ExtHdrRouting, IPOption_NOP, PPPoE, PPPoED, PadN, Raw, TCP, UDP,
 )
 
@@ -194,6 +194,156 @@ def refusals(about, link, network, family):
         line(f"{about}: {flags}", link, "ingress", packet(link, network, client, server, TCP(flags=flags, **segment)), "reset_unanswered")
 
 
+def in_two(network, family, source, destination, transport, cut, number):
+    """The datagram in two fragments, the first with `cut` bytes of TCP: RFC 791 section 3.2, RFC 8200 section 4.5."""
+    whole = bytes(network(source, destination) / transport)
+    rest = whole[len(bytes(network(source, destination))):]
+
+    def fragment(offset, more, part):
+        head = network(source, destination)
+        if family == 4:
+            head.flags, head.frag, head.proto, head.id = ("MF" if more else 0), offset // 8, 6, number
+            return head / Raw(part)
+        return head / IPv6ExtHdrFragment(offset=offset // 8, m=int(more), id=number, nh=6) / Raw(part)
+
+    return fragment(0, True, rest[:cut]), fragment(cut, False, rest[cut:])
+
+
+def fragments(about, link, network, family):
+    """First fragments are decided like segments, the others by their first one."""
+    server, relay, port = SERVER[family], RELAY[family], 47000
+    identifications = itertools.count(1000)
+    body = Raw(b"x" * 64)
+
+    def two(hook, name, before, after, reasons, cut=40):
+        number = next(identifications)
+        sent = in_two(network, family, *before, cut, number)
+        made = in_two(network, family, *after, cut, number)
+        for part, reason, frame, expect in zip(("first", "later"), reasons, sent, made):
+            line(f"{about}: {name}, {part} fragment", link, hook, framed(link, frame), reason, framed(link, expect))
+
+    client = client_of(family, "redirect", next(numbers))
+    up = lambda **fields: [(client, to, TCP(sport=port, dport=dport, **fields) / body) for to, dport in ((server, 25), (relay, RELAY_PORT))]
+    down = lambda **fields: [(of, client, TCP(sport=sport, dport=port, **fields) / body) for of, sport in ((relay, RELAY_PORT), (server, 25))]
+    two("ingress", "SYN", *up(flags="S", seq=1000), ("flow_new", "fragment_redirect"))
+    two("egress", "SYN-ACK", *down(flags="SA", seq=5000, ack=1001), ("reply_half_open", "fragment_redirect"))
+    two("ingress", "ACK", *up(flags="A", seq=1001, ack=5001), ("flow_promoted", "fragment_redirect"))
+    two("ingress", "data", *up(flags="PA", seq=1001, ack=5001), ("flow_established", "fragment_redirect"))
+    two("ingress", "data, the header alone in the first", *up(flags="PA", seq=1065, ack=5001), ("flow_established", "fragment_redirect"), 24)
+    two("egress", "data", *down(flags="PA", seq=5001, ack=1001), ("reply_established", "fragment_redirect"))
+    two("ingress", "FIN", *up(flags="FA", seq=1129, ack=5001), ("flow_established", "fragment_redirect"))
+    two("ingress", "RST", *up(flags="R", seq=1193), ("flow_established", "fragment_redirect"))
+    for who, reasons in {
+        "pass": ("class_pass", "fragment"),
+        "block": ("class_block", "fragment_block"),
+        # A reset answers a segment, and only a part of it has come.
+        "reject": ("fragment_block", "fragment_block"),
+        "stranger": ("no_class", "fragment"),
+    }.items():
+        source = client_of(family, who, next(numbers))
+        same = [(source, server, TCP(sport=port, dport=25, flags="S") / body)] * 2
+        two("ingress", f"{who}", *same, reasons)
+    for who in CLASS:
+        # Ports and a sequence number: the least that a first fragment can carry. It cannot be decided like a segment.
+        source = client_of(family, who, next(numbers))
+        same = [(source, server, TCP(sport=port, dport=25, flags="S") / body)] * 2
+        stopped = "fragment_block" if who in ("block", "reject") else "fragment"
+        two("ingress", f"{who}, too short", *same, (stopped, stopped), 8 if who in ("redirect", "block") else 16)
+    elsewhere = [(client, server, TCP(sport=port, dport=443, flags="S") / body)] * 2
+    two("ingress", "another port", *elsewhere, ("other_port", "fragment"))
+
+
+def errors(about, link, network, family):
+    """ICMP errors that quote packets of a flow, on their way to whoever sent what they quote: RFC 792, RFC 4443, RFC 5508."""
+    server, relay, port = SERVER[family], RELAY[family], 48000
+    client, number = client_of(family, "redirect", next(numbers)), next(numbers)
+    hop = client_of(family, "stranger", number)
+    if family == 4:
+        plain = lambda s, d: IP(src=s, dst=d, ttl=9, id=99, flags="DF")
+        options = lambda s, d: IP(src=s, dst=d, ttl=9, options=[IPOption_NOP()] * 12)
+        kinds = {
+            "fragmentation needed": ICMP(type=3, code=4, nexthopmtu=1280),
+            "port unreachable": ICMP(type=3, code=3),
+            "time exceeded": ICMP(type=11, code=0),
+            "parameter problem": ICMP(type=12, code=0),
+        }
+    else:
+        plain = lambda s, d: IPv6(src=s, dst=d, hlim=9, fl=0x777)
+        kinds = {
+            "packet too big": ICMPv6PacketTooBig(mtu=1280),
+            "no route": ICMPv6DestUnreach(code=0),
+            "time exceeded": ICMPv6TimeExceeded(code=0),
+            "parameter problem": ICMPv6ParamProblem(code=1, ptr=40),
+        }
+    head = len(bytes(plain(server, client)))
+
+    # The flow.
+    def step(hook, reason, before, after):
+        line(f"{about}: error's flow, {reason}", link, hook, packet(link, network, *before), reason, packet(link, network, *after))
+
+    def up(reason, **fields):
+        step("ingress", reason, (client, server, TCP(sport=port, dport=25, **fields)), (client, relay, TCP(sport=port, dport=RELAY_PORT, **fields)))
+
+    def down(reason, **fields):
+        step("egress", reason, (relay, client, TCP(sport=RELAY_PORT, dport=port, **fields)), (server, client, TCP(sport=25, dport=port, **fields)))
+
+    def quoting(hook, name, reason, kind, outer, quote, made_outer=None, made_quote=None):
+        line(f"{about}: {name}", link, hook, packet(link, network, *outer, kind / Raw(quote)), reason,
+             packet(link, network, *(made_outer or outer), kind / Raw(made_quote or quote)))
+
+    def both_ways(state, cases):
+        tcp = dict(flags="PA", seq=7, ack=8, window=77)
+        body = Raw(b"250 " + b"y" * 60)
+        answer = lambda inner, of, sport: bytes(inner(of, client) / TCP(sport=sport, dport=port, **tcp) / body)
+        question = lambda inner, to, dport: bytes(inner(client, to) / TCP(sport=port, dport=dport, **tcp) / body)
+        def cut(made, sent, length):
+            """The quote; where it ends amid TCP's checksum, nobody knows what the other half was."""
+            made, half = made[:length], head + 17
+            return made[:-1] + sent[half - 1:half] if length == half else made
+
+        for kind_name, inner, length in cases:
+            kind, name = kinds[kind_name], f"{state}, {kind_name}, {length or 'all'} bytes"
+            for complainer in (hop, client):
+                quoting("ingress", f"{name}, about an answer", "icmp_redirect", kind, (complainer, server),
+                        answer(inner, server, 25)[:length], (complainer, relay), cut(answer(inner, relay, RELAY_PORT), answer(inner, server, 25), length))
+            for complainer, made in ((hop, hop), (relay, server)):
+                quoting("egress", f"{name}, about a segment", "icmp_redirect", kind, (complainer, client),
+                        question(inner, relay, RELAY_PORT)[:length], (made, client), cut(question(inner, server, 25), question(inner, relay, RELAY_PORT), length))
+
+    first = next(iter(kinds))
+    every = [(kind, plain, None) for kind in kinds]
+    # The least that RFC 792 has quoted, and both sides of the end of TCP's checksum.
+    every += [(first, plain, head + length) for length in (8, 17, 18)]
+    if family == 4:
+        every += [(first, options, None), (first, options, head + 12 + 8)]
+    up("flow_new", flags="S", seq=1000)
+    both_ways("half-open", [(first, plain, None)])
+    down("reply_half_open", flags="SA", seq=5000, ack=1001)
+    up("flow_promoted", flags="A", seq=1001, ack=5001)
+    both_ways("established", every)
+
+    # Whatever else an error may quote is none of our business.
+    kind = kinds[first]
+    segment = TCP(sport=25, dport=port, flags="A")
+    answer = bytes(plain(server, client) / segment)
+    quoting("ingress", "error to somebody else", "not_tcp", kind, (hop, hop), answer)
+    quoting("ingress", "error about another port", "not_tcp", kind, (hop, server), bytes(plain(server, client) / TCP(sport=80, dport=port)))
+    quoting("ingress", "error about no flow", "not_tcp", kind, (hop, server), bytes(plain(server, client) / TCP(sport=25, dport=port + 1)))
+    quoting("ingress", "error about UDP", "not_tcp", kind, (hop, server), bytes(plain(server, client) / UDP(sport=25, dport=port)))
+    quoting("ingress", "error about a subscriber's own segment", "not_tcp", kind, (hop, client),
+            bytes(plain(client, server) / TCP(sport=port, dport=25)))
+    quoting("egress", "error about an answer, going out", "not_tcp", kind, (hop, server), answer)
+    for length in (head - 1, head + 3):
+        quoting("ingress", f"error that quotes {length} bytes", "not_tcp", kind, (hop, server), answer[:length])
+    if family == 4:
+        middle = bytes(IP(src=server, dst=client, frag=3, proto=6) / Raw(bytes(segment)))
+        quoting("ingress", "error about a later fragment", "not_tcp", kind, (hop, server), middle)
+        quoting("ingress", "quench", "not_tcp", ICMP(type=4), (hop, server), answer)
+    else:
+        deep = bytes(plain(server, client) / IPv6ExtHdrDestOpt(options=[PadN(optdata=b"\0\0\0\0")]) / segment)
+        quoting("ingress", "error about extension headers", "not_tcp", kind, (hop, server), deep)
+
+
 def oddities():
     """Frames that are not of the matrix."""
     v4 = lambda **fields: IP(src=client_of(4, "redirect", next(numbers)), dst=SERVER[4], **fields)
@@ -205,18 +355,6 @@ def oddities():
 
         if link is not None and not link[1]:
             odd("ARP", "not_ip", ARP(pdst="10.20.0.1"))
-        for who in CLASS:
-            stopped = "fragment_block" if who in ("block", "reject") else "fragment"
-            source, source6 = (client_of(family, who, next(numbers)) for family in (4, 6))
-            first = IP(src=source, dst=SERVER[4], flags="MF")
-            odd(f"first fragment, {who}", stopped, first / syn)
-            # Ports and a sequence number: the least that a fragment can carry.
-            odd(f"tiny first fragment, {who}", stopped, IP(src=source, dst=SERVER[4], flags="MF", proto=6) / Raw(bytes(syn)[:8]))
-            odd(f"first fragment to another port, {who}", "other_port", first / TCP(sport=44000, dport=443, flags="S"))
-            odd(f"later fragment, {who}", "fragment", IP(src=source, dst=SERVER[4], frag=3, proto=6) / Raw(b"\0\0\0\x19" * 5))
-            head6 = IPv6(src=source6, dst=SERVER[6])
-            odd(f"IPv6 first fragment, {who}", stopped, head6 / IPv6ExtHdrFragment(m=1) / syn)
-            odd(f"IPv6 later fragment, {who}", "fragment", head6 / IPv6ExtHdrFragment(offset=9, nh=6) / Raw(b"\0\0\0\x19" * 5))
         odd("source route", "source_routed", v6() / IPv6ExtHdrRouting(type=0, segleft=1, addresses=["2001:db8::77"]) / syn)
         deep = v6()
         for _ in range(5):
@@ -240,4 +378,6 @@ for (link_name, link), (net_name, (family, network)) in itertools.product(LINKS.
     conversation(f"{link_name}, {net_name}", link, network, family)
     bystanders(f"{link_name}, {net_name}", link, network, family)
     refusals(f"{link_name}, {net_name}", link, network, family)
+    fragments(f"{link_name}, {net_name}", link, network, family)
+    errors(f"{link_name}, {net_name}", link, network, family)
 oddities()

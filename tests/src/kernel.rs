@@ -6,12 +6,14 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use aya::{
     Ebpf, Pod, TestRunOptions,
-    maps::{Array, HashMap as BpfHashMap, LpmTrie, MapData, PerCpuArray, PerCpuValues, lpm_trie::Key},
+    maps::{Array, HashMap as BpfHashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues, RingBuf, lpm_trie::Key},
     programs::{ProgramError, SchedClassifier, TestRun as _, Xdp},
 };
 use redirect_common::{
-    address::{V4, V6},
+    address::{Host, V4, V6},
+    event::Event,
     flow::{Direction, Flow, Tuple},
+    limit::Rate,
     maps::{Count, INTERFACES_MAX, Resets, counter_index, interface_counter_index, names},
     parse::Link,
     policy::{Class, Relay, Settings, Subscriber},
@@ -79,7 +81,7 @@ impl Hook {
 }
 
 /// Classes that tests use, and 0 for none.
-const CLASSES: u16 = 12;
+const CLASSES: u16 = 16;
 
 /// A policy and a clock, to be set both in the kernel and on the host.
 #[derive(Clone, Debug, Default)]
@@ -99,6 +101,7 @@ pub struct Kernel {
     resets: PerCpuArray<MapData, Resets>,
     counters: PerCpuArray<MapData, Count>,
     interface_counters: PerCpuArray<MapData, Count>,
+    events: RingBuf<MapData>,
 }
 
 impl Kernel {
@@ -109,40 +112,82 @@ impl Kernel {
     pub fn load(policy: &Policy, flows_max: u32) -> Self {
         let subscribers_max = u32::try_from(policy.subscribers.len()).expect("a test has few subscribers").max(1024);
         let mut object = load(Capacities { flows_max, subscribers_max }).expect("loading the programs needs root");
-        let mut relay_ports: Array<_, u64> = map(&mut object, names::RELAY_PORTS);
-        let mut relays: Array<_, Relay> = map(&mut object, names::RELAYS);
+        let settings = take(&mut object, names::SETTINGS);
+        let resets = take(&mut object, names::RESETS);
+        let counters = take(&mut object, names::COUNTERS);
+        let interface_counters = take(&mut object, names::INTERFACE_COUNTERS);
+        let events = take(&mut object, names::EVENTS);
+        let mut kernel = Self { object, settings, resets, counters, interface_counters, events };
         for (id, relay) in &policy.relays {
-            relays.set((*id).into(), relay, 0).expect("a relay is set");
-            for port in [relay.ipv4().map(|(_, port)| port), relay.ipv6().map(|(_, port)| port)].into_iter().flatten() {
-                let port = u16::from_be_bytes(port);
-                let word = u32::from(port / 64);
-                let ports = relay_ports.get(&word, 0).expect("a word of ports is read") | 1 << (port % 64);
-                relay_ports.set(word, ports, 0).expect("a word of ports is set");
-            }
+            kernel.set_relay(*id, relay);
         }
-        let mut classes: Array<_, Class> = map(&mut object, names::CLASSES);
         for (id, class) in &policy.classes {
-            classes.set((*id).into(), class, 0).expect("a class is set");
+            kernel.set_class(*id, class);
         }
-        let mut hosts_v4: BpfHashMap<_, V4, Subscriber> = map(&mut object, names::HOSTS_V4);
-        let mut hosts_v6: BpfHashMap<_, V6, Subscriber> = map(&mut object, names::HOSTS_V6);
-        let mut prefixes_v4: LpmTrie<_, [u8; 4], Subscriber> = map(&mut object, names::PREFIXES_V4);
-        let mut prefixes_v6: LpmTrie<_, [u8; 16], Subscriber> = map(&mut object, names::PREFIXES_V6);
         for &(address, len, class) in &policy.subscribers {
-            let subscriber = Subscriber::new(class, len);
-            match (address, len) {
-                (IpAddr::V4(address), 32) => hosts_v4.insert(V4::from(address), subscriber, 0),
-                (IpAddr::V4(address), _) => prefixes_v4.insert(&Key::new(len.into(), address.octets()), subscriber, 0),
-                (IpAddr::V6(address), 128) => hosts_v6.insert(V6::from(address), subscriber, 0),
-                (IpAddr::V6(address), _) => prefixes_v6.insert(&Key::new(len.into(), address.octets()), subscriber, 0),
-            }
-            .expect("a subscriber is set");
+            kernel.set_subscriber(address, len, class);
         }
-        let settings = map(&mut object, names::SETTINGS);
-        let resets = map(&mut object, names::RESETS);
-        let counters = map(&mut object, names::COUNTERS);
-        let interface_counters = map(&mut object, names::INTERFACE_COUNTERS);
-        Self { object, settings, resets, counters, interface_counters }
+        kernel
+    }
+
+    fn set_relay(&mut self, id: u16, relay: &Relay) {
+        let mut relays: Array<_, Relay> = map(&mut self.object, names::RELAYS);
+        relays.set(id.into(), relay, 0).expect("a relay is set");
+        let mut relay_ports: Array<_, u64> = map(&mut self.object, names::RELAY_PORTS);
+        for port in [relay.ipv4().map(|(_, port)| port), relay.ipv6().map(|(_, port)| port)].into_iter().flatten() {
+            let port = u16::from_be_bytes(port);
+            let word = u32::from(port / 64);
+            let ports = relay_ports.get(&word, 0).expect("a word of ports is read") | 1 << (port % 64);
+            relay_ports.set(word, ports, 0).expect("a word of ports is set");
+        }
+    }
+
+    pub fn set_class(&mut self, id: u16, class: &Class) {
+        let mut classes: Array<_, Class> = map(&mut self.object, names::CLASSES);
+        classes.set(id.into(), class, 0).expect("a class is set");
+    }
+
+    pub fn set_subscriber(&mut self, address: IpAddr, len: u8, class: u16) {
+        let subscriber = Subscriber::new(class, len);
+        let object = &mut self.object;
+        match (address, len) {
+            (IpAddr::V4(address), 32) => hash(object, names::HOSTS_V4).insert(V4::from(address), subscriber, 0),
+            (IpAddr::V6(address), 128) => hash(object, names::HOSTS_V6).insert(V6::from(address), subscriber, 0),
+            (IpAddr::V4(address), _) => {
+                let mut prefixes: LpmTrie<_, [u8; 4], Subscriber> = map(object, names::PREFIXES_V4);
+                prefixes.insert(&Key::new(len.into(), address.octets()), subscriber, 0)
+            }
+            (IpAddr::V6(address), _) => {
+                let mut prefixes: LpmTrie<_, [u8; 16], Subscriber> = map(object, names::PREFIXES_V6);
+                prefixes.insert(&Key::new(len.into(), address.octets()), subscriber, 0)
+            }
+        }
+        .expect("a subscriber is set");
+    }
+
+    /// Sets what is known of a subscriber's pace.
+    pub fn set_rate(&mut self, host: Host, rate: Rate) {
+        hash(&mut self.object, names::RATES).insert(host, rate, 0).expect("a rate is set");
+    }
+
+    /// Empties a map, as the collection of idle flows may.
+    pub fn clear<K: Pod, V: Pod>(&mut self, name: &str) {
+        let mut entries = hash::<K, V>(&mut self.object, name);
+        let keys: Vec<_> = entries.keys().collect();
+        for key in keys {
+            entries.remove(&key.expect("a key is read")).expect("an entry is removed");
+        }
+    }
+
+    /// What the programs have told since the last call.
+    pub fn events(&mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        while let Some(record) = self.events.next() {
+            assert_eq!(record.len(), size_of::<Event>());
+            // SAFETY: a record is as long as an event, which is integers that any bits are valid for.
+            events.push(unsafe { record.as_ptr().cast::<Event>().read_unaligned() });
+        }
+        events
     }
 
     pub fn set_clock(&mut self, now_s: u32) {
@@ -251,8 +296,13 @@ impl Kernel {
         Tuple<A>: Pod,
         Flow<A>: Pod,
     {
+        self.entries(name)
+    }
+
+    /// The entries of a hash.
+    pub fn entries<K: Pod + Ord, V: Pod>(&self, name: &str) -> BTreeMap<K, V> {
         let map = self.object.map(name).expect("the object has the map");
-        let map: BpfHashMap<_, Tuple<A>, Flow<A>> = map.try_into().expect("a flow table is a hash");
+        let map: BpfHashMap<_, K, V> = map.try_into().expect("the map is a hash");
         map.iter().map(|entry| entry.expect("an entry is read")).collect()
     }
 
@@ -275,11 +325,22 @@ impl Kernel {
     }
 }
 
-fn map<M: TryFrom<aya::maps::Map>>(object: &mut Ebpf, name: &str) -> M
+fn take<M: TryFrom<Map>>(object: &mut Ebpf, name: &str) -> M
 where
     M::Error: std::fmt::Debug,
 {
     M::try_from(object.take_map(name).expect("the object has the map")).expect("the map has its kind")
+}
+
+fn map<'o, M: TryFrom<&'o mut Map>>(object: &'o mut Ebpf, name: &str) -> M
+where
+    M::Error: std::fmt::Debug,
+{
+    M::try_from(object.map_mut(name).expect("the object has the map")).expect("the map has its kind")
+}
+
+fn hash<'o, K: Pod, V: Pod>(object: &'o mut Ebpf, name: &str) -> BpfHashMap<&'o mut MapData, K, V> {
+    map(object, name)
 }
 
 /// The same policy in memory.
