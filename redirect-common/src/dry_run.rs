@@ -26,6 +26,11 @@ impl<T> DryRun<T> {
         Self { tables, relay: Cell::new(0) }
     }
 
+    /// The tables behind it.
+    pub fn into_inner(self) -> T {
+        self.tables
+    }
+
     /// Number of the relay that a new flow would go to; 0 where the packet opens none.
     #[inline(always)]
     pub const fn chosen_relay(&self) -> u16 {
