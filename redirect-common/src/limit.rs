@@ -1,8 +1,10 @@
 //! What one subscriber may do: new connections per second, and a lock for who does not stop.
 //!
 //! A subscriber is counted by [`Address::host`](crate::address::Address::host): an IPv4 address, an IPv6 /64. Everything here runs for SYNs
-//! only. Packets of one subscriber may be on several CPUs at once, and nothing locks: two CPUs that read the same word both let a SYN pass.
-//! So in a burst each CPU but one may let one SYN too many pass for each that is due, and never one too few for long.
+//! only. Packets of one subscriber may be on several CPUs at once, and nothing locks: CPUs that read the same word all let their SYN pass, and
+//! the last one's store counts. So in `t` seconds `n` CPUs let at most `n * (burst + rate * t)` SYNs pass, and never fewer than one CPU would;
+//! this holds as long as no CPU is held up between its load and its store, a few instructions apart and not to be preempted, while another
+//! decides two SYNs.
 
 use crate::policy::Class;
 
