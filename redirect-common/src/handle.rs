@@ -204,10 +204,12 @@ where
 {
     let Moment { now_s, epoch, .. } = *moment;
     let key = &segment.tuple;
+    // Before the flow is in hand: a dry run has one place for a copy.
+    let is_reset = segment.flags.opens() && is_reset(tables, key);
     let judged = tables.flow(Table::Established, key, |flow| {
         // The client re-uses the port of a connection that it has closed, or that the relay has reset, to which a client says nothing. Of
         // steered ones the kernel knows which those are.
-        if segment.flags.opens() && (flow.has_closed() || flow.is_steered() || is_reset(tables, flow)) {
+        if segment.flags.opens() && (flow.has_closed() || flow.is_steered() || is_reset) {
             forget(tables, key, flow);
             return None;
         }
@@ -234,9 +236,10 @@ where
 }
 
 /// Whether the relay has reset this flow.
-#[inline(always)]
-fn is_reset<T: FamilyTables<A>, A: Address>(tables: &T, flow: &Flow<A>) -> bool {
-    tables.flow(Table::Established, &flow.to.reversed(), |reply| reply.has_reset()) == Some(true)
+#[inline(never)]
+fn is_reset<T: FamilyTables<A>, A: Address>(tables: &T, key: &Tuple<A>) -> bool {
+    let Some(reply_key) = tables.flow(Table::Established, key, |flow| flow.to.reversed()) else { return false };
+    tables.flow(Table::Established, &reply_key, |reply| reply.has_reset()) == Some(true)
 }
 
 /// Whether a live flow of the class `number` may go on by the policy as it is.

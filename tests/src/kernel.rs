@@ -223,6 +223,16 @@ impl Kernel {
         }
     }
 
+    /// What would become of a frame that comes in, by the program that tells.
+    pub fn explain(&self, frame: &[u8]) -> Reason {
+        let program = self.object.program(names::EXPLAIN).expect("the object has the program");
+        let program = <&SchedClassifier>::try_from(program).expect("it is a classifier");
+        let mut out = vec![0; frame.len() + 64];
+        let options = TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::default() };
+        let told = program.test_run(options).expect("a whole frame can be run").return_value;
+        Reason::ALL[(told & 0xff) as usize]
+    }
+
     /// As [`Kernel::run`] with a socket buffer that came in by another device, and so was forwarded.
     pub fn run_forwarded(&self, hook: Hook, frame: &[u8]) -> (u32, Vec<u8>) {
         /// Offset of `ingress_ifindex` in `struct __sk_buff` (include/uapi/linux/bpf.h).

@@ -637,6 +637,27 @@ fn resets_are_bounded() {
     }
 }
 
+#[test]
+fn a_syn_on_a_live_flow_is_explained_as_it_is_decided() {
+    for ip in [Ip::V4, Ip::V6] {
+        let mut kernel = Kernel::load(&policy(), FLOWS_MAX);
+        let syn = FrameBuilder { client: [0, 6], ..FrameBuilder::syn(ip) };
+        let answer = FrameBuilder { flags: Flags::SYN | Flags::ACK, sequence: 5000, ..syn.clone() };
+        let ack = FrameBuilder { flags: Flags::ACK, acknowledgment: 5001, ..syn.clone() };
+        kernel.run(Hook::TcIngress, &syn.build()).unwrap();
+        kernel.run(Hook::TcEgress, &relay_answer(&answer)).unwrap();
+        kernel.run(Hook::TcIngress, &ack.build()).unwrap();
+        // The daemon is not done with it, so the flow goes on.
+        for client in WAVERING.map(|client| client.parse::<IpAddr>().unwrap()) {
+            kernel.set_subscriber(client, if client.is_ipv4() { 32 } else { 128 }, BLOCK);
+        }
+        assert_eq!(kernel.explain(&syn.build()), Reason::FlowEstablished, "{ip:?}");
+        assert_eq!(kernel.count(REDIRECT, Reason::FlowEstablished).packets, 0, "nothing has happened");
+        kernel.run(Hook::TcIngress, &syn.build()).unwrap();
+        assert_eq!(kernel.count(REDIRECT, Reason::FlowEstablished).packets, 1);
+    }
+}
+
 /// The verifier gives up at a million instructions walked. Older kernels walk more of them than newer ones, so there must be room.
 #[test]
 fn programs_are_far_from_the_verifiers_limit() {
