@@ -50,8 +50,16 @@ pub enum Output {
 pub enum Noun {
     /// Whether everything works: revision, interfaces, flows, relay
     Status,
-    /// Packets and bytes by class and reason
-    Stats,
+    /// Packets and bytes by reason, and by class or interface
+    #[command(
+        after_help = "Examples:\n  redirect-ctl stats --by interface\n  redirect-ctl stats --by reason --watch 5"
+    )]
+    Stats(Stats),
+    /// What would become of a new connection, and why; nothing else comes of the question
+    #[command(
+        after_help = "Examples:\n  redirect-ctl explain 10.20.3.7 203.0.113.9\n  redirect-ctl explain fd00:20::7 [2001:db8::1]:25 --interface lan0"
+    )]
+    Explain(Explain),
     /// Redirected connections
     #[command(subcommand)]
     Flow(FlowVerb),
@@ -75,8 +83,57 @@ pub enum Noun {
     Gateway(GatewayVerb),
 }
 
+#[derive(Debug, Args)]
+pub struct Stats {
+    /// What the rows are put together by
+    #[arg(long, value_enum, default_value_t = StatsBy::Class)]
+    pub by: StatsBy,
+    /// Show what comes per second, again and again [default: every 2 seconds]
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    pub watch: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum StatsBy {
+    Class,
+    Interface,
+    Reason,
+}
+
+#[derive(Debug, Args)]
+pub struct Explain {
+    /// The subscriber's address
+    #[arg(value_name = "SRC")]
+    pub source: std::net::IpAddr,
+    /// The server's address; :25 may follow
+    #[arg(value_name = "DST")]
+    pub destination: String,
+    /// The subscriber's port [default: one that meets no flow]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub sport: Option<u16>,
+    /// Where the connection would come in [default: the first interface that carries the programs]
+    #[arg(long)]
+    pub interface: Option<InterfaceName>,
+}
+
+#[derive(Debug, Args)]
+pub struct FlowWatch {
+    /// Only events of this class
+    #[arg(long)]
+    pub class: Option<Name>,
+    /// Only those of clients inside this prefix, or of this address
+    #[arg(long, value_name = "PREFIX")]
+    pub client: Option<Prefix>,
+    /// Only those with this reason
+    #[arg(long)]
+    pub reason: Option<String>,
+}
+
 #[derive(Debug, Subcommand)]
 pub enum FlowVerb {
+    /// Print new flows and refusals as they happen, until interrupted
+    #[command(after_help = "Example:\n  redirect-ctl flow watch --class guests --reason class_block")]
+    Watch(FlowWatch),
     /// List redirected connections
     #[command(
         after_help = "Examples:\n  redirect-ctl flow list --client 10.20.3.7\n  redirect-ctl flow list --client 10.20.0.0/16 --relay postfix"

@@ -19,7 +19,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    api::{self, AppState, server},
+    api::{self, AppState, events::Watchers, server},
     config::Settings,
     dataplane::Dataplane,
     desired::Time,
@@ -135,6 +135,7 @@ async fn start_and_wait(
         health,
         relay_counters: Box::new(move || counters.counters()),
         dataplane: settings.dataplane,
+        watchers: Watchers::default(),
         started,
     }));
     let connections = Arc::new(Semaphore::new(limits::API_CONNECTIONS_MAX));

@@ -94,6 +94,8 @@ pub const EVENTS_INTERVAL: Duration = Duration::from_millis(50);
 pub const EVENTS_BATCH_MAX: usize = maps::EVENTS_BYTES as usize / 72;
 /// Events that wait for a subscriber of the daemon's; a slower one loses the oldest and is told how many.
 pub const EVENTS_QUEUE_MAX: usize = 4_096;
+/// Requests that watch events; an eighth of the API's connections.
+pub const EVENT_WATCHERS_MAX: usize = 32;
 
 /// Pace of the collection of idle flows.
 pub const COLLECT_INTERVAL: Duration = Duration::from_millis(250);

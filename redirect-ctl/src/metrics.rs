@@ -16,7 +16,7 @@ use crate::{
         AppState,
         error::ApiError,
         reason_counts,
-        types::{ReasonCount, Relay},
+        types::{self, InterfaceCount, Memory, ReasonCount, Relay},
     },
     health::HealthState,
     reconcile::task::Observed,
@@ -62,8 +62,12 @@ pub async fn scrape(app: &AppState) -> Result<String, ApiError> {
     let counts = app.store.subscriber_counts().await?;
     let tables = &snapshot.tables;
     let observed = app.reconciler.observed();
+    let counters = app.reconciler.counters().await?;
     let values = Values {
-        reasons: reason_counts(tables, &app.reconciler.counters().await?),
+        reasons: reason_counts(tables, &counters.classes),
+        by_interface: counters.interfaces.into_iter().map(InterfaceCount::from).collect(),
+        events_dropped: app.watchers.dropped(),
+        memory: types::memory(&app.reconciler.memory().await?),
         subscribers: tables
             .classes
             .values()
@@ -89,6 +93,9 @@ pub async fn scrape(app: &AppState) -> Result<String, ApiError> {
 #[derive(Debug)]
 struct Values {
     reasons: Vec<ReasonCount>,
+    by_interface: Vec<InterfaceCount>,
+    events_dropped: u64,
+    memory: Vec<Memory>,
     subscribers: BTreeMap<String, u64>,
     interfaces: Vec<String>,
     relays: Vec<Relay>,
@@ -137,6 +144,30 @@ impl Collector for Values {
         counter(encoder, "packets", "Packets by class and reason", &packets)?;
         let bytes: Vec<_> = labels.iter().zip(&self.reasons).map(|(labels, row)| (&labels[..], row.bytes)).collect();
         counter(encoder, "bytes", "Bytes of whole frames by class and reason", &bytes)?;
+
+        let labels: Vec<_> = self
+            .by_interface
+            .iter()
+            .map(|row| {
+                let interface = row.interface.as_deref().unwrap_or("");
+                [("interface", interface), ("reason", &*row.reason), ("verdict", &*row.verdict)]
+            })
+            .collect();
+        let rows = |value: fn(&InterfaceCount) -> u64| -> Vec<_> {
+            labels.iter().zip(&self.by_interface).map(|(labels, row)| (&labels[..], value(row))).collect()
+        };
+        let help = "Packets by interface and reason";
+        counter(encoder, "interface_packets", help, &rows(|row| row.packets))?;
+        let help = "Bytes of whole frames by interface and reason";
+        counter(encoder, "interface_bytes", help, &rows(|row| row.bytes))?;
+
+        counter(encoder, "events", "Events that the kernel reported", &[(&[], observed.events.read)])?;
+        let lost = [(&[("at", "kernel")][..], observed.events.lost), (&[("at", "queue")][..], self.events_dropped)];
+        counter(encoder, "events_lost", "Events not reported, or that a reader was too slow for", &lost)?;
+
+        let labels: Vec<_> = self.memory.iter().map(|row| [("tables", row.tables.as_str())]).collect();
+        let rows: Vec<_> = labels.iter().zip(&self.memory).map(|(labels, row)| (&labels[..], row.bytes)).collect();
+        gauge(encoder, "memory_bytes", "What the kernel's tables cost", &rows)?;
 
         let flows = [
             (&[("state", "half_open")][..], observed.flows.half_open),

@@ -7,16 +7,22 @@ use std::{
     time::Duration,
 };
 
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::{Method, Request, body::Bytes, client::conn::http1, header};
+use http_body_util::{BodyExt, Empty, Full, Limited};
+use hyper::{
+    Method, Request,
+    body::{Bytes, Incoming},
+    client::conn::http1,
+    header,
+};
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::{net::UnixStream, time::timeout};
+use tokio::{net::UnixStream, task::JoinSet, time::timeout};
 
 use super::{
     error::Problem,
     types::{
-        APPLIED_HEADER, FlowList, FlowListQuery, Lock, LockPut, Original, OriginalQuery, Page, Stats, Status, paths,
+        APPLIED_HEADER, EventLine, EventQuery, ExplainQuery, Explanation, FlowList, FlowListQuery, Lock, LockPut,
+        Original, OriginalQuery, Page, Stats, Status, paths,
     },
 };
 use crate::{desired, limits};
@@ -78,6 +84,40 @@ impl Client {
 
     pub async fn unlock(&self, address: &impl Display) -> Result<(), Error> {
         self.request(Method::DELETE, &with_key(paths::LOCK, address), Vec::new()).await.map(drop)
+    }
+
+    pub async fn explain(&self, query: &ExplainQuery) -> Result<Explanation, Error> {
+        self.get(&format!("{}?{}", paths::EXPLAIN, query_text(query)?)).await
+    }
+
+    /// Events from now on. The deadline is for the first answer only.
+    pub async fn events(&self, query: &EventQuery) -> Result<Events, Error> {
+        let open = self.open(format!("{}?{}", paths::EVENTS, query_text(query)?));
+        timeout(self.timeout, open)
+            .await
+            .map_err(|_| Error::Timeout { socket: self.socket.clone(), after: self.timeout })?
+    }
+
+    async fn open(&self, target: String) -> Result<Events, Error> {
+        let unreachable = |source| Error::Unreachable { socket: self.socket.clone(), source };
+        let stream = UnixStream::connect(&self.socket).await.map_err(unreachable)?;
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(|error| unreachable(io::Error::other(error)))?;
+        let mut tasks = JoinSet::new();
+        // How it ends is told by the body.
+        tasks.spawn(async { drop(connection.await) });
+        let request = Request::builder()
+            .uri(target)
+            .header(header::HOST, "redirectd")
+            .body(Empty::<Bytes>::new())
+            .map_err(|error| Error::Answer(error.to_string()))?;
+        let response = sender.send_request(request).await.map_err(|error| unreachable(io::Error::other(error)))?;
+        let (head, body) = response.into_parts();
+        if head.status.is_success() {
+            return Ok(Events { body, buffer: Vec::new(), _connection: tasks });
+        }
+        let body = Limited::new(body, limits::ANSWER_BYTES_MAX).collect().await;
+        Err(problem(head.status, &body.map_err(|error| Error::Answer(error.to_string()))?.to_bytes()))
     }
 
     /// A page of a collection.
@@ -153,10 +193,47 @@ impl Client {
         if answer.head.status.is_success() {
             return Ok(answer);
         }
-        Err(serde_json::from_slice(&answer.body).map_or_else(
-            |_| Error::Answer(format!("{} {}", answer.head.status, String::from_utf8_lossy(&answer.body).trim())),
-            |problem| Error::Problem(Box::new(problem)),
-        ))
+        Err(problem(answer.head.status, &answer.body))
+    }
+}
+
+fn problem(status: hyper::StatusCode, body: &[u8]) -> Error {
+    serde_json::from_slice(body).map_or_else(
+        |_| Error::Answer(format!("{status} {}", String::from_utf8_lossy(body).trim())),
+        |problem| Error::Problem(Box::new(problem)),
+    )
+}
+
+/// Events as they come.
+pub struct Events {
+    body: Incoming,
+    buffer: Vec<u8>,
+    /// Ends with this.
+    _connection: JoinSet<()>,
+}
+
+impl Events {
+    /// The next line; `None` when the daemon stops. A type that this version does not know is left out.
+    pub async fn next(&mut self) -> Result<Option<EventLine>, Error> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=end).collect();
+                let value: serde_json::Value = decode(&line)?;
+                match value["type"].as_str() {
+                    Some("packet" | "lost") => return decode(&line).map(Some),
+                    _ => continue,
+                }
+            }
+            if self.buffer.len() > limits::BODY_BYTES_MAX {
+                return Err(Error::Answer("an event without an end".to_owned()));
+            }
+            match self.body.frame().await {
+                None => return Ok(None),
+                Some(Ok(frame)) => self.buffer.extend_from_slice(frame.data_ref().map_or(&[], |data| data)),
+                // The daemon ended in the middle of it.
+                Some(Err(_)) => return Ok(None),
+            }
+        }
     }
 }
 

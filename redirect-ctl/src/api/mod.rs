@@ -6,13 +6,14 @@
 
 pub mod client;
 pub mod error;
+pub mod events;
 mod extract;
 pub mod server;
 pub mod types;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Instant,
 };
@@ -24,7 +25,7 @@ use axum::{
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
-use redirect_common::maps;
+use redirect_common::{SMTP_PORT, maps, reason::Verdict};
 use tokio::sync::watch;
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -33,14 +34,15 @@ use self::{
     error::{ApiError, Code, Problem},
     extract::{Body, Key, Params},
     types::{
-        APPLIED_HEADER, Check, Class, ClassPut, Count, DataplaneStatus, Flow, FlowList, FlowListQuery, FlowsStatus,
-        Gateway, GatewayPut, Interface, InterfacePut, Lock, LockPut, Original, OriginalQuery, Page, Readiness,
-        ReasonCount, Relay, RelayPut, Stats, Status, Subscriber, SubscriberListQuery, SubscriberPut, paths,
+        APPLIED_HEADER, Check, Class, ClassPut, Count, DataplaneStatus, EventLine, EventQuery, EventsStatus,
+        ExplainQuery, Explanation, Flow, FlowList, FlowListQuery, FlowsStatus, Gateway, GatewayPut, Interface,
+        InterfaceCount, InterfacePut, Lock, LockPut, Original, OriginalQuery, Page, Readiness, ReasonCount, Relay,
+        RelayPut, Stats, Status, Subscriber, SubscriberListQuery, SubscriberPut, paths,
     },
 };
 use crate::{
     config::DataplaneSettings,
-    dataplane::{Counter, FlowReader},
+    dataplane::{Counter, FlowDelivery, FlowReader, Probe},
     desired::{self, ClassSpec, Counted, InterfaceName, Invalid, Name, Prefix, RelaySpec, Source, Tables, Time},
     health::Health,
     limits, metrics,
@@ -56,6 +58,7 @@ pub struct AppState {
     pub health: watch::Receiver<Health>,
     pub relay_counters: Box<dyn Fn() -> redirect_relay::Counters + Send + Sync>,
     pub dataplane: DataplaneSettings,
+    pub watchers: events::Watchers,
     pub started: Instant,
 }
 
@@ -107,6 +110,8 @@ fn routes() -> OpenApiRouter<Arc<AppState>> {
         .routes(routes!(get_original))
         .routes(routes!(list_locks))
         .routes(routes!(put_lock, delete_lock))
+        .routes(routes!(watch_events))
+        .routes(routes!(explain))
         .routes(routes!(get_status))
         .routes(routes!(get_stats))
         .routes(routes!(livez))
@@ -467,13 +472,90 @@ async fn delete_lock(State(app): App, Key(address): Key<Counted>) -> Result<Stat
     }
 }
 
+/// New flows and refusals as they happen, a JSON object a line, until the client leaves or the daemon stops.
+#[utoipa::path(get, path = paths::EVENTS, tag = "flows", params(EventQuery),
+    responses((status = 200, body = EventLine, content_type = "application/x-ndjson"), (status = 422, body = Problem),
+    (status = 503, body = Problem)))]
+async fn watch_events(State(app): App, Params(query): Params<EventQuery>) -> Result<Response, ApiError> {
+    events::watch(app, &query)
+}
+
+/// What would become of a new connection? The loaded program answers; nothing else comes of it.
+#[utoipa::path(get, path = paths::EXPLAIN, tag = "flows", params(ExplainQuery),
+    responses((status = 200, body = Explanation), (status = 400, body = Problem), (status = 422, body = Problem),
+    (status = 503, body = Problem)))]
+async fn explain(State(app): App, Params(query): Params<ExplainQuery>) -> Result<Json<Explanation>, ApiError> {
+    let source = in_query("source", address(&query.source))?;
+    let destination = in_query("destination", destination(&query.destination))?;
+    if source.is_ipv4() != destination.is_ipv4() {
+        let text = format!("{source} and {destination} are not of one family");
+        return Err(ApiError::invalid("?destination", &Invalid(text)));
+    }
+    if let Some(name) = &query.interface {
+        let attached = app.reconciler.observed().interfaces;
+        if attached.get(name).is_none_or(|status| status.mode.is_none()) {
+            let text = format!("interface {name} does not carry the programs; see redirect-ctl interface list");
+            return Err(ApiError::invalid("?interface", &Invalid(text)));
+        }
+    }
+    let probe = Probe {
+        client: SocketAddr::new(source, query.sport.unwrap_or(UNUSED_PORT)),
+        server: SocketAddr::new(destination, SMTP_PORT),
+        interface: query.interface,
+    };
+    let server = probe.server;
+    let explained = app.reconciler.explain(probe).await?;
+    let tables = app.store.snapshot().tables;
+    let verdict = explained.reason.verdict();
+    let delivery = match verdict {
+        Verdict::Redirect => Some(FlowDelivery::Rewrite),
+        Verdict::Steer => Some(FlowDelivery::Steer),
+        Verdict::Pass | Verdict::Drop | Verdict::Reject => None,
+    };
+    let (interface, mode) = explained.interface.unzip();
+    Ok(Json(Explanation {
+        source,
+        sport: query.sport,
+        destination: server,
+        interface,
+        mode,
+        verdict: verdict.name().to_owned(),
+        reason: explained.reason.name().to_owned(),
+        text: explained.reason.text().to_owned(),
+        prefix: explained.subscriber.map(|(prefix, _)| Prefix(prefix)),
+        class: class_name(&tables, explained.class),
+        relay: tables.relays.get(&explained.relay).map(|relay| relay.spec.name.clone()),
+        endpoint: (verdict == Verdict::Redirect).then_some(explained.endpoint),
+        mapped_port: query.sport.filter(|_| verdict == Verdict::Redirect).map(|_| explained.mapped_port),
+        delivery,
+        revision: explained.revision,
+    }))
+}
+
+/// No client opens a connection from it, so that the question meets no flow.
+const UNUSED_PORT: u16 = 1;
+
+/// ADDRESS, or ADDRESS:25.
+fn destination(text: &str) -> Result<IpAddr, Invalid> {
+    match text.parse::<SocketAddr>() {
+        Ok(server) if server.port() == SMTP_PORT => Ok(server.ip()),
+        Ok(server) => {
+            let port = server.port();
+            Err(Invalid(format!(
+                "connections to port {port} are none of ours; only those to port {SMTP_PORT} are decided"
+            )))
+        }
+        Err(_) => address(text),
+    }
+}
+
 #[utoipa::path(get, path = paths::STATUS, tag = "status", responses((status = 200, body = Status), (status = 503, body = Problem)))]
 async fn get_status(State(app): App) -> Result<Json<Status>, ApiError> {
     let snapshot = app.store.snapshot();
     let observed = app.reconciler.observed();
     let subscribers = app.store.subscriber_counts().await?.values().sum();
     let mut reasons: BTreeMap<String, Count> = BTreeMap::new();
-    for counter in app.reconciler.counters().await? {
+    for counter in app.reconciler.counters().await?.classes {
         let count = reasons.entry(counter.reason.name().to_owned()).or_default();
         count.packets += counter.packets;
         count.bytes += counter.bytes;
@@ -499,6 +581,12 @@ async fn get_status(State(app): App) -> Result<Json<Status>, ApiError> {
             collected: observed.flows_collected,
         },
         subscribers,
+        events: EventsStatus {
+            read: observed.events.read,
+            lost: observed.events.lost,
+            dropped: app.watchers.dropped(),
+        },
+        memory: types::memory(&app.reconciler.memory().await?),
         relay,
         reasons,
     }))
@@ -508,7 +596,10 @@ async fn get_status(State(app): App) -> Result<Json<Status>, ApiError> {
 async fn get_stats(State(app): App) -> Result<Json<Stats>, ApiError> {
     let tables = app.store.snapshot().tables;
     let counters = app.reconciler.counters().await?;
-    Ok(Json(Stats { reasons: reason_counts(&tables, &counters) }))
+    Ok(Json(Stats {
+        reasons: reason_counts(&tables, &counters.classes),
+        interfaces: counters.interfaces.into_iter().map(InterfaceCount::from).collect(),
+    }))
 }
 
 /// Counters with the names of their classes. Numbers of classes that are gone add up under null.

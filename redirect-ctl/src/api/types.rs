@@ -5,14 +5,15 @@
 
 use std::{
     collections::BTreeMap,
-    net::{SocketAddr, SocketAddrV4, SocketAddrV6},
+    net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6},
 };
 
+use redirect_common::maps;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::{
-    dataplane::{FlowDelivery, FlowState, Hook, Mode, RelayId, Role},
+    dataplane::{FlowDelivery, FlowState, Hook, InterfaceCounter, MapMemory, Mode, RelayId, Role},
     desired::{
         self, Action, Counted, Delivery, Fallback, GatewayStatus, Host, InterfaceName, Limits, Name, OnClassChange,
         Origin, PoolRelay, Prefix, RelayStatus, Source, Time,
@@ -37,6 +38,8 @@ pub mod paths {
     pub const FLOWS_ORIGINAL: &str = "/v1/flows:original";
     pub const LOCKS: &str = "/v1/locks";
     pub const LOCK: &str = "/v1/locks/{address}";
+    pub const EVENTS: &str = "/v1/events";
+    pub const EXPLAIN: &str = "/v1/explain";
     pub const STATUS: &str = "/v1/status";
     pub const STATS: &str = "/v1/stats";
     pub const LIVEZ: &str = "/livez";
@@ -60,6 +63,8 @@ pub mod paths {
         FLOWS_ORIGINAL,
         LOCKS,
         LOCK,
+        EVENTS,
+        EXPLAIN,
         STATUS,
         STATS,
         LIVEZ,
@@ -492,6 +497,9 @@ pub struct Status {
     pub interfaces: Vec<Interface>,
     pub flows: FlowsStatus,
     pub subscribers: u64,
+    pub events: EventsStatus,
+    /// What the kernel's tables cost.
+    pub memory: Vec<Memory>,
     /// Counters of the embedded relay.
     pub relay: BTreeMap<String, u64>,
     /// Packets by reason, over all classes.
@@ -526,6 +534,192 @@ pub struct Count {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Stats {
     pub reasons: Vec<ReasonCount>,
+    pub interfaces: Vec<InterfaceCount>,
+}
+
+/// Packets of an interface that left the data plane by a reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct InterfaceCount {
+    /// Null for those that are not attached any more, or came when 31 others were.
+    pub interface: Option<String>,
+    #[schema(example = "class_block")]
+    pub reason: String,
+    #[schema(example = "drop")]
+    pub verdict: String,
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+impl From<InterfaceCounter> for InterfaceCount {
+    fn from(counter: InterfaceCounter) -> Self {
+        Self {
+            interface: counter.interface,
+            reason: counter.reason.name().to_owned(),
+            verdict: counter.reason.verdict().name().to_owned(),
+            packets: counter.packets,
+            bytes: counter.bytes,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub struct EventQuery {
+    /// Only events of this class.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<String>,
+    /// Only those of clients inside this prefix, or of this address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<String>,
+    /// Only those with this reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// A line of the events. Readers skip types that they do not know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum EventLine {
+    Packet(Event),
+    /// Events that are missing here, whatever was asked for.
+    Lost {
+        at: LostAt,
+        count: u64,
+    },
+}
+
+/// Where events got lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LostAt {
+    /// A CPU had more than `dataplane.events_per_second`, or the ring buffer was full.
+    Kernel,
+    /// The reader was too slow.
+    Queue,
+}
+
+/// A new flow, or a refused one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Event {
+    /// When the daemon read it, RFC 3339.
+    pub time: String,
+    /// Null where it is gone.
+    pub interface: Option<String>,
+    #[schema(example = "flow_new")]
+    pub reason: String,
+    #[schema(example = "redirect")]
+    pub verdict: String,
+    pub class: Option<String>,
+    #[schema(value_type = String, example = "10.20.0.5:40000")]
+    pub client: SocketAddr,
+    #[schema(value_type = String, example = "203.0.113.9:25")]
+    pub server: SocketAddr,
+    /// Null where it was not rewritten.
+    #[schema(value_type = Option<String>, example = "10.20.0.1:2525")]
+    pub relay: Option<SocketAddr>,
+    /// The client's port as the relay sees it; null where it was not rewritten.
+    pub mapped_port: Option<u16>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub struct ExplainQuery {
+    /// The subscriber's address.
+    pub source: String,
+    /// The server's address; `:25` may follow.
+    pub destination: String,
+    /// The subscriber's port; without it one that meets no flow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sport: Option<u16>,
+    /// Where the connection would come in; without it the first interface that carries the programs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<String>,
+}
+
+/// What would become of a new connection to port 25.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Explanation {
+    #[schema(value_type = String, example = "10.20.3.7")]
+    pub source: IpAddr,
+    pub sport: Option<u16>,
+    #[schema(value_type = String, example = "203.0.113.9:25")]
+    pub destination: SocketAddr,
+    /// Null where no interface carries the programs.
+    pub interface: Option<String>,
+    pub mode: Option<Mode>,
+    #[schema(example = "redirect")]
+    pub verdict: String,
+    #[schema(example = "flow_new")]
+    pub reason: String,
+    /// The reason in a sentence.
+    pub text: String,
+    /// The subscriber that the source belongs to, its longest prefix.
+    pub prefix: Option<Prefix>,
+    pub class: Option<String>,
+    /// That the connection would go to; null where it opens no flow.
+    pub relay: Option<Name>,
+    /// The relay's end; null where nothing is rewritten.
+    #[schema(value_type = Option<String>, example = "10.20.0.1:2525")]
+    pub endpoint: Option<SocketAddr>,
+    /// The client's port as the relay would see it, where `sport` was given.
+    pub mapped_port: Option<u16>,
+    /// Null where it goes to no relay.
+    pub delivery: Option<FlowDelivery>,
+    /// Of the configuration that the kernel holds.
+    pub revision: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct EventsStatus {
+    /// Read from the kernel since the start.
+    pub read: u64,
+    /// Lost in the kernel: beyond `dataplane.events_per_second`, or the ring buffer was full.
+    pub lost: u64,
+    /// Lost by readers that were too slow.
+    pub dropped: u64,
+}
+
+/// Tables of one kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Memory {
+    #[schema(example = "flows_ipv4")]
+    pub tables: String,
+    /// As the kernel says.
+    pub bytes: u64,
+    /// Subscribers, or flows in both directions, that they have room for.
+    pub capacity: Option<u64>,
+    /// What a million of those cost; null where memory is taken on use.
+    pub bytes_per_million: Option<u64>,
+}
+
+/// Puts the maps together by what they hold.
+pub(crate) fn memory(maps: &[MapMemory]) -> Vec<Memory> {
+    let group = |tables: &str, prefix: &str, entries: u64| {
+        let of_it = maps.iter().filter(|map| map.name.starts_with(prefix));
+        let (bytes, room) = of_it.fold((0, 0), |(bytes, room), map| (bytes + map.bytes, room + map.capacity));
+        let capacity = room / entries;
+        Memory {
+            tables: tables.to_owned(),
+            bytes,
+            capacity: Some(capacity),
+            bytes_per_million: (bytes * 1_000_000).checked_div(capacity),
+        }
+    };
+    let two = u64::from(maps::ENTRIES_PER_FLOW);
+    let mut groups = vec![
+        group("hosts_ipv4", maps::names::HOSTS_V4, 1),
+        group("hosts_ipv6", maps::names::HOSTS_V6, 1),
+        Memory { bytes_per_million: None, ..group("prefixes", "PREFIXES_", 1) },
+        group("flows_ipv4", maps::names::FLOWS_V4, two),
+        group("flows_ipv6", maps::names::FLOWS_V6, two),
+        group("half_open", "HALF_OPEN_", two),
+    ];
+    let all: u64 = maps.iter().map(|map| map.bytes).sum();
+    let grouped: u64 = groups.iter().map(|group| group.bytes).sum();
+    groups.push(Memory { tables: "others".to_owned(), bytes: all - grouped, capacity: None, bytes_per_million: None });
+    groups
 }
 
 /// Packets of a class that left the data plane by a reason.

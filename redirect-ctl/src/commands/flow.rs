@@ -1,16 +1,20 @@
-//! `flow list|original`: redirected connections.
+//! `flow list|original|watch`: redirected connections, and what happens to new ones.
 
 use super::{
     Context, Error,
     output::{Table, duration, or_dash},
 };
 use crate::{
-    api::types::{Flow, FlowListQuery, Original, OriginalQuery},
-    cli::{FlowList, FlowVerb},
+    api::{
+        client,
+        types::{Event, EventLine, EventQuery, Flow, FlowListQuery, LostAt, Original, OriginalQuery},
+    },
+    cli::{FlowList, FlowVerb, FlowWatch, Output},
 };
 
 pub(super) async fn run(context: &mut Context<'_>, verb: FlowVerb) -> Result<(), Error> {
     match verb {
+        FlowVerb::Watch(args) => watch(context, args).await,
         FlowVerb::List(args) => list(context, args).await,
         FlowVerb::Original(args) => {
             let query = OriginalQuery { relay: args.relay.to_string(), client: args.client.to_string() };
@@ -18,6 +22,60 @@ pub(super) async fn run(context: &mut Context<'_>, verb: FlowVerb) -> Result<(),
             context.print(&original, original_table)
         }
     }
+}
+
+/// Until interrupted, or the daemon stops. What got lost is told where problems are.
+async fn watch(context: &mut Context<'_>, args: FlowWatch) -> Result<(), Error> {
+    let query = EventQuery {
+        class: args.class.map(|class| class.to_string()),
+        client: args.client.map(|client| client.to_string()),
+        reason: args.reason,
+    };
+    let mut events = context.client.events(&query).await?;
+    if context.output == Output::Table && context.headers {
+        let header = ["TIME", "INTERFACE", "VERDICT", "REASON", "CLASS", "CLIENT", "SERVER", "RELAY"];
+        write_columns(context, header.map(str::to_owned))?;
+    }
+    while let Some(line) = events.next().await? {
+        match (&line, context.output) {
+            (EventLine::Packet(event), Output::Table) => write_columns(context, columns(event))?,
+            (_, Output::Json) => {
+                let text = serde_json::to_string(&line).map_err(|error| client::Error::Answer(error.to_string()))?;
+                writeln!(context.stdout, "{text}")?;
+            }
+            (EventLine::Lost { .. }, Output::Table) => {}
+        }
+        if let EventLine::Lost { at, count } = line {
+            let why = match at {
+                LostAt::Kernel => "in the kernel: more than dataplane.events_per_second, or more than are read in time",
+                LostAt::Queue => "because they were not read fast enough",
+            };
+            writeln!(context.stderr, "redirect-ctl: {count} events were lost {why}")?;
+        }
+        context.stdout.flush()?;
+    }
+    writeln!(context.stderr, "redirect-ctl: redirectd stopped")?;
+    Ok(())
+}
+
+fn columns(event: &Event) -> [String; 8] {
+    [
+        event.time.clone(),
+        or_dash(event.interface.as_ref()),
+        event.verdict.clone(),
+        event.reason.clone(),
+        or_dash(event.class.as_ref()),
+        event.client.to_string(),
+        event.server.to_string(),
+        or_dash(event.relay),
+    ]
+}
+
+/// Nobody knows how wide what comes later will be.
+fn write_columns(context: &mut Context<'_>, cells: [String; 8]) -> Result<(), Error> {
+    const WIDTHS: [usize; 8] = [30, 12, 8, 16, 14, 24, 24, 0];
+    let cells = cells.iter().zip(WIDTHS).map(|(cell, width)| format!("{cell:width$}"));
+    Ok(writeln!(context.stdout, "{}", cells.collect::<Vec<_>>().join("  ").trim_end())?)
 }
 
 async fn list(context: &mut Context<'_>, args: FlowList) -> Result<(), Error> {

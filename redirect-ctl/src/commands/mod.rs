@@ -2,6 +2,7 @@
 //! call them in process.
 
 mod class;
+mod explain;
 mod flow;
 mod gateway;
 mod interface;
@@ -38,6 +39,8 @@ pub struct Env<'a> {
     /// One line for each problem.
     pub stderr: &'a mut dyn Write,
     pub getenv: &'a dyn Fn(&str) -> Option<String>,
+    /// Whether somebody looks at `stdout` as it is written.
+    pub is_terminal: bool,
 }
 
 /// Exit codes, as `--help` documents them.
@@ -118,10 +121,12 @@ async fn dispatch(env: &mut Env<'_>, cli: Cli) -> Result<(), Error> {
         stderr: env.stderr,
         output: cli.output,
         headers: !cli.no_headers,
+        is_terminal: env.is_terminal,
     };
     match cli.noun {
         Noun::Status => status::run(&mut context).await,
-        Noun::Stats => stats::run(&mut context).await,
+        Noun::Stats(args) => stats::run(&mut context, args).await,
+        Noun::Explain(args) => explain::run(&mut context, args).await,
         Noun::Flow(verb) => flow::run(&mut context, verb).await,
         Noun::Lock(verb) => lock::run(&mut context, verb).await,
         Noun::Subscriber(verb) => subscriber::run(&mut context, verb).await,
@@ -144,6 +149,7 @@ struct Context<'a> {
     stderr: &'a mut dyn Write,
     output: Output,
     headers: bool,
+    is_terminal: bool,
 }
 
 impl Context<'_> {

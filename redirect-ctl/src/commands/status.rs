@@ -32,6 +32,17 @@ fn table(status: &Status) -> Table {
         format!("{} established of {}, {} half-open", flows.established, flows.capacity, flows.half_open),
     ]);
     rows.push(["subscribers".to_owned(), status.subscribers.to_string()]);
+    let events = &status.events;
+    rows.push([
+        "events".to_owned(),
+        format!("{} read, {} lost in the kernel, {} lost by slow readers", events.read, events.lost, events.dropped),
+    ]);
+    for memory in &status.memory {
+        let room = memory.capacity.map(|capacity| format!(" for {capacity}")).unwrap_or_default();
+        let each = memory.bytes_per_million.map(|bytes| format!(", {} a million", mebibytes(bytes)));
+        let value = format!("{}{room}{}", mebibytes(memory.bytes), each.unwrap_or_default());
+        rows.push([format!("memory {}", memory.tables), value]);
+    }
     let relay = |name: &str| status.relay.get(name).copied().unwrap_or(0);
     rows.push([
         "relay".to_owned(),
@@ -47,4 +58,9 @@ fn table(status: &Status) -> Table {
         rows.push([format!("packets {reason}"), count.packets.to_string()]);
     }
     Table::new(["FACT", "VALUE"], rows)
+}
+
+fn mebibytes(bytes: u64) -> String {
+    let tenths = bytes.saturating_mul(10).div_ceil(1 << 20);
+    format!("{}.{} MiB", tenths / 10, tenths % 10)
 }

@@ -1,22 +1,25 @@
 //! [`Dataplane`] on the running kernel: the compiled programs, their maps and their attachments.
 
 mod batch;
+mod counters;
 mod events;
+mod explain;
 mod flows;
 mod hosts;
 mod interface;
+mod memory;
 mod table;
 
 use std::{
     collections::BTreeMap,
     io,
-    net::{SocketAddr, SocketAddrV4, SocketAddrV6},
+    net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6},
     sync::Arc,
 };
 
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::{Array, HashMap as BpfHashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie::Key},
+    maps::{Array, HashMap as BpfHashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key},
     programs::{SchedClassifier, SkLookup, Xdp},
     util::KernelVersion,
 };
@@ -25,22 +28,21 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use redirect_common::{
     address::{Address, Host, V4, V6},
     event::Event,
-    maps::{
-        CLASSES_MAX, Count, ENTRIES_PER_FLOW, FLOWS_MAX, INTERFACES_MAX, RELAYS_MAX, SUBSCRIBERS_MAX, counter_index,
-        interface_counter_index, names,
-    },
+    maps::{CLASSES_MAX, ENTRIES_PER_FLOW, FLOWS_MAX, RELAYS_MAX, SUBSCRIBERS_MAX, names},
     policy::{Class, Relay, Settings, Subscriber},
-    reason::Reason,
 };
 
 use self::{
+    counters::Counters,
     events::Events,
     flows::{Collector, Flows},
     interface::Attached,
+    memory::Memory,
     table::Table,
 };
 use super::{
-    Attachment, ClassId, Collected, Counter, Dataplane, Error, FlowReader, FlowRecord, Operation, Original, RelayId,
+    Attachment, ClassId, Collected, Counters as CounterRows, Dataplane, Error, Explanation, FlowReader, FlowRecord,
+    MapMemory, Operation, Original, Probe, RelayId,
 };
 
 /// The compiled programs and map definitions.
@@ -140,8 +142,8 @@ pub struct KernelDataplane {
     relays: Array<MapData, Relay>,
     relay_ports: Array<MapData, u64>,
     settings: Array<MapData, Settings>,
-    counters: PerCpuArray<MapData, Count>,
-    interface_counters: PerCpuArray<MapData, Count>,
+    counters: Counters,
+    memory: Memory,
     events: Events,
     flows: Arc<Flows>,
     locks: Table<Host, u32>,
@@ -158,6 +160,7 @@ impl KernelDataplane {
     /// Takes over the maps and programs of an object that was made from [`OBJECT`].
     pub fn new(mut object: Ebpf) -> Result<Self, Error> {
         let log = EbpfLogger::init(&mut object).map_err(|error| not_loaded(&error))?;
+        let memory = Memory::of(&object)?;
         let flows = Arc::new(Flows::take(&mut object)?);
         Ok(Self {
             v4: SubscriberMaps {
@@ -172,9 +175,9 @@ impl KernelDataplane {
             relays: take(&mut object, names::RELAYS)?,
             relay_ports: take(&mut object, names::RELAY_PORTS)?,
             settings: take(&mut object, names::SETTINGS)?,
-            counters: take(&mut object, names::COUNTERS)?,
+            counters: Counters::take(&mut object)?,
             events: Events::take(&mut object)?,
-            interface_counters: take(&mut object, names::INTERFACE_COUNTERS)?,
+            memory,
             collector: Collector::take(&mut object)?,
             locks: Table::take(&mut object, names::LOCKS)?,
             flows,
@@ -210,6 +213,33 @@ impl KernelDataplane {
             self.relay_ports.set(word, ports, 0).map_err(|error| system("write the relay ports", error))?;
         }
         Ok(())
+    }
+
+    fn detach(&mut self, name: &str) -> Result<(), Error> {
+        self.attached.remove(name);
+        self.counters.close(name)
+    }
+
+    /// The subscriber that an address belongs to, found as the programs find it.
+    fn longest_match(&self, ip: IpAddr) -> Result<Option<(IpNet, ClassId)>, Error> {
+        let exact = match ip {
+            IpAddr::V4(ip) => self.v4.hosts.get(&ip.into(), 0),
+            IpAddr::V6(ip) => self.v6.hosts.get(&ip.into(), 0),
+        };
+        let failed = |error| system(&format!("look {ip} up"), error);
+        let subscriber = match found(exact).map_err(failed)? {
+            Some(subscriber) => Some(subscriber),
+            None => found(match IpNet::from(ip) {
+                IpNet::V4(net) => self.v4.prefixes.get(&key_v4(net), 0),
+                IpNet::V6(net) => self.v6.prefixes.get(&key_v6(net), 0),
+            })
+            .map_err(failed)?,
+        };
+        let subscriber = subscriber.map(|subscriber| {
+            let prefix = net(ip, subscriber.prefix_len().into())?.trunc();
+            Ok((prefix, subscriber.class()))
+        });
+        subscriber.transpose()
     }
 
     fn set_subscriber(&mut self, prefix: &IpNet, subscriber: Subscriber) -> Result<(), Error> {
@@ -315,15 +345,20 @@ impl Dataplane for KernelDataplane {
             Operation::RemoveSubscriber { prefix } => self.remove_subscriber(prefix),
             Operation::Attach { name, role, hook } => {
                 // Whatever is there is of an interface that is gone, or with another hook.
-                self.attached.remove(name);
-                let attached = interface::attach(&mut self.object, name, *role, *hook)?;
-                self.attached.insert(name.clone(), attached);
-                Ok(())
+                self.detach(name)?;
+                self.counters.open(name, interface::index(name)?)?;
+                match interface::attach(&mut self.object, name, *role, *hook) {
+                    Ok(attached) => {
+                        self.attached.insert(name.clone(), attached);
+                        Ok(())
+                    }
+                    Err(error) => {
+                        self.counters.close(name)?;
+                        Err(error)
+                    }
+                }
             }
-            Operation::Detach { name } => {
-                self.attached.remove(name);
-                Ok(())
-            }
+            Operation::Detach { name } => self.detach(name),
             Operation::SetRevision(revision) => {
                 let mut settings = self.settings()?;
                 settings.revision = *revision;
@@ -343,35 +378,38 @@ impl Dataplane for KernelDataplane {
         self.collector.collect(&self.flows, &self.locks, now_s, budget)
     }
 
-    fn counters(&self) -> Result<Vec<Counter>, Error> {
-        let mut counters = Vec::new();
-        for reason in Reason::ALL {
-            let mut unclassed = Count::default();
-            for slot in 0..INTERFACES_MAX {
-                let count = total(&self.interface_counters, interface_counter_index(slot, *reason))?;
-                unclassed.packets += count.packets;
-                unclassed.bytes += count.bytes;
+    fn counters(&self) -> Result<CounterRows, Error> {
+        self.counters.read()
+    }
+
+    fn explain(&self, probe: &Probe) -> Result<Explanation, Error> {
+        let attached = match &probe.interface {
+            Some(name) => {
+                let attached = self.attached.get_key_value(name);
+                Some(attached.ok_or_else(|| Error::NoSuchInterface { name: name.clone() })?)
             }
-            for class in 1..ClassId::try_from(CLASSES_MAX).unwrap_or(ClassId::MAX) {
-                let Count { packets, bytes } = total(&self.counters, counter_index(class, *reason))?;
-                // Packets come while the counters are read.
-                unclassed.packets = unclassed.packets.saturating_sub(packets);
-                unclassed.bytes = unclassed.bytes.saturating_sub(bytes);
-                if packets > 0 {
-                    counters.push(Counter { class, reason: *reason, packets, bytes });
-                }
-            }
-            if unclassed.packets > 0 {
-                counters.push(Counter {
-                    class: 0,
-                    reason: *reason,
-                    packets: unclassed.packets,
-                    bytes: unclassed.bytes,
-                });
-            }
-        }
-        counters.sort_by_key(|counter| (counter.class, counter.reason));
-        Ok(counters)
+            None => self.attached.first_key_value(),
+        };
+        let program = self.object.program(names::EXPLAIN);
+        let program = program.ok_or_else(|| Error::Load { reason: format!("no program {}", names::EXPLAIN) })?;
+        let program = program.try_into().map_err(|error: aya::programs::ProgramError| not_loaded(&error))?;
+        let index = attached.map(|(_, attached)| attached.index);
+        let mode = attached.map(|(_, attached)| attached.attachment.mode);
+        let answer = explain::explain(program, probe.client, probe.server, index, mode)?;
+        Ok(Explanation {
+            reason: answer.reason,
+            class: answer.class.into(),
+            relay: answer.relay.into(),
+            mapped_port: answer.client.port(),
+            endpoint: answer.server,
+            subscriber: self.longest_match(probe.client.ip())?,
+            interface: attached.map(|(name, attached)| (name.clone(), attached.attachment.mode)),
+            revision: self.revision()?,
+        })
+    }
+
+    fn memory(&self) -> Result<Vec<MapMemory>, Error> {
+        self.memory.read()
     }
 
     fn flows(&self) -> Result<Vec<FlowRecord>, Error> {
@@ -415,15 +453,6 @@ impl FlowReader for Flows {
     }
 }
 
-/// A counter of all CPUs together.
-fn total(counters: &PerCpuArray<MapData, Count>, index: u32) -> Result<Count, Error> {
-    let counts = counters.get(&index, 0).map_err(|error| system("read the counters", error))?;
-    Ok(counts.iter().fold(Count::default(), |sum, count| Count {
-        packets: sum.packets + count.packets,
-        bytes: sum.bytes + count.bytes,
-    }))
-}
-
 /// A socket that listens on both families shows IPv4 peers as IPv6 addresses.
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
@@ -455,7 +484,7 @@ fn key_v6(net: Ipv6Net) -> Key<[u8; 16]> {
     Key::new(net.prefix_len().into(), net.network().octets())
 }
 
-fn net(address: std::net::IpAddr, prefix_len: u32) -> Result<IpNet, Error> {
+fn net(address: IpAddr, prefix_len: u32) -> Result<IpNet, Error> {
     let prefix_len = u8::try_from(prefix_len).unwrap_or(u8::MAX);
     IpNet::new(address, prefix_len).map_err(|error| Error::System {
         what: "read a prefix from the kernel".to_owned(),

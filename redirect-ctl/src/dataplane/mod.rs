@@ -40,8 +40,14 @@ pub trait Dataplane: Send {
     /// Goes on with the sweep for idle flows; looks at `budget` entries at most.
     fn collect(&mut self, now_s: u32, budget: usize) -> Result<Collected, Error>;
 
-    /// Packets and bytes by class and reason; rows of zeros are left out.
-    fn counters(&self) -> Result<Vec<Counter>, Error>;
+    /// Packets and bytes by reason, and by class or interface; rows of zeros are left out.
+    fn counters(&self) -> Result<Counters, Error>;
+
+    /// What would become of a SYN. Nothing else comes of the question.
+    fn explain(&self, probe: &Probe) -> Result<Explanation, Error>;
+
+    /// What the maps cost, by their names.
+    fn memory(&self) -> Result<Vec<MapMemory>, Error>;
 
     fn flows(&self) -> Result<Vec<FlowRecord>, Error>;
 
@@ -278,7 +284,62 @@ pub struct FlowCounts {
     pub by_relay: BTreeMap<SocketAddr, u64>,
 }
 
-/// A row of the counters.
+/// What packets were counted as, once by class and once by interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    pub classes: Vec<Counter>,
+    pub interfaces: Vec<InterfaceCounter>,
+}
+
+/// A row of the counters by interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InterfaceCounter {
+    /// `None` for those that are not attached any more, or have no counters of their own.
+    pub interface: Option<String>,
+    pub reason: Reason,
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+/// A SYN to ask about. Both ends are of one family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probe {
+    pub client: SocketAddr,
+    pub server: SocketAddr,
+    /// Where it would come in; the first that is attached where it is not given.
+    pub interface: Option<String>,
+}
+
+/// What would become of a SYN.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explanation {
+    pub reason: Reason,
+    /// 0 where none decided.
+    pub class: ClassId,
+    /// That a new flow would go to; 0 where it opens none.
+    pub relay: RelayId,
+    /// The client's port as the relay would see it.
+    pub mapped_port: u16,
+    /// Where the SYN would go; the server where it is not rewritten.
+    pub endpoint: SocketAddr,
+    /// The longest prefix of the client.
+    pub subscriber: Option<(IpNet, ClassId)>,
+    /// Where the question took it to come in; `None` where nothing is attached.
+    pub interface: Option<(String, Mode)>,
+    /// Of the configuration that was asked.
+    pub revision: u64,
+}
+
+/// What a map costs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MapMemory {
+    pub name: String,
+    /// Entries that it can hold; bytes, for a ring buffer.
+    pub capacity: u64,
+    pub bytes: u64,
+}
+
+/// A row of the counters by class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counter {
     /// 0 where the packet had no class.

@@ -14,12 +14,13 @@ use ipnet::IpNet;
 use redirect_common::{
     address::Host,
     event::Event,
-    policy::{Class, Relay, Subscriber},
+    policy::{Action, Class, Fallback, Relay, Subscriber},
+    reason::Reason,
 };
 
 use super::{
-    Attachment, ClassId, Collected, Counter, Dataplane, Error, FlowCounts, FlowReader, FlowRecord, FlowState, Hook,
-    Mode, Operation, Original, RelayId,
+    Attachment, ClassId, Collected, Counter, Counters, Dataplane, Error, Explanation, FlowCounts, FlowReader,
+    FlowRecord, FlowState, Hook, InterfaceCounter, MapMemory, Mode, Operation, Original, Probe, RelayId,
 };
 
 /// A data plane without a kernel. Clones share the state: a test keeps one and gives the other to the daemon.
@@ -38,6 +39,8 @@ pub struct State {
     pub revision: u64,
     pub clock_s: u32,
     pub counters: Vec<Counter>,
+    pub interface_counters: Vec<InterfaceCounter>,
+    pub memory: Vec<MapMemory>,
     pub flows: Vec<FlowRecord>,
     /// Those that wait to be read.
     pub events: Vec<Event>,
@@ -217,8 +220,54 @@ impl Dataplane for ModelDataplane {
         Ok(Collected { examined: before.min(budget), removed: before - state.flows.len(), sweep_done: Some(counts) })
     }
 
-    fn counters(&self) -> Result<Vec<Counter>, Error> {
-        Ok(self.attempt("read counters")?.counters.clone())
+    fn counters(&self) -> Result<Counters, Error> {
+        let state = self.attempt("read counters")?;
+        Ok(Counters { classes: state.counters.clone(), interfaces: state.interface_counters.clone() })
+    }
+
+    /// Knows subscribers, classes and relays; neither flows nor limits nor locks.
+    fn explain(&self, probe: &Probe) -> Result<Explanation, Error> {
+        let state = self.attempt("explain")?;
+        let within = state.subscribers.iter().filter(|(prefix, _)| prefix.contains(&probe.client.ip()));
+        let subscriber = within.max_by_key(|(prefix, _)| prefix.prefix_len());
+        let class = subscriber.and_then(|(_, subscriber)| state.classes.get(&subscriber.class()));
+        let relay = class.map_or(0, |class| match probe.client {
+            SocketAddr::V4(_) => class.relay_ipv4(0),
+            SocketAddr::V6(_) => class.relay_ipv6(0),
+        });
+        let reason = match class.map(|class| (class.action(), class.on_relay_down())) {
+            None => Reason::NoClass,
+            Some((Action::Pass, _)) => Reason::ClassPass,
+            Some((Action::Block, _)) => Reason::ClassBlock,
+            Some((Action::Reject, _)) => Reason::ClassReject,
+            Some((Action::Redirect, _)) if relay > 0 => Reason::FlowNew,
+            Some((Action::Redirect, Fallback::Pass)) => Reason::RelayDownPass,
+            Some((Action::Redirect, Fallback::Block)) => Reason::RelayDownBlock,
+            Some((Action::Redirect, Fallback::Reject)) => Reason::RelayDownReject,
+        };
+        let relay = if reason == Reason::FlowNew { RelayId::from(relay) } else { 0 };
+        let endpoint = state.relays.get(&relay).and_then(|relay| match probe.client {
+            SocketAddr::V4(_) => relay.ipv4().map(|(ip, port)| SocketAddr::from((ip, u16::from_be_bytes(port)))),
+            SocketAddr::V6(_) => relay.ipv6().map(|(ip, port)| SocketAddr::from((ip, u16::from_be_bytes(port)))),
+        });
+        let interface = match &probe.interface {
+            Some(name) => state.interfaces.get_key_value(name),
+            None => state.interfaces.first_key_value(),
+        };
+        Ok(Explanation {
+            reason,
+            class: subscriber.map_or(0, |(_, subscriber)| subscriber.class()),
+            relay,
+            mapped_port: probe.client.port(),
+            endpoint: endpoint.unwrap_or(probe.server),
+            subscriber: subscriber.map(|(prefix, subscriber)| (*prefix, subscriber.class())),
+            interface: interface.map(|(name, attachment)| (name.clone(), attachment.mode)),
+            revision: state.revision,
+        })
+    }
+
+    fn memory(&self) -> Result<Vec<MapMemory>, Error> {
+        Ok(self.attempt("read memory")?.memory.clone())
     }
 
     fn flows(&self) -> Result<Vec<FlowRecord>, Error> {

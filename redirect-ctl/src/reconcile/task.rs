@@ -30,7 +30,7 @@ use super::{
     pool::pool,
 };
 use crate::{
-    dataplane::{self, Counter, Dataplane, FlowCounts, FlowRecord, Mode, Operation},
+    dataplane::{self, Counters, Dataplane, Explanation, FlowCounts, FlowRecord, MapMemory, Mode, Operation, Probe},
     desired::{Class, Relay, RelayStatus, Source, Tables},
     health::Health,
     limits,
@@ -114,10 +114,12 @@ type Reply<T> = oneshot::Sender<Result<T, dataplane::Error>>;
 
 enum Question {
     Flows(Reply<Vec<FlowRecord>>),
-    Counters(Reply<Vec<Counter>>),
+    Counters(Reply<Counters>),
     Locks(Reply<BTreeMap<Host, u32>>),
     SetLock(Host, u32, Reply<()>),
     RemoveLock(Host, Reply<Option<u32>>),
+    Explain(Probe, Reply<Explanation>),
+    Memory(Reply<Vec<MapMemory>>),
 }
 
 /// The way to the reconciler. Clones share it.
@@ -134,8 +136,18 @@ impl Handle {
         self.ask(Question::Flows).await
     }
 
-    pub async fn counters(&self) -> Result<Vec<Counter>, AskError> {
+    pub async fn counters(&self) -> Result<Counters, AskError> {
         self.ask(Question::Counters).await
+    }
+
+    /// As [`Dataplane::explain`].
+    pub async fn explain(&self, probe: Probe) -> Result<Explanation, AskError> {
+        self.ask(|reply| Question::Explain(probe, reply)).await
+    }
+
+    /// As [`Dataplane::memory`].
+    pub async fn memory(&self) -> Result<Vec<MapMemory>, AskError> {
+        self.ask(Question::Memory).await
     }
 
     /// Events from now on, until the reconciler ends. Whoever is slow loses the oldest.
@@ -157,6 +169,11 @@ impl Handle {
     /// As [`Dataplane::remove_lock`].
     pub async fn remove_lock(&self, host: Host) -> Result<Option<u32>, AskError> {
         self.ask(|reply| Question::RemoveLock(host, reply)).await
+    }
+
+    /// What [`Handle::observed`] tells, with a notice of every change.
+    pub fn watch(&self) -> watch::Receiver<Observed> {
+        self.observed.clone()
     }
 
     pub fn observed(&self) -> Observed {
@@ -600,6 +617,8 @@ impl<D: Dataplane> Reconciler<D> {
             Question::Locks(reply) => drop(reply.send(self.dataplane.locks())),
             Question::SetLock(host, until_s, reply) => drop(reply.send(self.dataplane.set_lock(host, until_s))),
             Question::RemoveLock(host, reply) => drop(reply.send(self.dataplane.remove_lock(host))),
+            Question::Explain(probe, reply) => drop(reply.send(self.dataplane.explain(&probe))),
+            Question::Memory(reply) => drop(reply.send(self.dataplane.memory())),
         }
     }
 }

@@ -210,7 +210,11 @@ pub(crate) async fn ctl(host: &str, args: &[&str]) -> Output {
     let args: Vec<String> = std::iter::once("redirect-ctl").chain(args.iter().copied()).map(str::to_owned).collect();
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     let getenv = |name: &str| (name == "REDIRECT_HOST").then(|| host.to_owned());
-    let code = commands::run(&mut Env { stdout: &mut stdout, stderr: &mut stderr, getenv: &getenv }, &args).await;
+    let code = commands::run(
+        &mut Env { stdout: &mut stdout, stderr: &mut stderr, getenv: &getenv, is_terminal: false },
+        &args,
+    )
+    .await;
     Output { code, stdout: String::from_utf8(stdout).unwrap(), stderr: String::from_utf8(stderr).unwrap() }
 }
 

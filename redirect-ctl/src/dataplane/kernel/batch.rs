@@ -87,3 +87,39 @@ fn look_up_once<K: Pod, V: Pod>(
     let entries = entries.map(|(key, value)| unsafe { (key.assume_init(), value.assume_init()) }).collect();
     Ok((entries, (!last).then_some(Position(next))))
 }
+
+/// The `len` entries of a per-CPU array, in order, each as its values on the `cpus` possible CPUs. The size of a value is a multiple of 8,
+/// as the kernel rounds it up.
+pub(super) fn per_cpu_array<V: Pod>(map: BorrowedFd<'_>, len: usize, cpus: usize) -> io::Result<Vec<V>> {
+    const { assert!(size_of::<V>().is_multiple_of(8)) };
+    let mut keys = vec![0u32; len];
+    let mut values = vec![MaybeUninit::<V>::zeroed(); len * cpus];
+    let mut next = 0u32;
+    let mut attributes = Attributes {
+        in_batch: 0,
+        out_batch: std::ptr::from_mut(&mut next) as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count: u32::try_from(len).unwrap_or(u32::MAX),
+        map_fd: map.as_raw_fd().cast_unsigned(),
+        element_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: every address points to a live local that is as large as the kernel may write: `len` keys of 32 bits, as many values for each
+    // possible CPU, and 32 bits of position, as arrays use.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, LOOKUP_BATCH, std::ptr::from_mut(&mut attributes), size_of::<Attributes>())
+    };
+    // The kernel says "no more entries" after the last one, where it was asked for more than there are.
+    if result != 0 {
+        let error = io::Error::last_os_error();
+        if error.raw_os_error() != Some(libc::ENOENT) {
+            return Err(error);
+        }
+    }
+    if keys.iter().enumerate().any(|(index, key)| *key as usize != index) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the kernel left entries out"));
+    }
+    // SAFETY: zeroed, then written by the kernel, and `Pod` types take any bytes.
+    Ok(values.into_iter().map(|value| unsafe { value.assume_init() }).collect())
+}

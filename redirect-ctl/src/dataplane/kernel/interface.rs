@@ -52,7 +52,7 @@ const SOFTWARE_DRIVERS: &[&str] = &[
 /// The programs on one interface. Dropping it detaches them: ingress first, so that nothing is redirected whose replies would not come back.
 pub(super) struct Attached {
     pub(super) attachment: Attachment,
-    index: u32,
+    pub(super) index: u32,
     _ingress: Ingress,
     _egress: SchedClassifierLink,
 }
@@ -170,7 +170,7 @@ fn refused(name: &str, hook: &str, error: &ProgramError) -> Error {
     Error::Interface { name: name.to_owned(), reason }
 }
 
-fn index(name: &str) -> Result<u32, Error> {
+pub(super) fn index(name: &str) -> Result<u32, Error> {
     nix::net::if_::if_nametoindex(name).map_err(|error| match error {
         Errno::ENODEV => Error::NoSuchInterface { name: name.to_owned() },
         other => Error::System { what: format!("look interface {name} up"), source: other.into() },

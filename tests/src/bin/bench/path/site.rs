@@ -198,7 +198,7 @@ impl Site {
     /// Packets that our data plane has counted for a reason.
     pub(crate) fn counted(&self, reason: Reason) -> Result<Option<u64>> {
         let Some(dataplane) = &self.dataplane else { return Ok(None) };
-        let counters = dataplane.counters()?;
+        let counters = dataplane.counters()?.classes;
         Ok(Some(counters.iter().filter(|row| row.reason == reason).map(|row| row.packets).sum()))
     }
 

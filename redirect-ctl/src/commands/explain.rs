@@ -1,0 +1,47 @@
+//! `explain SRC DST`: what would become of a new connection, and why.
+
+use super::{
+    Context, Error,
+    output::{Table, or_dash},
+};
+use crate::{
+    api::types::{ExplainQuery, Explanation},
+    cli,
+};
+
+pub(super) async fn run(context: &mut Context<'_>, args: cli::Explain) -> Result<(), Error> {
+    let query = ExplainQuery {
+        source: args.source.to_string(),
+        destination: args.destination,
+        sport: args.sport,
+        interface: args.interface.map(|interface| interface.to_string()),
+    };
+    let explanation = context.client.explain(&query).await?;
+    context.print(&explanation, table)
+}
+
+fn table(explanation: &Explanation) -> Table {
+    let source = match explanation.sport {
+        Some(sport) => std::net::SocketAddr::new(explanation.source, sport).to_string(),
+        None => explanation.source.to_string(),
+    };
+    let interface = match (&explanation.interface, explanation.mode) {
+        (Some(name), Some(mode)) => format!("{name} ({mode})"),
+        _ => "-".to_owned(),
+    };
+    let rows = [
+        ["source".to_owned(), source],
+        ["destination".to_owned(), explanation.destination.to_string()],
+        ["interface".to_owned(), interface],
+        ["verdict".to_owned(), explanation.verdict.clone()],
+        ["reason".to_owned(), format!("{}: {}", explanation.reason, explanation.text)],
+        ["prefix".to_owned(), or_dash(explanation.prefix.as_ref())],
+        ["class".to_owned(), or_dash(explanation.class.as_ref())],
+        ["relay".to_owned(), or_dash(explanation.relay.as_ref())],
+        ["endpoint".to_owned(), or_dash(explanation.endpoint)],
+        ["mapped port".to_owned(), or_dash(explanation.mapped_port)],
+        ["delivery".to_owned(), or_dash(explanation.delivery.as_ref())],
+        ["revision".to_owned(), explanation.revision.to_string()],
+    ];
+    Table::new(["FACT", "VALUE"], rows)
+}

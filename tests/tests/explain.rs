@@ -1,0 +1,75 @@
+//! `explain` against what a real connection then meets; and that asking changes nothing.
+#![expect(clippy::unwrap_used, reason = "a test ends at its first failure")]
+
+use std::net::IpAddr;
+
+use redirect_tests::{
+    Family, SILENCE, Scene, in_every_mode,
+    smtp::{Client, port_25},
+};
+use serde_json::{Value, json};
+
+in_every_mode!(an_explanation_is_what_a_connection_meets, packets_are_counted_by_interface);
+
+fn explain(scene: &Scene, from: IpAddr, to: IpAddr) -> Value {
+    scene.product.json(&scene.lab, &["explain", &from.to_string(), &to.to_string(), "--interface", "lan0"]).unwrap()
+}
+
+/// The greeting that a connection gets; `None` where it gets no answer.
+fn greeting(scene: &Scene, from: IpAddr, to: IpAddr) -> Option<String> {
+    let mut client = Client::connect_within(&scene.lab.client, (from, 0), port_25(to), SILENCE).ok()?;
+    Some(client.reply().ok()?.lines.join(" "))
+}
+
+/// Everything that a packet could have changed: events, counters of port 25, flows.
+fn traces(scene: &Scene) -> Value {
+    let json = |words: &[&str]| scene.product.json(&scene.lab, words).unwrap();
+    let mut reasons = json(&["stats"])["reasons"].clone();
+    // ARP and neighbour discovery go on meanwhile.
+    reasons.as_array_mut().unwrap().retain(|row| !row["class"].is_null());
+    json!([reasons, json(&["flow", "list"]), json(&["status"])["events"]])
+}
+
+fn an_explanation_is_what_a_connection_meets(scene: &mut Scene) {
+    for family in Family::BOTH {
+        let to = family.server();
+        for (from, reason, class) in [
+            (family.redirected(), "flow_new", "configured"),
+            (family.bypass(), "class_pass", "bypass"),
+            (family.blocked(), "class_block", "blocked"),
+        ] {
+            let before = traces(scene);
+            let answers: Vec<_> = (0..50).map(|_| explain(scene, from, to)).collect();
+            assert_eq!(traces(scene), before, "asking changed something");
+            let answer = &answers[0];
+            assert!(answers.iter().all(|other| other == answer));
+            assert_eq!((&answer["reason"], &answer["class"]), (&json!(reason), &json!(class)));
+            assert_eq!(answer["interface"], "lan0");
+            let met = greeting(scene, from, to);
+            match answer["verdict"].as_str().unwrap() {
+                "redirect" => {
+                    assert_eq!(answer["relay"], "embedded");
+                    assert_eq!(answer["endpoint"], std::net::SocketAddr::new(family.router(), 2525).to_string());
+                    assert!(met.unwrap().starts_with("relay.example.net "));
+                }
+                "pass" => assert_eq!(met.unwrap(), format!("internet {to} ESMTP")),
+                "drop" => assert_eq!(met, None),
+                other => panic!("verdict {other}"),
+            }
+        }
+    }
+}
+
+fn packets_are_counted_by_interface(scene: &mut Scene) {
+    assert_eq!(greeting(scene, Family::V4.blocked(), Family::V4.server()), None);
+    let stats = scene.product.json(&scene.lab, &["stats"]).unwrap();
+    let packets = |rows: &Value, owner: &str, name: &str| {
+        let row = rows.as_array().unwrap().iter().find(|row| row[owner] == name && row["reason"] == "class_block");
+        row.unwrap()["packets"].as_u64().unwrap()
+    };
+    let by_class = packets(&stats["reasons"], "class", "blocked");
+    assert!(by_class > 0);
+    assert_eq!(packets(&stats["interfaces"], "interface", "lan0"), by_class);
+    let memory = scene.product.json(&scene.lab, &["status"]).unwrap()["memory"].clone();
+    assert!(memory.as_array().unwrap().iter().all(|group| group["bytes"].as_u64().unwrap() > 0), "{memory}");
+}
