@@ -5,7 +5,8 @@ use std::net::IpAddr;
 
 use redirect_tests::{
     Family, SILENCE, Scene, in_every_mode,
-    smtp::{Client, port_25},
+    smtp::{Client, PATIENCE, port_25},
+    wait_until,
 };
 use serde_json::{Value, json};
 
@@ -21,13 +22,22 @@ fn greeting(scene: &Scene, from: IpAddr, to: IpAddr) -> Option<String> {
     Some(client.reply().ok()?.lines.join(" "))
 }
 
-/// Everything that a packet could have changed: events, counters of port 25, flows.
+/// What a packet of the subscribers' would have changed at once: counters and flows.
 fn traces(scene: &Scene) -> Value {
     let json = |words: &[&str]| scene.product.json(&scene.lab, words).unwrap();
     let mut reasons = json(&["stats"])["reasons"].clone();
     // ARP and neighbour discovery go on meanwhile.
     reasons.as_array_mut().unwrap().retain(|row| !row["class"].is_null());
-    json!([reasons, json(&["flow", "list"]), json(&["status"])["events"]])
+    // The question comes from port 1; flows of real connections end meanwhile.
+    let flows = json(&["flow", "list"]);
+    let asked = flows.as_array().unwrap().iter().filter(|flow| flow["client"].as_str().unwrap().ends_with(":1"));
+    json!([reasons, asked.collect::<Vec<_>>()])
+}
+
+fn packets_of(scene: &Scene, reason: &str) -> u64 {
+    let stats = scene.product.json(&scene.lab, &["stats"]).unwrap();
+    let rows = stats["reasons"].as_array().unwrap().iter().filter(|row| row["reason"] == reason);
+    rows.map(|row| row["packets"].as_u64().unwrap()).sum()
 }
 
 fn an_explanation_is_what_a_connection_meets(scene: &mut Scene) {
@@ -58,6 +68,13 @@ fn an_explanation_is_what_a_connection_meets(scene: &mut Scene) {
             }
         }
     }
+    // One event for each packet that opened a flow or was blocked, and none for a question.
+    wait_until("the events of real packets, and no others", PATIENCE, || {
+        let events = scene.product.json(&scene.lab, &["status"])?["events"].clone();
+        let real = packets_of(scene, "flow_new") + packets_of(scene, "class_block");
+        Ok((events == json!({"read": real, "lost": 0, "dropped": 0})).then_some(()))
+    })
+    .unwrap();
 }
 
 fn packets_are_counted_by_interface(scene: &mut Scene) {

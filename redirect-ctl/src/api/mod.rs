@@ -535,6 +535,10 @@ async fn explain(State(app): App, Params(query): Params<ExplainQuery>) -> Result
 /// No client opens a connection from it, so that the question meets no flow.
 const UNUSED_PORT: u16 = 1;
 
+fn address(text: &str) -> Result<IpAddr, Invalid> {
+    text.parse().map_err(|_| Invalid(format!("{text:?} is not an IP address")))
+}
+
 /// ADDRESS, or ADDRESS:25.
 fn destination(text: &str) -> Result<IpAddr, Invalid> {
     match text.parse::<SocketAddr>() {

@@ -231,25 +231,24 @@ impl Dataplane for ModelDataplane {
         let within = state.subscribers.iter().filter(|(prefix, _)| prefix.contains(&probe.client.ip()));
         let subscriber = within.max_by_key(|(prefix, _)| prefix.prefix_len());
         let class = subscriber.and_then(|(_, subscriber)| state.classes.get(&subscriber.class()));
-        let relay = class.map_or(0, |class| match probe.client {
+        let chosen = class.map_or(0, |class| match probe.client {
             SocketAddr::V4(_) => class.relay_ipv4(0),
             SocketAddr::V6(_) => class.relay_ipv6(0),
+        });
+        let endpoint = state.relays.get(&chosen.into()).and_then(|relay| match probe.client {
+            SocketAddr::V4(_) => relay.ipv4().map(|(ip, port)| SocketAddr::from((ip, u16::from_be_bytes(port)))),
+            SocketAddr::V6(_) => relay.ipv6().map(|(ip, port)| SocketAddr::from((ip, u16::from_be_bytes(port)))),
         });
         let reason = match class.map(|class| (class.action(), class.on_relay_down())) {
             None => Reason::NoClass,
             Some((Action::Pass, _)) => Reason::ClassPass,
             Some((Action::Block, _)) => Reason::ClassBlock,
             Some((Action::Reject, _)) => Reason::ClassReject,
-            Some((Action::Redirect, _)) if relay > 0 => Reason::FlowNew,
+            Some((Action::Redirect, _)) if endpoint.is_some() => Reason::FlowNew,
             Some((Action::Redirect, Fallback::Pass)) => Reason::RelayDownPass,
             Some((Action::Redirect, Fallback::Block)) => Reason::RelayDownBlock,
             Some((Action::Redirect, Fallback::Reject)) => Reason::RelayDownReject,
         };
-        let relay = if reason == Reason::FlowNew { RelayId::from(relay) } else { 0 };
-        let endpoint = state.relays.get(&relay).and_then(|relay| match probe.client {
-            SocketAddr::V4(_) => relay.ipv4().map(|(ip, port)| SocketAddr::from((ip, u16::from_be_bytes(port)))),
-            SocketAddr::V6(_) => relay.ipv6().map(|(ip, port)| SocketAddr::from((ip, u16::from_be_bytes(port)))),
-        });
         let interface = match &probe.interface {
             Some(name) => state.interfaces.get_key_value(name),
             None => state.interfaces.first_key_value(),
@@ -257,7 +256,7 @@ impl Dataplane for ModelDataplane {
         Ok(Explanation {
             reason,
             class: subscriber.map_or(0, |(_, subscriber)| subscriber.class()),
-            relay,
+            relay: if reason == Reason::FlowNew { chosen.into() } else { 0 },
             mapped_port: probe.client.port(),
             endpoint: endpoint.unwrap_or(probe.server),
             subscriber: subscriber.map(|(prefix, subscriber)| (*prefix, subscriber.class())),

@@ -71,7 +71,7 @@ async fn nouns_list_get_set_and_delete() {
         assert_eq!((output.stdout.as_str(), output.stderr.as_str(), output.code), (stdout, "", 0), "{args}");
     }
     let status = lab.ctl(&["status"]).await;
-    for line in ["revision        14 (kernel: 14)", "interface lan0  attached, tcx", "error           -"] {
+    for line in ["revision           14 (kernel: 14)", "interface lan0     attached, tcx", "error              -"] {
         assert!(status.stdout.lines().any(|found| found == line), "{line} is missing in\n{}", status.stdout);
     }
 }
@@ -118,7 +118,7 @@ async fn json_is_the_resource_and_nothing_else() {
     assert_eq!(json("subscriber list").await, json!([bypass]));
     assert_eq!(json("subscriber delete 10.1.2.3").await, json!({"revision": 4, "applied": true}));
     assert_eq!(json("flow list").await, json!([]));
-    assert_eq!(json("stats").await, json!({"reasons": []}));
+    assert_eq!(json("stats").await, json!({"reasons": [], "interfaces": []}));
     assert_eq!(json("status").await["revision"], 4);
     assert_eq!(json("class list").await.as_array().unwrap().len(), 5);
     assert_eq!(json("relay get embedded").await["source"], "file");

@@ -110,13 +110,8 @@ async fn only_so_many_may_watch() {
 async fn an_explanation_names_what_decided() {
     let lab = Lab::start().await;
     lab.put("/v1/relays/postfix", r#"{"ipv4":"10.9.0.25:2525"}"#).await.expect(201);
-    let class = r#"{"action":"redirect","relay":"postfix","on_relay_down":"block"}"#;
-    let class = if lab.put("/v1/classes/gold", class).await.status == 201 {
-        class
-    } else {
-        r#"{"action":"redirect","relays":["postfix"],"on_relay_down":"block"}"#
-    };
-    lab.put("/v1/classes/gold", class).await.expect_either(200, 201);
+    let class = r#"{"action":"redirect","relays":[{"name":"postfix"}],"on_relay_down":"block"}"#;
+    lab.put("/v1/classes/gold", class).await.expect(201);
     for (prefix, class) in [("10.20.0.0_16", "gold"), ("10.20.0.30", "blocked"), ("fd00::_64", "gold")] {
         lab.put(&format!("/v1/subscribers/{prefix}"), &format!(r#"{{"class":"{class}"}}"#)).await.expect(201);
     }
