@@ -145,29 +145,7 @@ impl Collector for Values {
         let bytes: Vec<_> = labels.iter().zip(&self.reasons).map(|(labels, row)| (&labels[..], row.bytes)).collect();
         counter(encoder, "bytes", "Bytes of whole frames by class and reason", &bytes)?;
 
-        let labels: Vec<_> = self
-            .by_interface
-            .iter()
-            .map(|row| {
-                let interface = row.interface.as_deref().unwrap_or("");
-                [("interface", interface), ("reason", &*row.reason), ("verdict", &*row.verdict)]
-            })
-            .collect();
-        let rows = |value: fn(&InterfaceCount) -> u64| -> Vec<_> {
-            labels.iter().zip(&self.by_interface).map(|(labels, row)| (&labels[..], value(row))).collect()
-        };
-        let help = "Packets by interface and reason";
-        counter(encoder, "interface_packets", help, &rows(|row| row.packets))?;
-        let help = "Bytes of whole frames by interface and reason";
-        counter(encoder, "interface_bytes", help, &rows(|row| row.bytes))?;
-
-        counter(encoder, "events", "Events that the kernel reported", &[(&[], observed.events.read)])?;
-        let lost = [(&[("at", "kernel")][..], observed.events.lost), (&[("at", "queue")][..], self.events_dropped)];
-        counter(encoder, "events_lost", "Events not reported, or that a reader was too slow for", &lost)?;
-
-        let labels: Vec<_> = self.memory.iter().map(|row| [("tables", row.tables.as_str())]).collect();
-        let rows: Vec<_> = labels.iter().zip(&self.memory).map(|(labels, row)| (&labels[..], row.bytes)).collect();
-        gauge(encoder, "memory_bytes", "What the kernel's tables cost", &rows)?;
+        self.encode_observations(encoder)?;
 
         let flows = [
             (&[("state", "half_open")][..], observed.flows.half_open),
@@ -222,6 +200,36 @@ impl Collector for Values {
             write(encoder, &name, row.help, &[(&[], row.value)])?;
         }
         Ok(())
+    }
+}
+
+impl Values {
+    /// Counters by interface, events, memory.
+    fn encode_observations(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let observed = &self.observed;
+        let labels: Vec<_> = self
+            .by_interface
+            .iter()
+            .map(|row| {
+                let interface = row.interface.as_deref().unwrap_or("");
+                [("interface", interface), ("reason", &*row.reason), ("verdict", &*row.verdict)]
+            })
+            .collect();
+        let rows = |value: fn(&InterfaceCount) -> u64| -> Vec<_> {
+            labels.iter().zip(&self.by_interface).map(|(labels, row)| (&labels[..], value(row))).collect()
+        };
+        let help = "Packets by interface and reason";
+        counter(encoder, "interface_packets", help, &rows(|row| row.packets))?;
+        let help = "Bytes of whole frames by interface and reason";
+        counter(encoder, "interface_bytes", help, &rows(|row| row.bytes))?;
+
+        counter(encoder, "events", "Events that the kernel reported", &[(&[], observed.events.read)])?;
+        let lost = [(&[("at", "kernel")][..], observed.events.lost), (&[("at", "queue")][..], self.events_dropped)];
+        counter(encoder, "events_lost", "Events not reported, or that a reader was too slow for", &lost)?;
+
+        let labels: Vec<_> = self.memory.iter().map(|row| [("tables", row.tables.as_str())]).collect();
+        let rows: Vec<_> = labels.iter().zip(&self.memory).map(|(labels, row)| (&labels[..], row.bytes)).collect();
+        gauge(encoder, "memory_bytes", "What the kernel's tables cost", &rows)
     }
 }
 

@@ -228,10 +228,9 @@ impl Events {
                 return Err(Error::Answer("an event without an end".to_owned()));
             }
             match self.body.frame().await {
-                None => return Ok(None),
                 Some(Ok(frame)) => self.buffer.extend_from_slice(frame.data_ref().map_or(&[], |data| data)),
-                // The daemon ended in the middle of it.
-                Some(Err(_)) => return Ok(None),
+                // The daemon ended, perhaps in the middle of it.
+                None | Some(Err(_)) => return Ok(None),
             }
         }
     }

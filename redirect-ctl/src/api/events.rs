@@ -116,7 +116,7 @@ impl Watcher {
         let line = loop {
             tokio::select! {
                 event = self.events.recv() => match event {
-                    Ok(event) if self.filter.lets_through(&event) => break EventLine::Packet(self.event(&event)),
+                    Ok(event) if self.filter.lets_through(&event) => break EventLine::Packet(Box::new(self.event(&event))),
                     Ok(_) => {}
                     Err(RecvError::Lagged(count)) => {
                         self.app.watchers.dropped.fetch_add(count, Ordering::Relaxed);

@@ -581,7 +581,7 @@ pub struct EventQuery {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum EventLine {
-    Packet(Event),
+    Packet(Box<Event>),
     /// Events that are missing here, whatever was asked for.
     Lost {
         at: LostAt,

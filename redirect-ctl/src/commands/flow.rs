@@ -34,11 +34,11 @@ async fn watch(context: &mut Context<'_>, args: FlowWatch) -> Result<(), Error> 
     let mut events = context.client.events(&query).await?;
     if context.output == Output::Table && context.headers {
         let header = ["TIME", "INTERFACE", "VERDICT", "REASON", "CLASS", "CLIENT", "SERVER", "RELAY"];
-        write_columns(context, header.map(str::to_owned))?;
+        write_columns(context, &header.map(str::to_owned))?;
     }
     while let Some(line) = events.next().await? {
         match (&line, context.output) {
-            (EventLine::Packet(event), Output::Table) => write_columns(context, columns(event))?,
+            (EventLine::Packet(event), Output::Table) => write_columns(context, &columns(event))?,
             (_, Output::Json) => {
                 let text = serde_json::to_string(&line).map_err(|error| client::Error::Answer(error.to_string()))?;
                 writeln!(context.stdout, "{text}")?;
@@ -72,7 +72,7 @@ fn columns(event: &Event) -> [String; 8] {
 }
 
 /// Nobody knows how wide what comes later will be.
-fn write_columns(context: &mut Context<'_>, cells: [String; 8]) -> Result<(), Error> {
+fn write_columns(context: &mut Context<'_>, cells: &[String; 8]) -> Result<(), Error> {
     const WIDTHS: [usize; 8] = [30, 12, 8, 16, 14, 24, 24, 0];
     let cells = cells.iter().zip(WIDTHS).map(|(cell, width)| format!("{cell:width$}"));
     Ok(writeln!(context.stdout, "{}", cells.collect::<Vec<_>>().join("  ").trim_end())?)

@@ -15,13 +15,11 @@ use crate::{
 };
 
 pub(super) async fn run(context: &mut Context<'_>, args: cli::Stats) -> Result<(), Error> {
-    match args.watch {
-        Some(seconds) => watch(context, args.by, Duration::from_secs(seconds)).await,
-        None => {
-            let stats = context.client.stats().await?;
-            context.print(&stats, |stats| table(args.by, &rows(&stats_by(args.by, stats), None)))
-        }
+    if let Some(seconds) = args.watch {
+        return watch(context, args.by, Duration::from_secs(seconds)).await;
     }
+    let stats = context.client.stats().await?;
+    context.print(&stats, |stats| table(args.by, &rows(&stats_by(args.by, stats), None)))
 }
 
 /// Until interrupted. On a terminal each table takes the place of the one before.

@@ -1,4 +1,5 @@
 //! The counters of packets, and the places that interfaces have in them.
+#![expect(clippy::cast_possible_truncation, reason = "places and classes are below 64")]
 
 use std::{
     collections::BTreeMap,

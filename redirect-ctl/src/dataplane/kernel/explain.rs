@@ -52,7 +52,6 @@ pub(super) fn explain(
 const ETHERNET: usize = 14;
 const IPV4: usize = 20;
 const IPV6: usize = 40;
-const TCP: usize = 20;
 
 /// An Ethernet frame with a SYN. Checksums are left out: the programs trust those that arrive, and update them.
 fn syn(client: SocketAddr, server: SocketAddr) -> Vec<u8> {
@@ -64,7 +63,7 @@ fn syn(client: SocketAddr, server: SocketAddr) -> Vec<u8> {
     match (client.ip(), server.ip()) {
         (IpAddr::V4(client), IpAddr::V4(server)) => {
             frame[12..].copy_from_slice(&[0x08, 0x00]);
-            frame.extend([0x45, 0, 0, (IPV4 + TCP) as u8, 0, 0, 0, 0, HOP_LIMIT, TCP_PROTOCOL, 0, 0]);
+            frame.extend([0x45, 0, 0, 40, 0, 0, 0, 0, HOP_LIMIT, TCP_PROTOCOL, 0, 0]);
             frame.extend(client.octets());
             frame.extend(server.octets());
         }
@@ -74,7 +73,7 @@ fn syn(client: SocketAddr, server: SocketAddr) -> Vec<u8> {
                 IpAddr::V6(ip) => ip.octets(),
             };
             frame[12..].copy_from_slice(&[0x86, 0xdd]);
-            frame.extend([0x60, 0, 0, 0, 0, TCP as u8, TCP_PROTOCOL, HOP_LIMIT]);
+            frame.extend([0x60, 0, 0, 0, 0, 20, TCP_PROTOCOL, HOP_LIMIT]);
             frame.extend(octets(client));
             frame.extend(octets(server));
         }
@@ -82,7 +81,7 @@ fn syn(client: SocketAddr, server: SocketAddr) -> Vec<u8> {
     frame.extend(client.port().to_be_bytes());
     frame.extend(server.port().to_be_bytes());
     frame.extend([0; 8]);
-    frame.extend([(TCP / 4 << 4) as u8, SYN, 0xff, 0xff, 0, 0, 0, 0]);
+    frame.extend([0x50, SYN, 0xff, 0xff, 0, 0, 0, 0]);
     frame
 }
 
