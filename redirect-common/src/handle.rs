@@ -281,48 +281,49 @@ fn shake_hands<T: Tables + FamilyTables<A>, A: Address>(
     let half_open = tables.flow(Table::HalfOpen, &segment.tuple, |flow| {
         flow.serves(Direction::Forward, &segment.tuple).then(|| {
             flow.note(segment.flags, now_s);
-            *flow
+            *to = flow.to;
+            (flow.is_steered(), flow.class)
         })
     });
-    let flow = half_open.flatten()?;
-    if flow.is_steered() {
-        let reason = match tables.socket(&segment.tuple) {
-            Socket::Connected => promote_steered(tables, &segment.tuple, flow.class, epoch, now_s),
+    let (steered, class) = half_open.flatten()?;
+    let reason = if steered {
+        match tables.socket(&segment.tuple) {
+            Socket::Connected => promote_steered(tables, &segment.tuple, class, epoch, now_s),
             Socket::Waiting | Socket::None => Reason::SteerHalfOpen,
-        };
-        return Some(Outcome::new(reason, flow.class));
-    }
-    *to = flow.to;
-    let reason = if segment.flags.acknowledges() {
-        promote(tables, &segment.tuple, &flow, segment.acknowledgment)
+        }
+    } else if segment.flags.acknowledges() {
+        promote(tables, &segment.tuple, to, class, segment.acknowledgment)
     } else {
         Reason::FlowHalfOpen
     };
-    Some(Outcome::new(reason, flow.class))
+    Some(Outcome::new(reason, class))
 }
 
 /// Moves a pair to the established table if `acknowledgment` shows that the client has the relay's answer. The reply's entry goes first: its key
-/// is the one that others may contend for.
+/// is the one that others may contend for. Both go from table to table: copies in between are too large for the BPF stack.
 #[inline(never)]
 fn promote<T: Tables + FamilyTables<A>, A: Address>(
     tables: &T,
     key: &Tuple<A>,
-    flow: &Flow<A>,
+    to: &Tuple<A>,
+    class: u16,
     acknowledgment: u32,
 ) -> Reason {
-    let reply_key = flow.to.reversed();
-    let answered =
-        tables.flow(Table::HalfOpen, &reply_key, |reply| reply.answer_seen_by(acknowledgment).then_some(*reply));
-    let Some(reply) = answered.flatten() else { return Reason::FlowHalfOpen };
-    match tables.insert(Table::Established, &reply_key, &reply) {
-        Ok(()) => {}
-        Err(InsertError::Exists) => return Reason::FlowHalfOpen,
-        Err(InsertError::Full) => return Reason::FlowUnpromoted,
+    let reply_key = to.reversed();
+    let entered = tables.flow(Table::HalfOpen, &reply_key, |reply| {
+        reply.answer_seen_by(acknowledgment).then(|| tables.insert(Table::Established, &reply_key, reply))
+    });
+    match entered.flatten() {
+        Some(Ok(())) => {}
+        None | Some(Err(InsertError::Exists)) => return Reason::FlowHalfOpen,
+        Some(Err(InsertError::Full)) => return Reason::FlowUnpromoted,
     }
-    if !establish(tables, key, flow) {
+    let entered = tables.flow(Table::HalfOpen, key, |flow| tables.insert(Table::Established, key, flow));
+    if entered != Some(Ok(())) {
         tables.remove(Table::Established, &reply_key);
         return Reason::FlowUnpromoted;
     }
+    count_open(tables, key, class);
     tables.remove(Table::HalfOpen, key);
     tables.remove(Table::HalfOpen, &reply_key);
     Reason::FlowPromoted
@@ -337,24 +338,21 @@ pub(crate) fn promote_steered<T: Tables + FamilyTables<A>, A: Address>(
     epoch: u32,
     now_s: u32,
 ) -> Reason {
-    if !establish(tables, key, &Flow::steered(*key, class, epoch, now_s)) {
+    if tables.insert(Table::Established, key, &Flow::steered(*key, class, epoch, now_s)).is_err() {
         return Reason::SteerUnpromoted;
     }
+    count_open(tables, key, class);
     tables.remove(Table::HalfOpen, key);
     Reason::SteerPromoted
 }
 
-/// Enters the forward entry of a flow, and counts it where its class limits how many may be open.
+/// Counts a flow that has come into the established table where its class limits how many may be open.
 #[inline(never)]
-fn establish<T: Tables + FamilyTables<A>, A: Address>(tables: &T, key: &Tuple<A>, flow: &Flow<A>) -> bool {
-    if tables.insert(Table::Established, key, flow).is_err() {
-        return false;
-    }
-    let limited = tables.class(flow.class).is_some_and(|class| class.open_max() != 0);
+fn count_open<T: Tables + FamilyTables<A>, A: Address>(tables: &T, key: &Tuple<A>, class: u16) {
+    let limited = tables.class(class).is_some_and(|class| class.open_max() != 0);
     if limited && tables.add_open(key.addresses[0].host()) {
         tables.flow(Table::Established, key, |flow| flow.set_counted(true));
     }
-    true
 }
 
 /// The class of a source address, and its number.
