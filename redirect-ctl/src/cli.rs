@@ -350,6 +350,12 @@ pub struct InterfaceSet {
     /// Where the programs go
     #[arg(long, default_value = "auto", value_parser = word::<dataplane::Hook>(dataplane::Hook::WORDS))]
     pub hook: dataplane::Hook,
+    /// Serve subscribers with addresses of other networks as well
+    #[arg(
+        long,
+        long_help = "Serve subscribers with addresses of other networks as well: by proxy ARP, a loose rp_filter, and routes to them"
+    )]
+    pub foreign_sources: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -16,7 +16,8 @@ use toml::{Table, Value};
 
 use crate::{
     dataplane::{Hook, Role},
-    desired::{self, Interface, InterfaceName, Invalid, Source},
+    desired::{self, Delivery, Interface, InterfaceName, Invalid, Source},
+    host::Numbers,
     limits,
     store::FileResources,
 };
@@ -35,6 +36,7 @@ pub struct Settings {
     pub dataplane: DataplaneSettings,
     pub relay: RelaySettings,
     pub health: HealthSettings,
+    pub routing: Numbers,
     pub interfaces: Vec<Interface>,
     pub log: LogFormat,
 }
@@ -56,6 +58,7 @@ pub struct RelaySettings {
     pub hostname: String,
     pub ipv4: Option<SocketAddrV4>,
     pub ipv6: Option<SocketAddrV6>,
+    pub delivery: Delivery,
     pub message_size_max_bytes: u64,
     pub sessions_max: u32,
     pub connect_timeout: Duration,
@@ -93,9 +96,15 @@ impl Settings {
             file: self.file.clone(),
             relay_ipv4: self.relay.ipv4,
             relay_ipv6: self.relay.ipv6,
+            relay_delivery: self.relay.delivery,
             interfaces: self.interfaces.clone(),
             subscribers_max: self.dataplane.subscribers_max.into(),
         }
+    }
+
+    /// Beside the store: what was found of the sysctls that are changed.
+    pub fn sysctl_notes(&self) -> PathBuf {
+        self.store.with_added_extension("sysctls")
     }
 }
 
@@ -132,7 +141,8 @@ pub fn load(path: &Path, host_name: &str) -> Result<Settings, Error> {
 pub fn parse(path: &Path, text: &str, host_name: &str) -> Result<Settings, Error> {
     let reader = Reader { file: path };
     let table: Table = text.parse().map_err(|error| reader.syntax_error(text, &error))?;
-    let mut root = reader.section("", table, &["api", "store", "dataplane", "relay", "health", "interface", "log"])?;
+    let mut root =
+        reader.section("", table, &["api", "store", "dataplane", "relay", "health", "routing", "interface", "log"])?;
 
     let mut api = root.section("api", &["sockets"])?;
     let sockets = api.paths("sockets", DEFAULT_SOCKET)?;
@@ -146,13 +156,14 @@ pub fn parse(path: &Path, text: &str, host_name: &str) -> Result<Settings, Error
         events_per_second: dataplane.integer("events_per_second", limits::EVENTS_PER_SECOND, 0, 100_000)?,
     };
 
-    let mut relay =
-        root.section("relay", &["hostname", "listen", "message_size_max", "sessions_max", "connect_timeout_s"])?;
-    let (ipv4, ipv6) = relay.listeners("listen")?;
+    let mut relay = root.section("relay", RELAY_KEYS)?;
+    let delivery = relay.word("delivery", Delivery::Auto.name(), |word| Ok(word.parse::<Delivery>()?))?;
+    let (ipv4, ipv6) = relay.listeners("listen", delivery)?;
     let relay = RelaySettings {
         hostname: relay.host_name("hostname", host_name)?,
         ipv4,
         ipv6,
+        delivery,
         // RFC 5321 section 4.5.3.1.7: at least 64 KiB must be taken.
         message_size_max_bytes: relay.integer("message_size_max", 36_700_160, 65_536, 1 << 30)?.into(),
         sessions_max: relay.integer("sessions_max", 10_000, 1, 1_000_000)?,
@@ -170,6 +181,7 @@ pub fn parse(path: &Path, text: &str, host_name: &str) -> Result<Settings, Error
         up_after: health.integer("up_after", limits::HEALTH_UP_AFTER, 1, 100)?,
     };
 
+    let routing = root.section("routing", ROUTING_KEYS)?.routing()?;
     let interfaces = root.interfaces("interface")?;
     let mut log = root.section("log", &["format"])?;
     let log = log.word("format", "text", |word| match word {
@@ -177,7 +189,7 @@ pub fn parse(path: &Path, text: &str, host_name: &str) -> Result<Settings, Error
         "json" => Ok(LogFormat::Json),
         _ => Err(Invalid(format!("{word:?} is none of text, json"))),
     })?;
-    Ok(Settings { file: path.to_owned(), sockets, store, dataplane, relay, health, interfaces, log })
+    Ok(Settings { file: path.to_owned(), sockets, store, dataplane, relay, health, routing, interfaces, log })
 }
 
 #[derive(Clone, Copy)]
@@ -270,6 +282,14 @@ impl<'a> Section<'a> {
         }
     }
 
+    fn boolean(&mut self, key: &str, default: bool) -> Result<bool, Error> {
+        match self.table.remove(key) {
+            None => Ok(default),
+            Some(Value::Boolean(value)) => Ok(value),
+            Some(other) => Err(self.wrong_type(key, &other, "true or false")),
+        }
+    }
+
     fn path(&mut self, key: &str, default: &str) -> Result<PathBuf, Error> {
         let text = self.string(key, "an absolute path in double quotes")?.unwrap_or_else(|| default.to_owned());
         self.absolute(key, &text)
@@ -324,7 +344,11 @@ impl<'a> Section<'a> {
         Ok(paths)
     }
 
-    fn listeners(&mut self, key: &str) -> Result<(Option<SocketAddrV4>, Option<SocketAddrV6>), Error> {
+    fn listeners(
+        &mut self,
+        key: &str,
+        delivery: Delivery,
+    ) -> Result<(Option<SocketAddrV4>, Option<SocketAddrV6>), Error> {
         let (mut ipv4, mut ipv6) = (None, None);
         for (index, value) in self.list(key, "addresses")?.unwrap_or_default().iter().enumerate() {
             let key = format!("{key}[{index}]");
@@ -332,7 +356,7 @@ impl<'a> Section<'a> {
             let Value::String(text) = value else { return Err(self.wrong_type(&key, value, wanted)) };
             let address: SocketAddr =
                 text.parse().map_err(|_| self.error(&key, format!("{text:?} is no address; give {wanted}")))?;
-            desired::endpoint(address).map_err(|invalid| self.error(&key, invalid.0))?;
+            desired::endpoint(address, delivery).map_err(|invalid| self.error(&key, invalid.0))?;
             let (family, taken) = match address {
                 SocketAddr::V4(v4) => ("IPv4", ipv4.replace(v4).is_some()),
                 SocketAddr::V6(v6) => ("IPv6", ipv6.replace(v6).is_some()),
@@ -353,6 +377,34 @@ impl<'a> Section<'a> {
         }
     }
 
+    fn routing(&mut self) -> Result<Numbers, Error> {
+        let default = Numbers::default();
+        let numbers = Numbers {
+            mark: self.integer("mark", default.mark, 1, u32::MAX)?,
+            mark_mask: self.integer("mark_mask", default.mark_mask, 1, u32::MAX)?,
+            // Below the tables of the kernel's own (default, main, local), and above them.
+            steer_table: self.integer("steer_table", default.steer_table, 1, u32::MAX)?,
+            source_table: self.integer("source_table", default.source_table, 1, u32::MAX)?,
+            // 0 is the rule about this host's addresses, 32766 the one about the main table.
+            priority: self.integer("priority", default.priority, 1, 32_765)?,
+            // The lower ones are taken (iproute2's rt_protos).
+            protocol: self.integer("protocol", default.protocol.into(), 20, 255)?.try_into().unwrap_or(u8::MAX),
+        };
+        if numbers.mark & !numbers.mark_mask != 0 {
+            let problem = format!("{:#x} has bits outside routing.mark_mask ({:#x})", numbers.mark, numbers.mark_mask);
+            return Err(self.error("mark", problem));
+        }
+        for (key, table) in [("steer_table", numbers.steer_table), ("source_table", numbers.source_table)] {
+            if (253..=255).contains(&table) {
+                return Err(self.error(key, format!("{table} is a table of the kernel's own; give another number")));
+            }
+        }
+        if numbers.steer_table == numbers.source_table {
+            return Err(self.error("source_table", "is routing.steer_table as well; give another number"));
+        }
+        Ok(numbers)
+    }
+
     fn interfaces(&mut self, key: &str) -> Result<Vec<Interface>, Error> {
         let tables = match self.table.remove(key) {
             None => return Ok(Vec::new()),
@@ -365,7 +417,7 @@ impl<'a> Section<'a> {
             let Value::Table(table) = table else {
                 return Err(self.wrong_type(&path, &table, &format!("one [[{key}]] for each")));
             };
-            let mut section = self.reader.section(&path, table, &["name", "role", "hook"])?;
+            let mut section = self.reader.section(&path, table, &["name", "role", "hook", "foreign_sources"])?;
             let Some(name) = section.string("name", "the interface's name in double quotes")? else {
                 return Err(section.error("name", "is missing; give the interface's name as `ip link` shows it"));
             };
@@ -375,11 +427,16 @@ impl<'a> Section<'a> {
             }
             let role = section.word("role", Role::Subscriber.name(), |word| Ok(word.parse::<Role>()?))?;
             let hook = section.word("hook", Hook::Auto.name(), |word| Ok(word.parse::<Hook>()?))?;
-            interfaces.push(Interface { name, role, hook, source: Source::File });
+            let foreign_sources = section.boolean("foreign_sources", false)?;
+            interfaces.push(Interface { name, role, hook, foreign_sources, source: Source::File });
         }
         Ok(interfaces)
     }
 }
+
+const RELAY_KEYS: &[&str] =
+    &["hostname", "listen", "delivery", "message_size_max", "sessions_max", "connect_timeout_s"];
+const ROUTING_KEYS: &[&str] = &["mark", "mark_mask", "steer_table", "source_table", "priority", "protocol"];
 
 /// The known word that a typing mistake was probably meant to be.
 fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
@@ -420,6 +477,7 @@ mod tests {
         [relay]
         hostname = "relay.example.net"
         listen = ["10.20.0.1:2525", "[fd00:20::1]:2525"]
+        delivery = "auto"
         message_size_max = 36700160
         sessions_max = 10000
         connect_timeout_s = 30
@@ -428,10 +486,18 @@ mod tests {
         timeout_s = 3
         down_after = 3
         up_after = 2
+        [routing]
+        mark = 0x25000000
+        mark_mask = 0xff000000
+        steer_table = 2525
+        source_table = 2526
+        priority = 25
+        protocol = 125
         [[interface]]
         name = "lan0"
         role = "subscriber"
         hook = "auto"
+        foreign_sources = false
         [log]
         format = "text"
     "#;
@@ -464,7 +530,7 @@ mod tests {
     const BAD: &[(&str, &str)] = &[
         (
             "flows_max = 1",
-            "flows_max: unknown key; remove it; known here: api, store, dataplane, relay, health, interface, log",
+            "flows_max: unknown key; remove it; known here: api, store, dataplane, relay, health, routing, interface, log",
         ),
         ("[dataplan]\n", "dataplan: unknown key; did you mean dataplane?"),
         ("[dataplane]\nflow_max = 1", "dataplane.flow_max: unknown key; did you mean flows_max?"),
@@ -506,6 +572,7 @@ mod tests {
             "relay.listen[0]: 127.0.0.1 is a loopback address, which redirected packets cannot reach; give an address of an interface of this \
              router or of the relay's host",
         ),
+        ("[relay]\ndelivery = \"dnat\"", "relay.delivery: \"dnat\" is none of auto, rewrite, steer"),
         (
             "[relay]\nlisten = [\"0.0.0.0:25\"]",
             "relay.listen[0]: 0.0.0.0 is the unspecified address, which redirected packets cannot reach; give an address of an interface of \
@@ -522,10 +589,23 @@ mod tests {
         ),
         ("[health]\ninterval_s = -1", "health.interval_s: -1 is out of range; give a whole number from 0 to 300"),
         ("[health]\ntimeout = 3", "health.timeout: unknown key; did you mean timeout_s?"),
+        ("[routing]\nmark = 0x1", "routing.mark: 0x1 has bits outside routing.mark_mask (0xff000000)"),
+        ("[routing]\nmark = 0", "routing.mark: 0 is out of range; give a whole number from 1 to 4294967295"),
+        (
+            "[routing]\nsteer_table = 254",
+            "routing.steer_table: 254 is a table of the kernel's own; give another number",
+        ),
+        ("[routing]\nsource_table = 2525", "routing.source_table: is routing.steer_table as well; give another number"),
+        ("[routing]\npriority = 0", "routing.priority: 0 is out of range; give a whole number from 1 to 32765"),
+        ("[routing]\nprotocol = 4", "routing.protocol: 4 is out of range; give a whole number from 20 to 255"),
         ("[[interface]]\n", "interface[0].name: is missing; give the interface's name as `ip link` shows it"),
         ("[interface]\nname = \"lan0\"", "interface: is a table; give one [[interface]] for each"),
         ("[[interface]]\nname = \"lan0\"\nrole = \"wan\"", "interface[0].role: \"wan\" is none of subscriber"),
         ("[[interface]]\nname = \"lan0\"\nhook = \"ebpf\"", "interface[0].hook: \"ebpf\" is none of auto, xdp, tc"),
+        (
+            "[[interface]]\nname = \"lan0\"\nforeign_sources = \"yes\"",
+            "interface[0].foreign_sources: is a string; give true or false",
+        ),
         (
             "[[interface]]\nname = \"lan0\"\n[[interface]]\nname = \"lan0\"",
             "interface[1].name: lan0 is listed twice; remove one",

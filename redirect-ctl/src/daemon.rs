@@ -24,6 +24,7 @@ use crate::{
     dataplane::Dataplane,
     desired::Time,
     health::Prober,
+    host::Host,
     limits,
     reconcile::task::{Handle, Reconciler, Stage},
     relay::FlowDirectory,
@@ -45,16 +46,17 @@ pub enum Error {
     Task { task: String, reason: String },
 }
 
-/// Runs the daemon on `dataplane` until `shutdown`.
+/// Runs the daemon on `dataplane` until `shutdown`. Without `host` it leaves the rest of the machine alone.
 pub async fn run(
     settings: Settings,
     dataplane: impl Dataplane + 'static,
+    host: Option<Host>,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
     let started = Instant::now();
     let mut tasks = Tasks::default();
     let stops = Stops::default();
-    let result = start_and_wait(settings, dataplane, &shutdown, &mut tasks, &stops, started).await;
+    let result = start_and_wait(settings, dataplane, host, &shutdown, &mut tasks, &stops, started).await;
     // After a failed start too: what was started ends in order.
     stops.everything();
     tasks.finish().await;
@@ -80,6 +82,7 @@ impl Stops {
 async fn start_and_wait(
     settings: Settings,
     dataplane: impl Dataplane + 'static,
+    host: Option<Host>,
     shutdown: &CancellationToken,
     tasks: &mut Tasks,
     stops: &Stops,
@@ -96,7 +99,7 @@ async fn start_and_wait(
     let flows = dataplane.reader();
     let (prober, health) = Prober::new(store.watch(), settings.health);
     let (mut reconciler, handle) =
-        Reconciler::new(dataplane, store.clone(), health.clone(), settings.dataplane.flows_max);
+        Reconciler::new(dataplane, host, store.clone(), health.clone(), settings.dataplane.flows_max);
     let first = task::spawn_blocking(move || {
         let outcome = reconciler.first_sync();
         (reconciler, outcome)

@@ -72,11 +72,15 @@ words! {
 
 words! {
     /// How a redirected flow reaches its relay.
+    #[derive(Default)]
     Delivery {
         /// The best way that the kernel offers.
+        #[default]
         Auto = "auto",
         /// By rewriting destination address and port.
         Rewrite = "rewrite",
+        /// By handing it to the relay's socket on this host as it is.
+        Steer = "steer",
     }
 }
 
@@ -410,13 +414,14 @@ pub fn prefix(text: &str) -> Result<IpNet, Invalid> {
     Ok(prefix)
 }
 
-/// A relay's endpoint must be an address that a subscriber's packet can be sent on to.
-pub fn endpoint(address: SocketAddr) -> Result<(), Invalid> {
+/// A relay's endpoint must be an address that a subscriber's packet can be sent on to, unless packets are steered to its sockets.
+pub fn endpoint(address: SocketAddr, delivery: Delivery) -> Result<(), Invalid> {
     let remedy = "give an address of an interface of this router or of the relay's host";
     let ip = address.ip();
     let fault = match ip {
         _ if address.port() == 0 => return invalid(format!("{address} has no port; give one from 1 to 65535")),
         _ if ip.is_unspecified() => "the unspecified address",
+        _ if ip.is_loopback() && delivery == Delivery::Steer => return Ok(()),
         _ if ip.is_loopback() => "a loopback address",
         _ if ip.is_multicast() => "a multicast address",
         IpAddr::V4(Ipv4Addr::BROADCAST) => "the broadcast address",
@@ -663,6 +668,8 @@ pub struct Interface {
     pub name: InterfaceName,
     pub role: Role,
     pub hook: Hook,
+    /// Whether subscribers with addresses of other networks are served.
+    pub foreign_sources: bool,
     pub source: Source,
 }
 
@@ -790,7 +797,7 @@ mod tests {
             assert!(bad.parse::<Host>().is_err(), "{bad}");
         }
         for good in ["10.0.0.1:2525", "[fd00::1]:25"] {
-            assert_eq!(endpoint(good.parse().unwrap()), Ok(()), "{good}");
+            assert_eq!(endpoint(good.parse().unwrap(), Delivery::Auto), Ok(()), "{good}");
         }
         for bad in [
             "127.0.0.1:25",
@@ -802,7 +809,9 @@ mod tests {
             "[::ffff:10.0.0.1]:25",
             "224.0.0.1:25",
         ] {
-            assert!(endpoint(bad.parse().unwrap()).is_err(), "{bad}");
+            assert!(endpoint(bad.parse().unwrap(), Delivery::Auto).is_err(), "{bad}");
+            let loopback = bad.parse::<SocketAddr>().unwrap().ip().is_loopback();
+            assert_eq!(endpoint(bad.parse().unwrap(), Delivery::Steer).is_ok(), loopback, "{bad}");
         }
     }
 

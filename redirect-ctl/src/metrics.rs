@@ -160,6 +160,18 @@ impl Collector for Values {
         )?;
         counter(encoder, "flows_collected", "Idle flows removed", &[(&[], observed.flows_collected)])?;
 
+        let host = &observed.host;
+        gauge(encoder, "foreign_sources", "Foreign sources that have a route", &[(&[], host.foreign_sources as u64)])?;
+        let counts = &host.counts;
+        counter(encoder, "foreign_sources_learned", "Foreign sources that got a route", &[(&[], counts.learned)])?;
+        let forgotten =
+            [(&[("reason", "expired")][..], counts.expired), (&[("reason", "unanswered")][..], counts.unanswered)];
+        counter(encoder, "foreign_sources_forgotten", "Foreign sources whose route was removed", &forgotten)?;
+        let labels: Vec<_> = counts.refused.keys().map(|refusal| [("reason", refusal.name())]).collect();
+        let refused: Vec<_> =
+            labels.iter().zip(counts.refused.values()).map(|(labels, count)| (&labels[..], *count)).collect();
+        counter(encoder, "foreign_sources_refused", "Flows whose source got no route", &refused)?;
+
         let labels: Vec<_> = self.subscribers.keys().map(|class| [("class", class.as_str())]).collect();
         let rows: Vec<_> =
             labels.iter().zip(self.subscribers.values()).map(|(labels, count)| (&labels[..], *count)).collect();

@@ -150,6 +150,7 @@ pub struct FileResources {
     pub file: PathBuf,
     pub relay_ipv4: Option<SocketAddrV4>,
     pub relay_ipv6: Option<SocketAddrV6>,
+    pub relay_delivery: desired::Delivery,
     pub interfaces: Vec<Interface>,
     /// Entries of each of the kernel's subscriber tables.
     pub subscribers_max: u64,
@@ -972,7 +973,7 @@ const SELECT_CLASS: &str = "SELECT id, name, action, on_relay_down, on_class_cha
                             rate, burst, open_max, lock_after, lock_s FROM classes";
 const SELECT_RELAY: &str = "SELECT id, name, ipv4, ipv6, delivery, status, source FROM relays";
 const SELECT_GATEWAY: &str = "SELECT name, address, port, description, status FROM gateways";
-const SELECT_INTERFACE: &str = "SELECT name, role, hook, source FROM interfaces";
+const SELECT_INTERFACE: &str = "SELECT name, role, hook, foreign_sources, source FROM interfaces";
 
 /// The outer result is SQLite's, the inner one ours: a row may be read well and hold nonsense.
 type RowResult<T> = rusqlite::Result<Result<T, Error>>;
@@ -1083,12 +1084,14 @@ fn interface_row(row: &Row<'_>) -> RowResult<Interface> {
     let name: String = row.get(0)?;
     let role: String = row.get(1)?;
     let hook: String = row.get(2)?;
-    let source: String = row.get(3)?;
+    let foreign_sources = row.get(3)?;
+    let source: String = row.get(4)?;
     Ok((|| {
         Ok(Interface {
             name: word("an interface name", &name)?,
             role: word("a role", &role)?,
             hook: word("a hook", &hook)?,
+            foreign_sources,
             source: word("a source", &source)?,
         })
     })())
@@ -1161,9 +1164,16 @@ fn write_relay(connection: &Connection, id: u16, spec: &RelaySpec, source: Sourc
 
 fn write_interface(connection: &Connection, interface: &Interface) -> Result<(), Error> {
     connection.execute(
-        "INSERT INTO interfaces (name, role, hook, source) VALUES (?1, ?2, ?3, ?4)
-         ON CONFLICT (name) DO UPDATE SET role = excluded.role, hook = excluded.hook, source = excluded.source",
-        params![interface.name.as_str(), interface.role.name(), interface.hook.name(), interface.source.name()],
+        "INSERT INTO interfaces (name, role, hook, foreign_sources, source) VALUES (?1, ?2, ?3, ?4, ?5)
+         ON CONFLICT (name) DO UPDATE SET role = excluded.role, hook = excluded.hook,
+             foreign_sources = excluded.foreign_sources, source = excluded.source",
+        params![
+            interface.name.as_str(),
+            interface.role.name(),
+            interface.hook.name(),
+            interface.foreign_sources,
+            interface.source.name()
+        ],
     )?;
     Ok(())
 }
@@ -1197,7 +1207,7 @@ fn connect(path: &Path) -> Result<Connection, Error> {
 }
 
 /// Each entry leads from the schema of its index to the next one; entries are never changed, only added.
-const MIGRATIONS: &[Migration] = &[first_schema, pools_and_limits];
+const MIGRATIONS: &[Migration] = &[first_schema, pools_and_limits, foreign_sources];
 
 type Migration = fn(&Transaction<'_>) -> Result<(), Error>;
 
@@ -1321,6 +1331,11 @@ fn pools_and_limits(transaction: &Transaction<'_>) -> Result<(), Error> {
     Ok(())
 }
 
+fn foreign_sources(transaction: &Transaction<'_>) -> Result<(), Error> {
+    transaction.execute_batch("ALTER TABLE interfaces ADD COLUMN foreign_sources INTEGER NOT NULL DEFAULT 0")?;
+    Ok(())
+}
+
 /// Lets the file's own resources follow the file; a new revision only where that changes anything.
 fn adopt_file(connection: &mut Connection, file: &FileResources) -> Result<(), Error> {
     let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
@@ -1330,7 +1345,7 @@ fn adopt_file(connection: &mut Connection, file: &FileResources) -> Result<(), E
         name: embedded_name(),
         ipv4: file.relay_ipv4,
         ipv6: file.relay_ipv6,
-        delivery: desired::Delivery::Auto,
+        delivery: file.relay_delivery,
         status: known.map_or(RelayStatus::Enabled, |relay| relay.spec.status),
     };
     write_relay(&transaction, known.map_or(1, |relay| relay.id), &spec, Source::File)?;

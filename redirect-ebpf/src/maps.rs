@@ -20,7 +20,7 @@ use redirect_common::{
         RELAY_PORT_WORDS, RELAYS_MAX, RESETS_PER_SECOND_MAX, Resets, SUBSCRIBERS_MAX, counter_index,
         interface_counter_index,
     },
-    policy::{Class, Relay, Settings, Subscriber},
+    policy::{Class, POOL_SLOTS, Relay, Settings, Subscriber},
     reason::Reason,
     tables::{FamilyTables, InsertError, Socket, Table, Tables},
 };
@@ -122,7 +122,9 @@ impl Maps {
     }
 }
 
-/// The steered flow that a connection belongs to as long as it is half-open: the number of its relay.
+/// The number of the relay whose listening socket is to take a segment of a steered flow that has no socket of its own: the relay of a new
+/// connection. One that was established and is no more has lost its number, and any relay of its class will do: the kernel refuses the
+/// segment, and a reset in the name of another server takes a socket that may send it.
 #[inline(always)]
 pub(crate) fn steered_relay<A>(tuple: &Tuple<A>) -> Option<u32>
 where
@@ -130,7 +132,14 @@ where
     Maps: FamilyTables<A>,
 {
     let maps = Maps::new(core::ptr::null_mut());
-    maps.flow(Table::HalfOpen, tuple, |flow| flow.is_steered().then(|| flow.steered_relay())).flatten()
+    let new = maps.flow(Table::HalfOpen, tuple, |flow| flow.is_steered().then(|| flow.steered_relay())).flatten();
+    if new.is_some() {
+        return new;
+    }
+    let class = maps.flow(Table::Established, tuple, |flow| flow.is_steered().then_some(flow.class)).flatten()?;
+    let class = maps.class(class)?;
+    let mut relays = (0..POOL_SLOTS).map(|slot| u32::from(A::relay(class, slot)));
+    relays.find(|relay| RELAYS.get(*relay).is_some_and(Relay::is_steered))
 }
 
 /// What a steered packet's mark becomes.

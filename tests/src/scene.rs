@@ -33,6 +33,8 @@ pub enum Mode {
     Tc,
     /// Behind the driver, without offloads on either end.
     TcWithoutOffloads,
+    /// As [`Mode::Tc`], but flows are steered to the relay's socket, while in the other modes they are rewritten.
+    Steer,
 }
 
 impl Mode {
@@ -40,13 +42,26 @@ impl Mode {
     pub fn hook(self) -> &'static str {
         match self {
             Self::Xdp => "xdp",
-            Self::Tc | Self::TcWithoutOffloads => "tc",
+            Self::Tc | Self::TcWithoutOffloads | Self::Steer => "tc",
         }
+    }
+
+    /// How flows reach a relay on the router.
+    #[must_use]
+    pub fn delivery(self) -> &'static str {
+        if self == Self::Steer { "steer" } else { "rewrite" }
+    }
+
+    /// [`configuration`] for this mode.
+    #[must_use]
+    pub fn configuration(self, lab: &Lab) -> String {
+        let delivery = |delivery| format!("delivery = \"{delivery}\"");
+        configuration(lab.folder(), self.hook()).replace(&delivery("rewrite"), &delivery(self.delivery()))
     }
 
     #[must_use]
     pub fn offloads(self) -> bool {
-        self == Self::Tc
+        matches!(self, Self::Tc | Self::Steer)
     }
 }
 
@@ -56,6 +71,7 @@ impl fmt::Display for Mode {
             Self::Xdp => "xdp",
             Self::Tc => "tc",
             Self::TcWithoutOffloads => "tc without offloads",
+            Self::Steer => "steer",
         })
     }
 }
@@ -89,7 +105,7 @@ impl Scene {
         let gateway =
             Server::start(&lab.gateway, "gateway", &Family::BOTH.map(|family| port_25(family.gateway())), manner)?;
 
-        let product = Product::start(&lab, &configuration(lab.folder(), mode.hook()))?;
+        let product = Product::start(&lab, &mode.configuration(&lab))?;
         for (subscriber, class) in [
             ("10.20.0.0/16", "configured"),
             ("10.20.0.20", "bypass"),
@@ -126,7 +142,9 @@ impl Scene {
     pub fn play_relay(&self, place: Place) -> Result<Relay> {
         let relay = Relay::open(&self.lab, place)?;
         let [v4, v6] = Family::BOTH.map(|family| relay.endpoint(family).to_string());
-        self.ctl(&["relay", "set", "played", "--ipv4", &v4, "--ipv6", &v6])?;
+        // Only what is on the router can be steered to.
+        let delivery = if place == Place::Router { self.mode.delivery() } else { "rewrite" };
+        self.ctl(&["relay", "set", "played", "--ipv4", &v4, "--ipv6", &v6, "--delivery", delivery])?;
         self.ctl(&[
             "class",
             "set",
@@ -183,6 +201,11 @@ macro_rules! in_every_mode {
             #[test]
             fn tc_without_offloads() {
                 super::$name(&mut Scene::new(Mode::TcWithoutOffloads).unwrap());
+            }
+
+            #[test]
+            fn steer() {
+                super::$name(&mut Scene::new(Mode::Steer).unwrap());
             }
         }
     )+};

@@ -44,7 +44,7 @@ fn sigterm_removes_what_was_attached() {
         let hooks = attached(&scene.lab);
         let expected = match mode {
             Mode::Xdp => ["lan0 xdp", "lan0 egress tcx"],
-            Mode::Tc | Mode::TcWithoutOffloads => ["lan0 ingress tcx", "lan0 egress tcx"],
+            Mode::Tc | Mode::TcWithoutOffloads | Mode::Steer => ["lan0 ingress tcx", "lan0 egress tcx"],
         };
         assert_eq!(hooks, expected, "{mode}");
         for family in Family::BOTH {

@@ -59,9 +59,15 @@ fn entries(lan: u32) -> BTreeSet<Entry> {
     let guest = Ipv4Addr::new(192, 168, 77, 5);
     let answers = [
         Entry::HostRoute { address: guest, device: lan, table: 2526 },
-        Entry::PortRule { port: 2525, table: 2526, priority: 25 },
+        Entry::PortRule { from: None, port: 2525, table: 2526, priority: 25 },
+        Entry::PortRule { from: Some(Ipv4Addr::new(192, 0, 2, 25)), port: 25, table: 2526, priority: 25 },
     ];
     steering.into_iter().flatten().chain(answers).collect()
+}
+
+fn converge(routing: &mut Routing, wanted: &BTreeSet<Entry>) -> Result<(), Error> {
+    routing.add_missing(wanted)?;
+    routing.remove_others(wanted)
 }
 
 #[test]
@@ -83,7 +89,7 @@ fn rules_and_routes_come_and_go() {
     let wanted = entries(lan);
     let mut routing = lab.router.enter(|| Routing::open(PROTOCOL)).unwrap();
     assert_eq!(routing.entries().unwrap(), BTreeSet::new());
-    routing.converge(&wanted).unwrap();
+    converge(&mut routing, &wanted).unwrap();
     let mut added = routing_of(&lab.router);
     added.retain(|line| !before.contains(line));
     assert_eq!(
@@ -91,6 +97,7 @@ fn rules_and_routes_come_and_go() {
         [
             "25: from all fwmark 0x25000000/0xff000000 lookup 2525 proto 125",
             "25: from all iif lo ipproto tcp sport 2525 lookup 2526 proto 125",
+            "25: from 192.0.2.25 ipproto tcp sport 25 lookup 2526 proto 125",
             "local default dev lo table 2525 proto 125 scope host",
             "192.168.77.5 dev lan0 table 2526 proto 125 scope link",
             "25: from all fwmark 0x25000000/0xff000000 lookup 2525 proto 125",
@@ -98,20 +105,20 @@ fn rules_and_routes_come_and_go() {
         ]
     );
     assert_eq!(routing.entries().unwrap(), wanted);
-    routing.converge(&wanted).unwrap();
+    converge(&mut routing, &wanted).unwrap();
     assert_eq!(routing_of(&lab.router).len(), before.len() + added.len(), "the second time nothing happens");
 
     // Another daemon finds what a crashed one left, whatever numbers that had, and repairs what somebody removed.
     lab.router.ip(&["rule del priority 25 fwmark 0x25000000/0xff000000"]).unwrap();
     let mut later = lab.router.enter(|| Routing::open(PROTOCOL)).unwrap();
     assert_eq!(later.entries().unwrap().len(), wanted.len() - 1);
-    later.converge(&wanted).unwrap();
+    converge(&mut later, &wanted).unwrap();
     assert_eq!(later.entries().unwrap(), wanted);
     let elsewhere = BTreeSet::from([Entry::LocalRoute { family: Family::V4, table: 2527 }]);
-    later.converge(&elsewhere).unwrap();
+    converge(&mut later, &elsewhere).unwrap();
     assert_eq!(later.entries().unwrap(), elsewhere);
 
-    later.converge(&BTreeSet::new()).unwrap();
+    converge(&mut later, &BTreeSet::new()).unwrap();
     assert_eq!(routing_of(&lab.router), before);
     // What is gone already may go again.
     for entry in &wanted {
@@ -143,7 +150,7 @@ fn what_others_have_made_is_in_the_way() {
     assert_eq!(routing_of(&lab.router), before);
 
     // One that fails holds no other one up.
-    assert!(matches!(routing.converge(&entries(lan)), Err(Error::Taken { .. })));
+    assert!(matches!(converge(&mut routing, &entries(lan)), Err(Error::Taken { .. })));
     assert_eq!(routing.entries().unwrap().len(), entries(lan).len() - 2);
     let nowhere = Entry::HostRoute { address: Ipv4Addr::LOCALHOST, device: 4711, table: 2526 };
     assert!(matches!(routing.add(&nowhere), Err(Error::Device { .. })));
@@ -182,6 +189,18 @@ fn the_kernel_tells_paths_and_neighbours() {
     }
     lab.router.ip(&["route add default via 203.0.113.10"]).unwrap();
     assert_eq!(routing.path(Ipv4Addr::new(192, 168, 77, 5)).unwrap(), device(wan, 0));
+    for (address, own) in [
+        ("10.20.0.1", true),
+        ("127.0.0.1", true),
+        ("10.20.0.10", false),
+        ("198.51.101.1", false),
+        ("fd00:20::1", true),
+        ("::1", true),
+        ("fd00:20::10", false),
+        ("2001:db8:99::1", false),
+    ] {
+        assert_eq!(routing.is_own(address.parse().unwrap()).unwrap(), own, "{address}");
+    }
 
     let client = Ipv4Addr::new(10, 20, 0, 10);
     assert_eq!(routing.neighbour(client, lan).unwrap(), None);

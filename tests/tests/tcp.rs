@@ -11,7 +11,7 @@ use std::{
 };
 
 use redirect_tests::{
-    Family, NUMBERED_SERVERS, Scene,
+    Family, Mode, NUMBERED_SERVERS, Scene,
     capture::{Capture, Packet, TCP_ACK, TCP_SYN},
     in_every_mode,
     smtp::port_25,
@@ -195,22 +195,28 @@ fn one_port_reaches_a_hundred_servers(scene: &mut Scene) {
         let mut clients: Vec<_> =
             servers.iter().map(|server| dial(&scene.lab.client, from, *server, PATIENCE).unwrap()).collect();
         let accepted = servers.iter().map(|_| played.accept(family).unwrap());
-        let mut relays: BTreeMap<_, _> = accepted.map(|relay| (relay.peer_addr().unwrap(), relay)).collect();
+        let ends = |relay: &TcpStream| (relay.peer_addr().unwrap(), relay.local_addr().unwrap());
+        let mut relays: BTreeMap<_, _> = accepted.map(|relay| (ends(&relay), relay)).collect();
         assert_eq!(relays.len(), servers.len(), "no two look alike to the relay");
 
-        // The relay greets everybody by the server that was meant, and then everybody speaks to everybody.
-        let originals = scene.originals(family.redirected()).unwrap();
-        for (peer, relay) in &mut relays {
-            relay.write_all(format!("220 {}\r\n", originals[peer]).as_bytes()).unwrap();
+        // The relay greets everybody by the server that was meant, and then everybody speaks to everybody. Where nothing is rewritten its socket
+        // knows the server, else the flow of this client's port.
+        let by_port = scene.originals(family.redirected()).unwrap();
+        let original = |(peer, local): &(SocketAddr, SocketAddr)| match scene.mode {
+            Mode::Steer => *local,
+            Mode::Xdp | Mode::Tc | Mode::TcWithoutOffloads => by_port[peer],
+        };
+        for (ends, relay) in &mut relays {
+            relay.write_all(format!("220 {}\r\n", original(ends)).as_bytes()).unwrap();
         }
         for (client, server) in clients.iter_mut().zip(&servers) {
             hear(client, format!("220 {server}\r\n").as_bytes()).unwrap();
             client.write_all(format!("EHLO {server}\r\n").as_bytes()).unwrap();
         }
-        for (peer, relay) in &mut relays {
-            hear(relay, format!("EHLO {}\r\n", originals[peer]).as_bytes()).unwrap();
+        for (ends, relay) in &mut relays {
+            hear(relay, format!("EHLO {}\r\n", original(ends)).as_bytes()).unwrap();
         }
-        let mut by_server: BTreeMap<_, _> = relays.into_iter().map(|(peer, relay)| (originals[&peer], relay)).collect();
+        let mut by_server: BTreeMap<_, _> = relays.into_iter().map(|(ends, relay)| (original(&ends), relay)).collect();
         for (client, server) in clients.iter_mut().zip(&servers) {
             let relay = by_server.get_mut(server).unwrap();
             carry(client, relay, &bytes[..100_000]).unwrap();

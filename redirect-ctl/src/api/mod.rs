@@ -35,9 +35,9 @@ use self::{
     extract::{Body, Key, Params},
     types::{
         APPLIED_HEADER, Check, Class, ClassPut, Count, DataplaneStatus, EventLine, EventQuery, EventsStatus,
-        ExplainQuery, Explanation, Flow, FlowList, FlowListQuery, FlowsStatus, Gateway, GatewayPut, Interface,
-        InterfaceCount, InterfacePut, Lock, LockPut, Original, OriginalQuery, Page, Readiness, ReasonCount, Relay,
-        RelayPut, Stats, Status, Subscriber, SubscriberListQuery, SubscriberPut, paths,
+        ExplainQuery, Explanation, Flow, FlowList, FlowListQuery, FlowsStatus, ForeignSourcesStatus, Gateway,
+        GatewayPut, Interface, InterfaceCount, InterfacePut, Lock, LockPut, Original, OriginalQuery, Page, Readiness,
+        ReasonCount, Relay, RelayPut, Stats, Status, Subscriber, SubscriberListQuery, SubscriberPut, paths,
     },
 };
 use crate::{
@@ -46,7 +46,10 @@ use crate::{
     desired::{self, ClassSpec, Counted, InterfaceName, Invalid, Name, Prefix, RelaySpec, Source, Tables, Time},
     health::Health,
     limits, metrics,
-    reconcile::task::{AskError, Handle, monotonic_s},
+    reconcile::{
+        HostStatus,
+        task::{AskError, Handle, monotonic_s},
+    },
     store::{Change, Kind, Outcome, Store, SubscriberQuery},
 };
 
@@ -267,7 +270,7 @@ async fn put_relay(State(app): App, Key(name): Key<Name>, Body(body): Body<Relay
     same_key("/name", &name, body.name.as_ref())?;
     for (pointer, address) in [("/ipv4", body.ipv4.map(Into::into)), ("/ipv6", body.ipv6.map(Into::into))] {
         if let Some(address) = address {
-            desired::endpoint(address).map_err(|invalid| ApiError::invalid(pointer, &invalid))?;
+            desired::endpoint(address, body.delivery).map_err(|invalid| ApiError::invalid(pointer, &invalid))?;
         }
     }
     let spec = RelaySpec { name, ipv4: body.ipv4, ipv6: body.ipv6, delivery: body.delivery, status: body.status };
@@ -315,7 +318,13 @@ async fn put_interface(
     Body(body): Body<InterfacePut>,
 ) -> Result<Response, ApiError> {
     same_key("/name", &name, body.name.as_ref())?;
-    let interface = desired::Interface { name, role: body.role, hook: body.hook, source: Source::Api };
+    let interface = desired::Interface {
+        name,
+        role: body.role,
+        hook: body.hook,
+        foreign_sources: body.foreign_sources,
+        source: Source::Api,
+    };
     let committed = commit(&app, Change::PutInterface(interface.clone())).await?;
     // Read after the change was applied, so that the answer tells whether the attachment worked.
     let observed = app.reconciler.observed();
@@ -584,6 +593,7 @@ async fn get_status(State(app): App) -> Result<Json<Status>, ApiError> {
             capacity: u64::from(app.dataplane.flows_max) * 2,
             collected: observed.flows_collected,
         },
+        foreign_sources: foreign_sources(&observed.host),
         subscribers,
         events: EventsStatus {
             read: observed.events.read,
@@ -594,6 +604,18 @@ async fn get_status(State(app): App) -> Result<Json<Status>, ApiError> {
         relay,
         reasons,
     }))
+}
+
+fn foreign_sources(host: &HostStatus) -> ForeignSourcesStatus {
+    let refused = host.counts.refused.iter().map(|(refusal, count)| (refusal.name().to_owned(), *count));
+    ForeignSourcesStatus {
+        known: host.foreign_sources as u64,
+        capacity: limits::FOREIGN_SOURCES_MAX as u64,
+        learned: host.counts.learned,
+        expired: host.counts.expired,
+        unanswered: host.counts.unanswered,
+        refused: refused.collect(),
+    }
 }
 
 #[utoipa::path(get, path = paths::STATS, tag = "status", responses((status = 200, body = Stats), (status = 503, body = Problem)))]

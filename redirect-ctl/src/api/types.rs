@@ -299,6 +299,8 @@ pub struct Interface {
     pub name: InterfaceName,
     pub role: Role,
     pub hook: Hook,
+    /// Whether subscribers with addresses of other networks are served.
+    pub foreign_sources: bool,
     pub source: Source,
     pub status: InterfaceStatus,
 }
@@ -310,6 +312,7 @@ impl Interface {
             name: interface.name.clone(),
             role: interface.role,
             hook: interface.hook,
+            foreign_sources: interface.foreign_sources,
             source: interface.source,
             status: InterfaceStatus { attached: observed.mode.is_some(), mode: observed.mode, error: observed.error },
         }
@@ -335,6 +338,8 @@ pub struct InterfacePut {
     pub role: Role,
     #[serde(default = "auto_hook")]
     pub hook: Hook,
+    #[serde(default)]
+    pub foreign_sources: bool,
     /// Ignored.
     #[serde(default, skip_serializing)]
     #[schema(value_type = Option<Source>, read_only)]
@@ -496,6 +501,7 @@ pub struct Status {
     pub dataplane: DataplaneStatus,
     pub interfaces: Vec<Interface>,
     pub flows: FlowsStatus,
+    pub foreign_sources: ForeignSourcesStatus,
     pub subscribers: u64,
     pub events: EventsStatus,
     /// What the kernel's tables cost.
@@ -523,6 +529,22 @@ pub struct FlowsStatus {
     pub capacity: u64,
     /// Idle flows removed since the start.
     pub collected: u64,
+}
+
+/// Subscribers with addresses of other networks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ForeignSourcesStatus {
+    /// Those that have a route.
+    pub known: u64,
+    pub capacity: u64,
+    /// Since the start.
+    pub learned: u64,
+    /// Forgotten after a time without packets.
+    pub expired: u64,
+    /// Forgotten because nobody with that address answered.
+    pub unanswered: u64,
+    /// Flows whose source got no route, by the reason why.
+    pub refused: BTreeMap<String, u64>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

@@ -12,6 +12,7 @@ use redirect_ctl::{
     config::{self, LogFormat, Settings},
     daemon,
     dataplane::kernel::{Capacities, KernelDataplane},
+    host::Host,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -60,7 +61,8 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         Capacities { flows_max: settings.dataplane.flows_max, subscribers_max: settings.dataplane.subscribers_max };
     let mut dataplane = KernelDataplane::load(capacities)?;
     dataplane.report_events(settings.dataplane.events_per_second)?;
-    Ok(daemon::run(settings, dataplane, shutdown).await?)
+    let host = Host::open(settings.routing, &settings.sysctl_notes())?;
+    Ok(daemon::run(settings, dataplane, Some(host), shutdown).await?)
 }
 
 /// A session of the relay takes two descriptors. The soft limit is for programs that cannot do with more than 1,024; this one can.

@@ -14,7 +14,14 @@ pub(super) async fn run(context: &mut Context<'_>, verb: InterfaceVerb) -> Resul
         InterfaceVerb::List => context.list(paths::INTERFACES, table).await,
         InterfaceVerb::Get { name } => context.get(paths::INTERFACE, &name, table).await,
         InterfaceVerb::Set(args) => {
-            let body = InterfacePut { name: None, role: args.role, hook: args.hook, source: None, status: None };
+            let body = InterfacePut {
+                name: None,
+                role: args.role,
+                hook: args.hook,
+                foreign_sources: args.foreign_sources,
+                source: None,
+                status: None,
+            };
             let (answer, changed): (Interface, _) = context.client.put(paths::INTERFACE, &args.name, &body).await?;
             context.set(&format!("interface {}", answer.name), &answer, changed)
         }
@@ -32,9 +39,10 @@ fn table(interfaces: &[Interface]) -> Table {
             interface.role.to_string(),
             interface.hook.to_string(),
             or_dash(interface.status.mode),
+            if interface.foreign_sources { "yes" } else { "no" }.to_owned(),
             interface.source.to_string(),
             or_dash(interface.status.error.as_ref()),
         ]
     };
-    Table::new(["NAME", "ROLE", "HOOK", "MODE", "SOURCE", "ERROR"], interfaces.iter().map(row))
+    Table::new(["NAME", "ROLE", "HOOK", "MODE", "FOREIGN-SOURCES", "SOURCE", "ERROR"], interfaces.iter().map(row))
 }

@@ -31,6 +31,11 @@ fn table(status: &Status) -> Table {
         "flows".to_owned(),
         format!("{} established of {}, {} half-open", flows.established, flows.capacity, flows.half_open),
     ]);
+    let foreign = &status.foreign_sources;
+    rows.push([
+        "foreign sources".to_owned(),
+        format!("{} of {}, {} refused", foreign.known, foreign.capacity, foreign.refused.values().sum::<u64>()),
+    ]);
     rows.push(["subscribers".to_owned(), status.subscribers.to_string()]);
     let events = &status.events;
     rows.push([

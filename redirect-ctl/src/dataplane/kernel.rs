@@ -8,12 +8,14 @@ mod flows;
 mod hosts;
 mod interface;
 mod memory;
+mod steering;
 mod table;
 
 use std::{
     collections::BTreeMap,
     io,
     net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6},
+    os::fd::BorrowedFd,
     sync::Arc,
 };
 
@@ -29,6 +31,7 @@ use redirect_common::{
     address::{Address, Host, V4, V6},
     event::Event,
     maps::{CLASSES_MAX, ENTRIES_PER_FLOW, FLOWS_MAX, RELAYS_MAX, SUBSCRIBERS_MAX, names},
+    parse::Family,
     policy::{Class, Relay, Settings, Subscriber},
 };
 
@@ -38,11 +41,12 @@ use self::{
     flows::{Collector, Flows},
     interface::Attached,
     memory::Memory,
+    steering::Steering,
     table::Table,
 };
 use super::{
     Attachment, ClassId, Collected, Counters as CounterRows, Dataplane, Error, Explanation, FlowReader, FlowRecord,
-    MapMemory, Operation, Original, Probe, RelayId,
+    MapMemory, Mark, Operation, Original, Probe, RelayId,
 };
 
 /// The compiled programs and map definitions.
@@ -149,6 +153,7 @@ pub struct KernelDataplane {
     locks: Table<Host, u32>,
     collector: Collector,
     attached: BTreeMap<String, Attached>,
+    steering: Steering,
 }
 
 impl KernelDataplane {
@@ -180,6 +185,7 @@ impl KernelDataplane {
             memory,
             collector: Collector::take(&mut object)?,
             locks: Table::take(&mut object, names::LOCKS)?,
+            steering: Steering::take(&mut object)?,
             flows,
             attached: BTreeMap::new(),
             log,
@@ -365,6 +371,24 @@ impl Dataplane for KernelDataplane {
                 self.store_settings(settings)
             }
         }
+    }
+
+    fn set_socket(&mut self, relay: RelayId, family: Family, socket: BorrowedFd<'_>) -> Result<(), Error> {
+        self.steering.set_socket(relay, family, socket)
+    }
+
+    fn clear_socket(&mut self, relay: RelayId, family: Family) -> Result<(), Error> {
+        self.steering.clear_socket(relay, family)
+    }
+
+    fn set_steering(&mut self, mark: Option<Mark>) -> Result<(), Error> {
+        if mark.is_some() {
+            self.steering.look_sockets_up(&mut self.object, true)?;
+        }
+        let mut settings = self.settings()?;
+        (settings.mark, settings.mark_mask) = mark.map_or((0, 0), |mark| (mark.value, mark.mask));
+        self.store_settings(settings)?;
+        self.steering.look_sockets_up(&mut self.object, mark.is_some())
     }
 
     fn tick(&mut self, now_s: u32) -> Result<(), Error> {

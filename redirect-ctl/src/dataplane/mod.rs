@@ -6,12 +6,13 @@
 pub mod kernel;
 pub mod model;
 
-use std::{collections::BTreeMap, fmt, io, net::SocketAddr, str::FromStr, sync::Arc};
+use std::{collections::BTreeMap, fmt, io, net::SocketAddr, os::fd::BorrowedFd, str::FromStr, sync::Arc};
 
 use ipnet::IpNet;
 use redirect_common::{
     address::Host,
     event::Event,
+    parse::Family,
     policy::{Class, Relay, Subscriber},
     reason::Reason,
 };
@@ -33,6 +34,15 @@ pub trait Dataplane: Send {
     fn revision(&self) -> Result<u64, Error>;
 
     fn apply(&mut self, operation: &Operation) -> Result<(), Error>;
+
+    /// Puts a relay's listening socket where steered connections of the family find it; in place of another one, if there is one.
+    fn set_socket(&mut self, relay: RelayId, family: Family, socket: BorrowedFd<'_>) -> Result<(), Error>;
+
+    /// Takes it away; that it is gone already is no error.
+    fn clear_socket(&mut self, relay: RelayId, family: Family) -> Result<(), Error>;
+
+    /// Steers from here on where relays say so, or not any more.
+    fn set_steering(&mut self, mark: Option<Mark>) -> Result<(), Error>;
 
     /// Advances the coarse clock of the packet path to `now_s` (`CLOCK_MONOTONIC` seconds).
     fn tick(&mut self, now_s: u32) -> Result<(), Error>;
@@ -67,6 +77,14 @@ pub trait Dataplane: Send {
 
     /// A read-only view of the flow table for the relay's tasks.
     fn reader(&self) -> Arc<dyn FlowReader>;
+}
+
+/// What a packet that is steered is known by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    pub value: u32,
+    /// The bits of a packet's mark that `value` replaces.
+    pub mask: u32,
 }
 
 /// Looks up redirected flows while another thread owns the data plane.

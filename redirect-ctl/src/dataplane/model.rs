@@ -7,6 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     io,
     net::SocketAddr,
+    os::fd::BorrowedFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -14,13 +15,14 @@ use ipnet::IpNet;
 use redirect_common::{
     address::Host,
     event::Event,
+    parse::Family,
     policy::{Action, Class, Fallback, Relay, Subscriber},
     reason::Reason,
 };
 
 use super::{
     Attachment, ClassId, Collected, Counter, Counters, Dataplane, Error, Explanation, FlowCounts, FlowReader,
-    FlowRecord, FlowState, Hook, InterfaceCounter, MapMemory, Mode, Operation, Original, Probe, RelayId,
+    FlowRecord, FlowState, Hook, InterfaceCounter, MapMemory, Mark, Mode, Operation, Original, Probe, RelayId,
 };
 
 /// A data plane without a kernel. Clones share the state: a test keeps one and gives the other to the daemon.
@@ -36,6 +38,9 @@ pub struct State {
     pub classes: BTreeMap<ClassId, Class>,
     pub subscribers: BTreeMap<IpNet, Subscriber>,
     pub interfaces: BTreeMap<String, Attachment>,
+    /// Relays, and whether by IPv6, whose sockets flows are steered to.
+    pub sockets: BTreeSet<(RelayId, bool)>,
+    pub mark: Option<Mark>,
     pub revision: u64,
     pub clock_s: u32,
     pub counters: Vec<Counter>,
@@ -185,6 +190,21 @@ impl Dataplane for ModelDataplane {
 
     fn apply(&mut self, operation: &Operation) -> Result<(), Error> {
         self.attempt(&operation.to_string())?.apply(operation)
+    }
+
+    fn set_socket(&mut self, relay: RelayId, family: Family, _socket: BorrowedFd<'_>) -> Result<(), Error> {
+        self.attempt("set socket")?.sockets.insert((relay, family == Family::V6));
+        Ok(())
+    }
+
+    fn clear_socket(&mut self, relay: RelayId, family: Family) -> Result<(), Error> {
+        self.attempt("clear socket")?.sockets.remove(&(relay, family == Family::V6));
+        Ok(())
+    }
+
+    fn set_steering(&mut self, mark: Option<Mark>) -> Result<(), Error> {
+        self.attempt("set steering")?.mark = mark;
+        Ok(())
     }
 
     fn tick(&mut self, now_s: u32) -> Result<(), Error> {

@@ -9,7 +9,12 @@
 //! answers are routed by. They are not in the main table on purpose: whoever forges the address of an Internet host would otherwise draw
 //! every other subscriber's packets to that host onto the subscribers' link.
 
-use std::{collections::BTreeSet, fmt, io, net::Ipv4Addr, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fmt, io,
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 
 use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL, Nla as _};
 use netlink_packet_route::{
@@ -28,6 +33,9 @@ const LOOPBACK: u32 = 1;
 
 /// Unit of times that the kernel shows to programs: hundredths of a second on x86-64 and arm64 (`USER_HZ`).
 const TICKS_PER_SECOND: u32 = 100;
+
+/// How the kernel says that there is no route, or one that prohibits or discards.
+const UNREACHABLE: [i32; 4] = [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EACCES, libc::EINVAL];
 
 /// An address family that has rules and routes of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,9 +72,9 @@ pub enum Entry {
     HostRoute { address: Ipv4Addr, device: u32, table: u32 },
     /// Packets whose mark has `mark` within `mask` are routed by a table.
     MarkRule { family: Family, mark: u32, mask: u32, table: u32, priority: u32 },
-    /// What this host itself sends over IPv4 from a TCP port is routed by a table, where that knows the destination. Rules about
-    /// forwarded packets' ports would have the kernel dissect each of them; a rule about this host's own does not.
-    PortRule { port: u16, table: u32, priority: u32 },
+    /// What comes over IPv4 from a TCP port is routed by a table, where that knows the destination: what this host itself sends, or what
+    /// another host sends. The second kind has the kernel look at the ports of every forwarded packet, the first does not.
+    PortRule { from: Option<Ipv4Addr>, port: u16, table: u32, priority: u32 },
 }
 
 /// As `ip` writes it.
@@ -81,8 +89,11 @@ impl fmt::Display for Entry {
             Self::MarkRule { family, mark, mask, table, priority } => {
                 write!(f, "{} rule priority {priority} fwmark {mark:#x}/{mask:#x} lookup {table}", ip(family))
             }
-            Self::PortRule { port, table, priority } => {
+            Self::PortRule { from: None, port, table, priority } => {
                 write!(f, "ip rule priority {priority} iif lo ipproto tcp sport {port} lookup {table}")
+            }
+            Self::PortRule { from: Some(from), port, table, priority } => {
+                write!(f, "ip rule priority {priority} from {from} ipproto tcp sport {port} lookup {table}")
             }
         }
     }
@@ -191,18 +202,43 @@ impl Routing {
         }
     }
 
-    /// Brings the kernel to `wanted`, rules after their routes, and removes what is left of the daemon's, rules before their routes. An
-    /// entry that fails holds no other one up; the first error is returned.
-    pub fn converge(&mut self, wanted: &BTreeSet<Entry>) -> Result<(), Error> {
+    /// Makes what the kernel lacks of `wanted`, rules after their routes. An entry that fails holds no other one up; the first error is
+    /// returned.
+    pub fn add_missing(&mut self, wanted: &BTreeSet<Entry>) -> Result<(), Error> {
         let actual = self.entries()?;
-        let mut first_error = Ok(());
-        for entry in actual.iter().rev().filter(|entry| !wanted.contains(entry)) {
-            first_error = first_error.and(self.remove(entry));
-        }
+        let mut result = Ok(());
         for entry in wanted.difference(&actual) {
-            first_error = first_error.and(self.add(entry));
+            result = result.and(self.add(entry));
         }
-        first_error
+        result
+    }
+
+    /// Removes what the kernel has of the daemon's and is not wanted, rules before their routes. Errors as for [`Routing::add_missing`].
+    pub fn remove_others(&mut self, wanted: &BTreeSet<Entry>) -> Result<(), Error> {
+        let actual = self.entries()?;
+        let mut result = Ok(());
+        for entry in actual.iter().rev().filter(|entry| !wanted.contains(entry)) {
+            result = result.and(self.remove(entry));
+        }
+        result
+    }
+
+    /// Whether an address is one of this host's.
+    pub fn is_own(&mut self, address: IpAddr) -> Result<bool, Error> {
+        let mut request = RouteMessage::default();
+        let (family, bits, destination) = match address {
+            IpAddr::V4(v4) => (AddressFamily::Inet, 32, RouteAddress::Inet(v4)),
+            IpAddr::V6(v6) => (AddressFamily::Inet6, 128, RouteAddress::Inet6(v6)),
+        };
+        request.header.address_family = family;
+        request.header.destination_prefix_length = bits;
+        request.attributes.push(RouteAttribute::Destination(destination));
+        match self.netlink.get(RouteNetlinkMessage::GetRoute(request)) {
+            Ok(RouteNetlinkMessage::NewRoute(route)) => Ok(route.header.kind == RouteType::Local),
+            Ok(other) => Err(surprise("look up a route", &other)),
+            Err(error) if UNREACHABLE.contains(&error.raw_os_error().unwrap_or(0)) => Ok(false),
+            Err(source) => Err(Error::System { what: format!("look up the route to {address}"), source }),
+        }
     }
 
     /// Where this host sends packets for an address, whatever relays answer.
@@ -219,8 +255,7 @@ impl Routing {
             Err(error) => {
                 return match error.raw_os_error() {
                     Some(libc::ENETUNREACH) => Ok(Path::None),
-                    // How the kernel says that a route prohibits or discards.
-                    Some(libc::EACCES | libc::EHOSTUNREACH | libc::EINVAL) => Ok(Path::NotOneHost),
+                    Some(number) if UNREACHABLE.contains(&number) => Ok(Path::NotOneHost),
                     _ => Err(Error::System { what: format!("look up the route to {to}"), source: error }),
                 };
             }
@@ -292,16 +327,17 @@ impl Routing {
                 priority,
                 [RuleAttribute::FwMark(mark), RuleAttribute::FwMask(mask)],
             )),
-            Entry::PortRule { port, table, priority } => Message::Rule(self.rule(
-                Family::V4,
-                table,
-                priority,
-                [
-                    RuleAttribute::Iifname("lo".to_owned()),
-                    RuleAttribute::IpProtocol(IpProtocol::Tcp),
-                    RuleAttribute::SourcePortRange(RulePortRange { start: port, end: port }),
-                ],
-            )),
+            Entry::PortRule { from, port, table, priority } => {
+                let sender = match from {
+                    None => RuleAttribute::Iifname("lo".to_owned()),
+                    Some(from) => RuleAttribute::Source(from.into()),
+                };
+                let ports = RuleAttribute::SourcePortRange(RulePortRange { start: port, end: port });
+                let mut rule =
+                    self.rule(Family::V4, table, priority, [sender, RuleAttribute::IpProtocol(IpProtocol::Tcp), ports]);
+                rule.header.src_len = if from.is_some() { 32 } else { 0 };
+                Message::Rule(rule)
+            }
         }
     }
 
@@ -343,7 +379,7 @@ impl Routing {
     fn read_rule(&self, rule: &RuleMessage) -> Option<Entry> {
         let header = &rule.header;
         let plain = header.action == RuleAction::ToTable
-            && (header.dst_len, header.src_len, header.tos) == (0, 0, 0)
+            && (header.dst_len, header.tos) == (0, 0)
             && header.flags == RuleFlags::empty();
         let family = Family::of(header.family).filter(|_| plain)?;
         let (mut protocol, mut table, mut priority) = (None, None, None);
@@ -363,16 +399,24 @@ impl Routing {
         protocol.filter(|number| *number == self.protocol)?;
         // The kernel lists them in the order of their numbers in linux/fib_rules.h.
         selectors.sort_by_key(|attribute| attribute.kind());
-        match *selectors {
-            [RuleAttribute::FwMark(value), RuleAttribute::FwMask(bits)] => {
+        match (header.src_len, &*selectors) {
+            (0, [RuleAttribute::FwMark(value), RuleAttribute::FwMask(bits)]) => {
                 Some(Entry::MarkRule { family, mark: *value, mask: *bits, table, priority })
             }
-            [
-                RuleAttribute::Iifname(device),
-                RuleAttribute::IpProtocol(IpProtocol::Tcp),
-                RuleAttribute::SourcePortRange(RulePortRange { start, end }),
-            ] if family == Family::V4 && device == "lo" && start == end => {
-                Some(Entry::PortRule { port: *start, table, priority })
+            (
+                bits,
+                [
+                    sender,
+                    RuleAttribute::IpProtocol(IpProtocol::Tcp),
+                    RuleAttribute::SourcePortRange(RulePortRange { start, end }),
+                ],
+            ) if family == Family::V4 && start == end => {
+                let from = match (bits, sender) {
+                    (0, RuleAttribute::Iifname(device)) if device == "lo" => None,
+                    (32, RuleAttribute::Source(IpAddr::V4(from))) => Some(*from),
+                    _ => return None,
+                };
+                Some(Entry::PortRule { from, port: *start, table, priority })
             }
             _ => None,
         }

@@ -25,15 +25,17 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    delivery,
     event::{self, EventCounts, EventRecord},
+    keeper::{HostStatus, Keeper},
     plan::{Actual, Desired, Order, plan},
     pool::pool,
 };
 use crate::{
     dataplane::{self, Counters, Dataplane, Explanation, FlowCounts, FlowRecord, MapMemory, Mode, Operation, Probe},
-    desired::{Class, Relay, RelayStatus, Source, Tables},
+    desired::{Class, Relay, RelayStatus, Tables},
     health::Health,
-    limits,
+    host, limits,
     store::{self, Scope, Store, Subscribers},
 };
 
@@ -51,7 +53,7 @@ pub enum Stage {
 }
 
 impl Stage {
-    const fn attaches(self) -> bool {
+    pub(super) const fn attaches(self) -> bool {
         matches!(self, Self::Attached | Self::Draining)
     }
 
@@ -82,13 +84,17 @@ pub struct Observed {
     pub flows_collected: u64,
     /// Comparisons of everything since the start.
     pub full_syncs: u64,
+    pub host: HostStatus,
 }
 
 impl Observed {
     /// Everything that is wrong with the data plane, in one line.
     pub fn fault(&self) -> Option<String> {
-        let faults: Vec<_> =
-            [&self.error, &self.clock_error, &self.collect_error].into_iter().flatten().cloned().collect();
+        let faults: Vec<_> = [&self.error, &self.clock_error, &self.collect_error, &self.host.error]
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect();
         (!faults.is_empty()).then(|| faults.join("; "))
     }
 }
@@ -235,6 +241,8 @@ pub struct Reconciler<D> {
     order: Order,
     interface_retries: BTreeMap<String, InterfaceRetry>,
     ticked: Instant,
+    /// Dropped after the data plane: programs are detached before what they rely on goes.
+    keeper: Option<Keeper>,
 }
 
 #[derive(Clone, Copy)]
@@ -268,8 +276,15 @@ enum SyncError {
 }
 
 impl<D: Dataplane> Reconciler<D> {
-    /// `flows_max` is the capacity of the flow table of one family; it decides the pace of the collection.
-    pub fn new(dataplane: D, store: Store, health: watch::Receiver<Health>, flows_max: u32) -> (Self, Handle) {
+    /// `flows_max` is the capacity of the flow table of one family; it decides the pace of the collection. Without a host nothing but the data
+    /// plane is changed.
+    pub fn new(
+        dataplane: D,
+        host: Option<host::Host>,
+        store: Store,
+        health: watch::Receiver<Health>,
+        flows_max: u32,
+    ) -> (Self, Handle) {
         let (question_sender, questions) = mpsc::channel(limits::RECONCILE_QUEUE_MAX);
         let (observed, observed_receiver) = watch::channel(Observed::default());
         let (stage_sender, stage) = watch::channel(Stage::default());
@@ -299,6 +314,7 @@ impl<D: Dataplane> Reconciler<D> {
             order: Order::default(),
             interface_retries: BTreeMap::new(),
             ticked: Instant::now(),
+            keeper: host.map(Keeper::new),
         };
         (reconciler, handle)
     }
@@ -308,7 +324,9 @@ impl<D: Dataplane> Reconciler<D> {
         // Without a clock every flow would look as old as the machine.
         self.tick();
         self.sync();
-        self.observed.borrow().fault().map_or(Ok(()), Err)
+        // The host may need others, such as a relay that starts later.
+        let kernel = Observed { host: HostStatus::default(), ..self.observed.borrow().clone() };
+        kernel.fault().map_or(Ok(()), Err)
     }
 
     /// Runs until `shutdown`. Attachments that are left are removed when the data plane is dropped.
@@ -338,7 +356,10 @@ impl<D: Dataplane> Reconciler<D> {
                 Ok(()) = health.changed() => self.sync_unless_waiting(),
                 _ = ticks.tick() => {
                     self.tick();
-                    if self.interfaces_differ() {
+                    if let Some(keeper) = &mut self.keeper {
+                        keeper.tick(monotonic_s());
+                    }
+                    if self.interfaces_differ() || self.keeper.as_ref().is_some_and(Keeper::is_due) {
                         self.sync_unless_waiting();
                     }
                 }
@@ -403,10 +424,12 @@ impl<D: Dataplane> Reconciler<D> {
 
     fn publish(&mut self, change: impl FnOnce(&mut Observed)) {
         let interfaces = self.interface_statuses();
+        let host = self.keeper.as_ref().map(Keeper::status).unwrap_or_default();
         self.observed.send_if_modified(|observed| {
             let before = observed.clone();
             change(observed);
             observed.interfaces = interfaces;
+            observed.host = host;
             *observed != before
         });
     }
@@ -428,6 +451,9 @@ impl<D: Dataplane> Reconciler<D> {
         let stage = *self.stage.borrow();
         let view = self.store.view(scope)?;
         let tables = &view.snapshot.tables;
+        if let Some(keeper) = &mut self.keeper {
+            keeper.prepare(tables, stage, &mut self.dataplane);
+        }
         let attached = self.dataplane.interfaces();
         let interfaces = self.wanted_interfaces(tables, &attached);
         let full = matches!(view.subscribers, Subscribers::All(_));
@@ -451,12 +477,18 @@ impl<D: Dataplane> Reconciler<D> {
         };
         let desired = Desired {
             revision: view.snapshot.revision,
-            relays: tables.relays.values().filter_map(|relay| Some((relay.id, kernel_relay(relay)?))).collect(),
+            relays: tables
+                .relays
+                .values()
+                .filter(|relay| delivery::is_known(relay))
+                .map(|relay| (relay.id, delivery::kernel_relay(relay, |endpoint| self.can_steer(relay, endpoint))))
+                .collect(),
             classes: {
                 let health = self.health.borrow();
                 let takes_flows = |relay: &Relay, endpoint| {
                     stage.takes_flows()
                         && relay.spec.status == RelayStatus::Enabled
+                        && delivery::takes_flows(relay, endpoint, |endpoint| self.can_steer(relay, endpoint))
                         && !health.is_down(relay.id, endpoint)
                 };
                 let classes = tables.classes.values();
@@ -492,9 +524,16 @@ impl<D: Dataplane> Reconciler<D> {
                 }
             }
         }
+        if let Some(keeper) = &mut self.keeper {
+            keeper.tidy(tables, &mut self.dataplane);
+        }
         // Whoever was due and not part of the plan is as it should be.
         self.interface_retries.retain(|_, interface| interface.retry.at > started);
         Ok(Synced { revision: desired.revision, stage, full })
+    }
+
+    fn can_steer(&self, relay: &Relay, endpoint: SocketAddr) -> bool {
+        self.keeper.as_ref().is_some_and(|keeper| keeper.is_ready(relay.id, endpoint))
     }
 
     /// The interfaces that a plan is to deal with: without those that refused a moment ago.
@@ -574,7 +613,11 @@ impl<D: Dataplane> Reconciler<D> {
     fn read_events(&mut self) {
         let events = self.dataplane.events();
         self.events_read += events.len() as u64;
+        let now_s = monotonic_s();
         for record in event::records(&events, SystemTime::now()) {
+            if let Some(keeper) = &mut self.keeper {
+                keeper.arrived(&record, now_s);
+            }
             // An error says that nobody listens.
             let _ = self.events.send(record);
         }
@@ -663,17 +706,6 @@ fn kernel_class(class: &Class, tables: &Tables, takes_flows: impl Fn(&Relay, Soc
         )
         .with_on_class_change(class.spec.on_class_change.into())
         .with_limits(class.spec.limits.into())
-}
-
-/// A relay without endpoints (the embedded one of a file that lists no listener) is none to the kernel.
-fn kernel_relay(relay: &Relay) -> Option<policy::Relay> {
-    relay.spec.endpoints().next()?;
-    let endpoints = policy::Relay::new(relay.spec.ipv4, relay.spec.ipv6);
-    Some(match relay.source {
-        // The embedded one.
-        Source::File => endpoints.own(),
-        Source::Api => endpoints,
-    })
 }
 
 /// `CLOCK_MONOTONIC` in seconds, the time base of the flow table.

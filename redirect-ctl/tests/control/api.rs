@@ -211,8 +211,8 @@ const BAD_BODIES: &[(&str, &str, u16, &str, Option<&str>)] = &[
     ("/v1/relays/postfix", r#"{"ipv4":"127.0.0.1:25"}"#, 422, "invalid", Some("/ipv4")),
     ("/v1/relays/postfix", r#"{"ipv4":"10.9.0.25:0"}"#, 422, "invalid", Some("/ipv4")),
     ("/v1/relays/postfix", r#"{"ipv6":"[::]:25"}"#, 422, "invalid", Some("/ipv6")),
-    ("/v1/relays/postfix", r#"{"ipv4":"10.9.0.25:25","delivery":"steer"}"#, 422, "invalid", Some("/delivery")),
     ("/v1/relays/postfix", r#"{"ipv4":"10.9.0.25:25","status":"drained"}"#, 422, "invalid", Some("/status")),
+    ("/v1/relays/postfix", r#"{"ipv4":"10.9.0.25:25","delivery":"dnat"}"#, 422, "invalid", Some("/delivery")),
     ("/v1/relays/embedded", r#"{"ipv4":"10.9.0.25:25"}"#, 409, "owned_by_file", None),
     ("/v1/locks/10.0.0.1", "{}", 422, "invalid", Some("/duration_s")),
     ("/v1/locks/10.0.0.1", r#"{"duration_s":0}"#, 422, "invalid", Some("/duration_s")),
@@ -220,6 +220,7 @@ const BAD_BODIES: &[(&str, &str, u16, &str, Option<&str>)] = &[
     ("/v1/locks/10.0.0.0_24", r#"{"duration_s":60}"#, 422, "invalid", Some("/address")),
     ("/v1/interfaces/lan1", r#"{"role":"relay"}"#, 422, "invalid", Some("/role")),
     ("/v1/interfaces/lan1", r#"{"hook":"generic"}"#, 422, "invalid", Some("/hook")),
+    ("/v1/interfaces/lan1", r#"{"foreign_sources":"yes"}"#, 422, "invalid", Some("/foreign_sources")),
     ("/v1/interfaces/a%2Fb", "{}", 422, "invalid", Some("/name")),
     ("/v1/interfaces/lan0", "{}", 409, "owned_by_file", None),
     ("/v1/gateways/default", "{}", 422, "invalid", Some("/address")),
@@ -367,7 +368,7 @@ async fn an_answer_can_be_sent_back() {
     let lab = Lab::start().await;
     lab.put("/v1/gateways/mx", r#"{"address":"MX.example.net.","description":"the \u00e4lteste"}"#).await.expect(201);
     lab.put("/v1/relays/postfix", r#"{"ipv4":"10.9.0.25:25","ipv6":"[fd00::25]:25"}"#).await.expect(201);
-    lab.put("/v1/interfaces/lan1", r#"{"hook":"tc"}"#).await.expect(201);
+    lab.put("/v1/interfaces/lan1", r#"{"hook":"tc","foreign_sources":true}"#).await.expect(201);
     lab.put("/v1/subscribers/10.1.0.0_16", r#"{"class":"bypass","expires":"2099-01-01T02:00:00+02:00"}"#)
         .await
         .expect(201);
@@ -384,6 +385,7 @@ async fn an_answer_can_be_sent_back() {
     }
     assert_eq!(lab.get("/v1/subscribers/10.1.0.0_16").await.json()["expires"], "2099-01-01T00:00:00Z");
     assert_eq!(lab.get("/v1/gateways/mx").await.json()["address"], "mx.example.net");
+    assert_eq!(lab.get("/v1/interfaces/lan1").await.json()["foreign_sources"], true);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -23,7 +23,7 @@ async fn nouns_list_get_set_and_delete() {
             "subscriber set fd00::7 --class bypass --source portal --expires 2099-12-01T00:00:00Z",
             "subscriber fd00::7/128 set (revision 7)\n",
         ),
-        ("interface set lan1 --hook xdp", "interface lan1 set (revision 8)\n"),
+        ("interface set lan1 --hook xdp --foreign-sources", "interface lan1 set (revision 8)\n"),
         (
             "gateway list",
             "NAME  ADDRESS         PORT  STATUS   DESCRIPTION\n\
@@ -54,9 +54,9 @@ async fn nouns_list_get_set_and_delete() {
         ("subscriber get 10.20.0.0/16 --no-headers", "10.20.0.0/16  gold  operator  -\n"),
         (
             "interface list",
-            "NAME  ROLE        HOOK  MODE  SOURCE  ERROR\n\
-             lan0  subscriber  auto  tcx   file    -\n\
-             lan1  subscriber  xdp   xdp   api     -\n",
+            "NAME  ROLE        HOOK  MODE  FOREIGN-SOURCES  SOURCE  ERROR\n\
+             lan0  subscriber  auto  tcx   no               file    -\n\
+             lan1  subscriber  xdp   xdp   yes              api     -\n",
         ),
         ("flow list", "CLIENT  SERVER  RELAY  PORT  CLASS  STATE  DELIVERY  AGE  IDLE\n"),
         ("stats", "CLASS  REASON  VERDICT  PACKETS  BYTES\n"),

@@ -73,7 +73,8 @@ async fn the_socket_of_a_dead_daemon_is_replaced_that_of_a_living_one_is_not() {
     let other = TempDir::new().unwrap();
     let mut second = settings(&other);
     second.sockets = lab.settings.sockets.clone();
-    let error = daemon::run(second, ModelDataplane::default(), CancellationToken::new()).await.unwrap_err().to_string();
+    let error =
+        daemon::run(second, ModelDataplane::default(), None, CancellationToken::new()).await.unwrap_err().to_string();
     assert_eq!(
         error,
         format!(
@@ -86,7 +87,8 @@ async fn the_socket_of_a_dead_daemon_is_replaced_that_of_a_living_one_is_not() {
     let mut third = settings(&other);
     std::fs::write(other.path().join("file"), "precious").unwrap();
     third.sockets = vec![other.path().join("file")];
-    let error = daemon::run(third, ModelDataplane::default(), CancellationToken::new()).await.unwrap_err().to_string();
+    let error =
+        daemon::run(third, ModelDataplane::default(), None, CancellationToken::new()).await.unwrap_err().to_string();
     assert!(error.contains("exists and is no socket"), "{error}");
     assert_eq!(std::fs::read_to_string(other.path().join("file")).unwrap(), "precious");
 }
@@ -100,14 +102,15 @@ async fn a_failed_start_attaches_nothing() {
     let mut bad = settings(&dir);
     bad.relay.ipv4 = Some(address);
     let model = ModelDataplane::default();
-    let error = daemon::run(bad, model.clone(), CancellationToken::new()).await.unwrap_err().to_string();
+    let error = daemon::run(bad, model.clone(), None, CancellationToken::new()).await.unwrap_err().to_string();
     assert!(error.starts_with(&format!("relay.listen: cannot listen on {address}: ")), "{error}");
     assert!(!model.state().log.iter().any(|operation| operation.to_string().starts_with("attach")));
     assert!(!dir.path().join("api.sock").exists());
 
     // A kernel that refuses.
     model.state().fault = Some(Box::new(|what| what.starts_with("set class")));
-    let error = daemon::run(settings(&dir), model.clone(), CancellationToken::new()).await.unwrap_err().to_string();
+    let error =
+        daemon::run(settings(&dir), model.clone(), None, CancellationToken::new()).await.unwrap_err().to_string();
     assert!(error.starts_with("the kernel does not take the configuration: set class 1: "), "{error}");
 }
 

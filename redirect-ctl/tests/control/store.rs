@@ -9,7 +9,10 @@ use std::{
 };
 
 use redirect_ctl::{
-    desired::{Action, ClassSpec, Fallback, InterfaceName, Limits, OnClassChange, Origin, RelayStatus, Subscriber},
+    desired::{
+        Action, ClassSpec, Fallback, Interface, InterfaceName, Limits, OnClassChange, Origin, RelayStatus, Source,
+        Subscriber,
+    },
     store::{self, Change, Error, FileResources, Outcome, Scope, Store, Subscribers},
 };
 use tempfile::TempDir;
@@ -105,6 +108,23 @@ async fn a_store_of_a_later_version_is_left_alone() {
     let garbage = dir.path().join("garbage.db");
     std::fs::write(&garbage, "this is no database, it is a text file of some length to be read".repeat(100)).unwrap();
     assert!(store::open(&garbage, &file()).is_err());
+}
+
+#[tokio::test]
+async fn interfaces_of_an_earlier_version_serve_no_foreign_sources() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("redirect.db");
+    let (store, writer) = open(&path);
+    let interface = Interface { source: Source::Api, ..crate::support::interface("lan7") };
+    store.change(Change::PutInterface(interface)).await.unwrap();
+    let before = store.snapshot().tables;
+    drop(store);
+    writer.join().unwrap();
+    let old = rusqlite::Connection::open(&path).unwrap();
+    old.execute_batch("ALTER TABLE interfaces DROP COLUMN foreign_sources; PRAGMA user_version = 2").unwrap();
+    drop(old);
+    let (store, _writer) = open(&path);
+    assert_eq!(store.snapshot().tables, before);
 }
 
 #[tokio::test]
@@ -220,7 +240,7 @@ const FIRST_SCHEMA: &str = "
     INSERT INTO classes VALUES (1, 'misconfigured', 'redirect', 1, 'pass', NULL), (7, 'gold', 'redirect', 4, 'block', 'mx'),
         (9, 'bypass', 'pass', NULL, 'pass', NULL);
     INSERT INTO subscribers VALUES (x'040a00000008', 7, 'portal', NULL);
-    PRAGMA user_version = 1;
+    PRAGMA user_version = 2;
 ";
 
 #[tokio::test]

@@ -12,7 +12,8 @@ use redirect_ctl::{
     config::{DataplaneSettings, HealthSettings, LogFormat, RelaySettings, Settings},
     daemon,
     dataplane::{Hook, Role, model::ModelDataplane},
-    desired::{Interface, Source},
+    desired::{Delivery, Interface, Source},
+    host::Numbers,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -46,6 +47,7 @@ pub(crate) fn settings(dir: &TempDir) -> Settings {
             hostname: "relay.example.net".to_owned(),
             ipv4: None,
             ipv6: None,
+            delivery: Delivery::Auto,
             message_size_max_bytes: 1 << 20,
             sessions_max: 100,
             connect_timeout: Duration::from_secs(2),
@@ -57,13 +59,20 @@ pub(crate) fn settings(dir: &TempDir) -> Settings {
             down_after: 3,
             up_after: 2,
         },
+        routing: Numbers::default(),
         interfaces: vec![interface("lan0")],
         log: LogFormat::Text,
     }
 }
 
 pub(crate) fn interface(name: &str) -> Interface {
-    Interface { name: name.parse().unwrap(), role: Role::Subscriber, hook: Hook::Auto, source: Source::File }
+    Interface {
+        name: name.parse().unwrap(),
+        role: Role::Subscriber,
+        hook: Hook::Auto,
+        foreign_sources: false,
+        source: Source::File,
+    }
 }
 
 impl Lab {
@@ -88,7 +97,7 @@ impl Lab {
 
     async fn launch(dir: TempDir, settings: Settings, model: ModelDataplane) -> Self {
         let shutdown = CancellationToken::new();
-        let task = tokio::spawn(daemon::run(settings.clone(), model.clone(), shutdown.clone()));
+        let task = tokio::spawn(daemon::run(settings.clone(), model.clone(), None, shutdown.clone()));
         let client = Client::new(&settings.sockets[0], PATIENCE);
         let lab = Self { dir, settings, model, client, shutdown, task };
         eventually("the API answers", || async { lab.client.status().await.is_ok() || lab.task.is_finished() }).await;
