@@ -62,7 +62,8 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     let mut dataplane = KernelDataplane::load(capacities)?;
     dataplane.report_events(settings.dataplane.events_per_second)?;
     let host = Host::open(settings.routing, &settings.sysctl_notes())?;
-    Ok(daemon::run(settings, dataplane, Some(host), shutdown).await?)
+    // On the heap: it holds every task of the daemon.
+    Ok(Box::pin(daemon::run(settings, dataplane, Some(host), shutdown)).await?)
 }
 
 /// A session of the relay takes two descriptors. The soft limit is for programs that cannot do with more than 1,024; this one can.
