@@ -308,6 +308,8 @@ fn quoted(line: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddrV4;
+
     use tokio::net::TcpListener;
 
     use super::*;
@@ -379,19 +381,18 @@ mod tests {
         assert!(refused.starts_with("cannot connect: Connection refused"), "{refused}");
     }
 
+    fn relay(id: RelayId, address: SocketAddrV4, status: RelayStatus) -> Relay {
+        let name = format!("relay{id}").parse().unwrap();
+        let spec = RelaySpec { name, ipv4: Some(address), ipv6: None, delivery: Delivery::Auto, status };
+        Relay { id, spec, source: Source::Api }
+    }
+
     #[tokio::test]
     async fn nobody_asks_a_disabled_relay() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let SocketAddr::V4(address) = listener.local_addr().unwrap() else { unreachable!("loopback is IPv4") };
         let snapshot = |status| {
-            let spec = RelaySpec {
-                name: "a".parse().unwrap(),
-                ipv4: Some(address),
-                ipv6: None,
-                delivery: Delivery::Auto,
-                status,
-            };
-            let relays = [(2, Relay { id: 2, spec, source: Source::Api })].into();
+            let relays = [(2, relay(2, address, status))].into();
             Snapshot { revision: 1, tables: Arc::new(Tables { relays, ..Tables::default() }) }
         };
         let (sender, snapshots) = watch::channel(snapshot(RelayStatus::Disabled));
@@ -417,6 +418,34 @@ mod tests {
             timeout_at(Instant::now() + WAIT * 50, changed).await.unwrap_or_else(|_| panic!("{status}")).unwrap();
         }
         busy.abort();
+        stop.cancel();
+        assert_eq!(task.await.unwrap(), Ok(()));
+    }
+
+    #[tokio::test]
+    async fn no_more_than_some_are_asked_at_the_same_time() {
+        const RELAYS: usize = 2 * limits::HEALTH_PROBES_MAX - 1;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let SocketAddr::V4(address) = listener.local_addr().unwrap() else { unreachable!("loopback is IPv4") };
+        let relays = (1..).take(RELAYS).map(|id| (id, relay(id, address, RelayStatus::Enabled))).collect();
+        let tables = Tables { relays, ..Tables::default() };
+        let (_sender, snapshots) = watch::channel(Snapshot { revision: 1, tables: Arc::new(tables) });
+        let interval = Some(Duration::from_hours(1));
+        let settings = HealthSettings { interval, timeout: WAIT * 100, down_after: 1, up_after: 1 };
+        let (prober, _health) = Prober::new(snapshots, settings);
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(prober.run(stop.clone()));
+        let mut silent = Vec::new();
+        while silent.len() < limits::HEALTH_PROBES_MAX {
+            silent.push(listener.accept().await.unwrap());
+        }
+        let one_more = timeout_at(Instant::now() + WAIT, listener.accept()).await;
+        assert!(one_more.is_err(), "all at once");
+        // Those whose turn it is not yet get theirs.
+        silent.clear();
+        while silent.len() < RELAYS - limits::HEALTH_PROBES_MAX {
+            silent.push(listener.accept().await.unwrap());
+        }
         stop.cancel();
         assert_eq!(task.await.unwrap(), Ok(()));
     }

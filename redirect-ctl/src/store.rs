@@ -190,8 +190,9 @@ impl Fill {
 /// The open store. Clones share it.
 #[derive(Clone)]
 pub struct Store {
-    writer: mpsc::Sender<Job>,
+    // Before the writer, so that its connection is the last one to close: two at the same time would leave the journal behind.
     readers: Readers,
+    writer: mpsc::Sender<Job>,
     snapshot: watch::Receiver<Snapshot>,
     touched: Arc<Touched>,
     applied: Arc<AtomicU64>,
@@ -248,12 +249,12 @@ pub fn open(path: &Path, resources: &FileResources) -> Result<(Store, Writer), E
     let touched = Arc::new(Touched::default());
     let applied = Arc::new(AtomicU64::new(0));
     let store = Store {
-        writer,
         readers: Readers {
             path: path.to_owned(),
             idle: Arc::default(),
             permits: Arc::new(Semaphore::new(limits::STORE_READERS_MAX)),
         },
+        writer,
         snapshot,
         touched: Arc::clone(&touched),
         applied: Arc::clone(&applied),
