@@ -17,6 +17,7 @@ mod product;
 pub mod raw;
 mod scene;
 pub mod smtp;
+pub mod stack;
 pub mod story;
 mod stretch;
 pub mod tcp;

@@ -28,7 +28,11 @@ use redirect_common::{
     tables::Socket,
     testkit::{FrameBuilder, Ip, MemoryTables, process},
 };
-use redirect_tests::kernel::{Hook, Kernel, Policy, model};
+use redirect_ctl::dataplane::kernel::OBJECT;
+use redirect_tests::{
+    kernel::{Hook, Kernel, Policy, model},
+    stack,
+};
 
 const RELAY_PORT: u16 = 2525;
 /// Small, so that mutated frames meet a full table too.
@@ -664,5 +668,14 @@ fn programs_are_far_from_the_verifiers_limit() {
     for (name, instructions) in Kernel::load(&policy(), FLOWS_MAX).verified_instructions() {
         println!("{name}: {instructions} verified instructions");
         assert!(instructions > 0 && instructions < 300_000, "{name}: {instructions}");
+    }
+}
+
+/// The kernel at hand may be more generous than others.
+#[test]
+fn stacks_fit_on_every_kernel() {
+    for (name, chain) in stack::deepest(OBJECT).unwrap() {
+        println!("{name}: {chain:?}");
+        assert!(chain.iter().sum::<usize>() <= stack::BYTES_MAX, "{name}: {chain:?}");
     }
 }
