@@ -3,7 +3,7 @@
 //!
 //! - [`routing`]: policy rules and routes, by rtnetlink
 //! - [`sysctl`]: settings of interfaces, with a note of what was found
-//! - [`adopt`]: the sockets of a relay that flows are steered to; [`sockets`] keeps track of them
+//! - [`adopt`]: the sockets of a relay that flows are steered to; `sockets` keeps track of them
 //! - [`foreign`]: which foreign sources get a route, and for how long; pure
 //!
 //! [`Host`] puts routing, settings and sources together: it is told what is [`Wanted`], and compares that with what the kernel has.
