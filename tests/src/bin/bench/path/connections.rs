@@ -12,7 +12,7 @@ use redirect_tests::Family;
 
 use super::{
     Bench,
-    site::{Occupant, Peer, RELAY, Site},
+    site::{Floor, Occupant, Peer, RELAY, Site},
     traffic::{self, Connections, Offloads},
     turns,
 };
@@ -46,7 +46,7 @@ pub(crate) fn redirected(bench: &Bench<'_>) -> Result<Vec<Row>> {
         Occupant::Peer(Peer::NftRedirect),
         Occupant::Peer(Peer::NftTproxy),
         Occupant::Redirectd(Hook::Xdp),
-        Occupant::XdpPass,
+        Occupant::Floor(Floor::XdpPass),
     ];
     let mut sites = turns::set_up(&occupants, |occupant| Site::for_connections(occupant, bench.cpu))?;
     let mut rows = Vec::new();
@@ -119,7 +119,7 @@ fn connections(bench: &Bench<'_>, site: &mut Site, count: u32) -> Result<Connect
 /// Where a client of the site dials to reach the relay.
 fn server(site: &Site) -> SocketAddrV4 {
     match (site.occupant, Family::V4.server()) {
-        (Occupant::Nothing | Occupant::XdpPass, _) | (_, IpAddr::V6(_)) => SocketAddrV4::new(RELAY.0, RELAY.1),
+        (Occupant::Nothing | Occupant::Floor(_), _) | (_, IpAddr::V6(_)) => SocketAddrV4::new(RELAY.0, RELAY.1),
         (_, IpAddr::V4(server)) => SocketAddrV4::new(server, 25),
     }
 }

@@ -7,7 +7,7 @@ use redirect_ctl::dataplane::{Dataplane as _, Hook};
 use super::{
     Bench, cpu,
     generator::{Direction, Flows, Generator, SUBSCRIBER_BITS, Stream},
-    site::{Occupant, Peer, Site, device_index, received},
+    site::{Floor, Occupant, Peer, Site, device_index, received},
     turns,
 };
 use crate::report::{Row, Unit};
@@ -33,7 +33,8 @@ pub(crate) fn bystanders(bench: &Bench<'_>) -> Result<Vec<Row>> {
     }
     let ours = [Hook::Xdp, Hook::Tc].map(|hook| Occupant::Dataplane { hook, million: true });
     let peers = [Peer::NftRedirect, Peer::NftRedirectMillion, Peer::NftTproxy, Peer::IpsetRedirectMillion];
-    let occupants = [&[Occupant::Nothing; 2][..], &ours, &peers.map(Occupant::Peer)].concat();
+    let floors = [Floor::XdpPass, Floor::TcxPass].map(Occupant::Floor);
+    let occupants = [&[Occupant::Nothing; 2][..], &ours, &floors, &peers.map(Occupant::Peer)].concat();
     let mut sites = turns::set_up(&occupants, Site::for_packets)?;
     let mut rows = Vec::new();
     for (name, direction, flows) in wanted {
@@ -53,7 +54,7 @@ pub(crate) fn refused(bench: &Bench<'_>) -> Result<Vec<Row>> {
         let peers: Vec<_> = peers.iter().copied().map(Occupant::Peer).collect();
         [&ours, &peers[..]].concat()
     };
-    let and_floor = |occupants: Vec<Occupant>| [&occupants[..], &[Occupant::XdpDrop]].concat();
+    let and_floor = |occupants: Vec<Occupant>| [&occupants[..], &[Occupant::Floor(Floor::XdpDrop)]].concat();
     let mut rows = Vec::new();
     for (name, action, stream, occupants) in [
         ("block_syn", Action::Block, &few, and_floor(with(ours(false), &[Peer::NftDrop]))),

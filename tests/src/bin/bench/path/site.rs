@@ -41,6 +41,7 @@ const COMMAND: Duration = Duration::from_mins(2);
 
 const XDP_DROP: i32 = 1;
 const XDP_PASS: i32 = 2;
+const TC_ACT_UNSPEC: i32 = -1;
 const TC_ACT_SHOT: i32 = 2;
 
 /// Numbers in the kernel, of the only class and the only relay.
@@ -59,11 +60,15 @@ pub(crate) enum Occupant {
     /// Ours as it is deployed, redirecting.
     Redirectd(Hook),
     Peer(Peer),
-    /// A program in the driver that discards everything: the least that it takes to refuse.
+    Floor(Floor),
+}
+
+/// The least that a hook costs: a program that answers every packet alike, where a client has to dial the relay itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Floor {
     XdpDrop,
-    /// A program in the driver that passes everything, where the client has to dial the relay itself: what XDP costs on a device without
-    /// hardware, whatever the program does.
     XdpPass,
+    TcxPass,
 }
 
 /// What people use instead. `Million` ones ask a set of all the generator's subscribers, the others take everybody for one.
@@ -90,8 +95,9 @@ impl Occupant {
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Nothing => "none",
-            Self::XdpDrop => "xdp_drop",
-            Self::XdpPass => "xdp_pass",
+            Self::Floor(Floor::XdpDrop) => "xdp_drop",
+            Self::Floor(Floor::XdpPass) => "xdp_pass",
+            Self::Floor(Floor::TcxPass) => "tcx_pass",
             Self::Dataplane { hook, .. } | Self::Redirectd(hook) => hook.name(),
             Self::Peer(peer) => match peer {
                 Peer::NftRedirect => "nft_redirect",
@@ -114,7 +120,8 @@ impl Occupant {
     pub(crate) fn is_peer_of(self, ours: Self) -> bool {
         match self {
             Self::Peer(_) => true,
-            Self::XdpDrop | Self::XdpPass => ours.name() == Hook::Xdp.name(),
+            Self::Floor(Floor::XdpDrop | Floor::XdpPass) => ours.name() == Hook::Xdp.name(),
+            Self::Floor(Floor::TcxPass) => ours.name() == Hook::Tc.name(),
             Self::Nothing | Self::Dataplane { .. } | Self::Redirectd(_) => false,
         }
     }
@@ -165,8 +172,8 @@ impl Site {
             attach(&lab.internet, "eth0", Kind::Classifier, TC_ACT_SHOT)?,
             attach(&lab.client, "eth0", kind, code)?,
         ];
-        if occupant == Occupant::XdpDrop {
-            links.push(attach(&lab.router, "lan0", Kind::Xdp, XDP_DROP)?);
+        if let Occupant::Floor(floor) = occupant {
+            links.push(attach_floor(&lab, floor)?);
         }
         let held = Held::Discarding { _links: links };
         Ok(Self { occupant, dataplane, second_s: 0, connections: 0, held, lab })
@@ -180,7 +187,7 @@ impl Site {
         let (mut product, mut link) = (None, None);
         match occupant {
             Occupant::Redirectd(hook) => product = Some(redirectd(&lab, hook)?),
-            Occupant::XdpPass => link = Some(attach(&lab.router, "lan0", Kind::Xdp, XDP_PASS)?),
+            Occupant::Floor(floor) => link = Some(attach_floor(&lab, floor)?),
             _ => {}
         }
         let held = Held::Connecting { product, _link: link, _sink: sink };
@@ -230,6 +237,15 @@ pub(crate) fn received(host: &Namespace, device: &str) -> Result<u64> {
 
 pub(crate) fn device_index(host: &Namespace, device: &str) -> Result<u32> {
     host.enter(|| if_nametoindex(device)).with_context(|| format!("find {device}"))
+}
+
+fn attach_floor(lab: &Lab, floor: Floor) -> Result<Link> {
+    let (kind, code) = match floor {
+        Floor::XdpDrop => (Kind::Xdp, XDP_DROP),
+        Floor::XdpPass => (Kind::Xdp, XDP_PASS),
+        Floor::TcxPass => (Kind::Classifier, TC_ACT_UNSPEC),
+    };
+    attach(&lab.router, "lan0", kind, code)
 }
 
 /// Attaches a program that answers everything with `code`.
