@@ -27,7 +27,7 @@ use std::{
 
 use nix::sys::socket::{getsockopt, sockopt};
 use redirect_tests::{
-    Family, Lab, Scene,
+    Family, Lab, Mode, Scene,
     capture::{Capture, Packet, TCP_ACK},
     in_every_mode,
     raw::{self, Wire},
@@ -77,16 +77,21 @@ enum Means<'a> {
 }
 
 impl Means<'_> {
-    fn rewrites(self) -> bool {
-        !matches!(self, Self::Nftables(Rules::Tproxy))
+    /// Whether packets on their way to a relay in this place are.
+    fn rewrites(self, place: Place) -> bool {
+        match self {
+            Self::Ours(scene) => scene.mode != Mode::Steer || place == Place::Dmz,
+            Self::Nftables(rules) => rules != Rules::Tproxy,
+        }
     }
 
     /// Which server the client dialled, if anybody tells the relay.
     fn original(self, place: Place, connection: &TcpStream) -> Option<SocketAddr> {
         let (own, peer) = (connection.local_addr().unwrap(), connection.peer_addr().unwrap());
         match self {
+            _ if !self.rewrites(place) => Some(own),
             Self::Ours(scene) => scene.originals(peer.ip()).unwrap().get(&peer).copied(),
-            Self::Nftables(Rules::Tproxy) => Some(own),
+            Self::Nftables(Rules::Tproxy) => unreachable!("it rewrites nothing"),
             Self::Nftables(Rules::Redirect | Rules::Dnat) if place == Place::Dmz => None,
             Self::Nftables(Rules::Redirect | Rules::Dnat) if own.is_ipv4() => {
                 let original = getsockopt(connection, sockopt::OriginalDst).unwrap();
@@ -300,7 +305,7 @@ impl<'a> Script<'a> {
             (Means::Nftables(Rules::Dnat), Place::Dmz) => {}
             _ => assert_eq!(self.means.original(self.relay.place, &relay), Some(server)),
         }
-        let own = if self.means.rewrites() { self.relay.endpoint(self.family) } else { server };
+        let own = if self.means.rewrites(self.relay.place) { self.relay.endpoint(self.family) } else { server };
         assert_eq!(relay.local_addr().unwrap(), own);
         self.visits.push(Visit { client: from, seen_as });
         (client, relay)
@@ -407,7 +412,7 @@ impl<'a> Script<'a> {
         let [.., first, second] = &self.visits[..] else { panic!("two visits") };
         assert_eq!(first.seen_as, first.client);
         assert_eq!(second.seen_as.ip(), second.client.ip());
-        assert_eq!(second.seen_as.port() == second.client.port(), !self.means.rewrites());
+        assert_eq!(second.seen_as.port() == second.client.port(), !self.means.rewrites(self.relay.place));
     }
 
     /// To another port, and to port 25 from a subscriber who may.

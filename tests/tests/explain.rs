@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use redirect_tests::{
-    Family, SILENCE, Scene, in_every_mode,
+    Family, Mode, SILENCE, Scene, in_every_mode,
     smtp::{Client, PATIENCE, port_25},
     wait_until,
 };
@@ -41,10 +41,11 @@ fn packets_of(scene: &Scene, reason: &str) -> u64 {
 }
 
 fn an_explanation_is_what_a_connection_meets(scene: &mut Scene) {
+    let opened = if scene.mode == Mode::Steer { "steer_new" } else { "flow_new" };
     for family in Family::BOTH {
         let to = family.server();
         for (from, reason, class) in [
-            (family.redirected(), "flow_new", "configured"),
+            (family.redirected(), opened, "configured"),
             (family.bypass(), "class_pass", "bypass"),
             (family.blocked(), "class_block", "blocked"),
         ] {
@@ -62,6 +63,10 @@ fn an_explanation_is_what_a_connection_meets(scene: &mut Scene) {
                     assert_eq!(answer["endpoint"], std::net::SocketAddr::new(family.router(), 2525).to_string());
                     assert!(met.unwrap().starts_with("relay.example.net "));
                 }
+                "steer" => {
+                    assert_eq!((&answer["relay"], &answer["endpoint"]), (&json!("embedded"), &Value::Null));
+                    assert!(met.unwrap().starts_with("relay.example.net "));
+                }
                 "pass" => assert_eq!(met.unwrap(), format!("internet {to} ESMTP")),
                 "drop" => assert_eq!(met, None),
                 other => panic!("verdict {other}"),
@@ -71,7 +76,7 @@ fn an_explanation_is_what_a_connection_meets(scene: &mut Scene) {
     // One event for each packet that opened a flow or was blocked, and none for a question.
     wait_until("the events of real packets, and no others", PATIENCE, || {
         let events = scene.product.json(&scene.lab, &["status"])?["events"].clone();
-        let real = packets_of(scene, "flow_new") + packets_of(scene, "class_block");
+        let real = packets_of(scene, opened) + packets_of(scene, "class_block");
         Ok((events == json!({"read": real, "lost": 0, "dropped": 0})).then_some(()))
     })
     .unwrap();

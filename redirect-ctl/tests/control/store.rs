@@ -240,7 +240,7 @@ const FIRST_SCHEMA: &str = "
     INSERT INTO classes VALUES (1, 'misconfigured', 'redirect', 1, 'pass', NULL), (7, 'gold', 'redirect', 4, 'block', 'mx'),
         (9, 'bypass', 'pass', NULL, 'pass', NULL);
     INSERT INTO subscribers VALUES (x'040a00000008', 7, 'portal', NULL);
-    PRAGMA user_version = 2;
+    PRAGMA user_version = 1;
 ";
 
 #[tokio::test]
