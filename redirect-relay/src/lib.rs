@@ -13,6 +13,7 @@
 //! | `session` | one client's session: octets and events in, octets and actions out |
 //! | `upstream` | the conversation with a gateway, likewise |
 //! | `command`, `address` | the strict grammar of what clients say |
+//! | `gateway`, `domain`, `route` | gateways and routes: what the operator says of them, and which one takes a message |
 //! | `reply` | replies, both directions |
 //! | `data` | the framing of a body |
 //! | `trace` | the `Received:` field |
@@ -26,11 +27,14 @@ mod buffer;
 mod command;
 mod counters;
 mod data;
+mod domain;
 mod driver;
+pub mod gateway;
 mod limits;
 mod record;
 mod relay;
 mod reply;
+pub mod route;
 mod session;
 mod trace;
 mod upstream;
@@ -38,6 +42,7 @@ mod upstream;
 pub use crate::{
     addrs::{ClientAddr, GatewayAddr, OriginalDst},
     counters::Counters,
+    domain::{Domain, InvalidDomain},
     driver::run,
     limits::{Limits, Timeouts},
     relay::{Directory, Endpoint, Gateway, Identity, Relay, Settings},

@@ -22,6 +22,25 @@ pub(crate) const LABEL_MAX: usize = 63;
 /// `Received:` fields that a message may carry before it counts as a loop (RFC 5321 section 6.3 asks for at least 100).
 pub(crate) const HOPS_MAX: u32 = 100;
 
+/// Octets of the name of a gateway or group, and of the description of one.
+pub(crate) const NAME_MAX: usize = 64;
+pub(crate) const DESCRIPTION_MAX: usize = 1000;
+/// The largest share of a gateway in a group.
+pub(crate) const WEIGHT_MAX: u16 = 1000;
+/// Gateways of one group.
+pub(crate) const GROUP_MEMBERS_MAX: usize = 64;
+/// Routes of one domain, told apart by their conditions: they are tried one after the other.
+pub(crate) const ROUTES_PER_DOMAIN_MAX: usize = 64;
+/// Priorities of messages (RFC 6710 section 4).
+pub(crate) const PRIORITY_MIN: i8 = -9;
+pub(crate) const PRIORITY_MAX: i8 = 9;
+/// Octets of an account's name and of its password: in base64, both and more fit a line of AUTH.
+pub(crate) const ACCOUNT_TEXT_MAX: usize = 255;
+/// Addresses that connections to one gateway may leave from, and texts that tell of block lists.
+pub(crate) const EGRESS_ADDRESSES_MAX: usize = 64;
+pub(crate) const BLOCK_PATTERNS_MAX: usize = 32;
+pub(crate) const BLOCK_PATTERN_MAX: usize = 200;
+
 /// Octets taken from a socket in one read.
 pub(crate) const READ_MAX: usize = 16 * 1024;
 /// Octets waiting for the gateway above which the client's body is not read: so at most this plus one read is held.
