@@ -18,12 +18,14 @@ pub struct DryRun<T> {
     tables: T,
     /// The relay that was asked for last.
     relay: Cell<u16>,
+    /// Connections of the packet's subscriber that would have ended.
+    ended: Cell<u32>,
 }
 
 impl<T> DryRun<T> {
     #[inline(always)]
     pub const fn new(tables: T) -> Self {
-        Self { tables, relay: Cell::new(0) }
+        Self { tables, relay: Cell::new(0), ended: Cell::new(0) }
     }
 
     /// The tables behind it.
@@ -144,7 +146,7 @@ impl<T: Tables> Tables for DryRun<T> {
 
     #[inline(always)]
     fn open(&self, host: Host) -> u32 {
-        self.tables.open(host)
+        self.tables.open(host).saturating_sub(self.ended.get())
     }
 
     #[inline(always)]
@@ -153,7 +155,9 @@ impl<T: Tables> Tables for DryRun<T> {
     }
 
     #[inline(always)]
-    fn remove_open(&self, _host: Host) {}
+    fn remove_open(&self, _host: Host) {
+        self.ended.set(self.ended.get() + 1);
+    }
 
     #[inline(always)]
     fn locked_until_s(&self, host: Host) -> Option<u32> {

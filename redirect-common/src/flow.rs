@@ -22,10 +22,11 @@
 //!
 //! A steered flow is established once the kernel has a connected socket for it. Whenever the policy has changed, the next segment of an
 //! established flow is judged anew: the flow goes on, or it is doomed. A doomed flow answers its client with resets until the client is
-//! silent; only the client's own resets still reach the relay.
+//! silent or opens a new one; only the client's own resets still reach the relay.
 //!
 //! Half-open flows live in a table of their own that recycles its oldest entries. Only a client that has seen the relay's initial sequence
-//! number gets into the established table, so a flood of forged SYNs can neither evict nor refuse an established flow.
+//! number gets into the established table, so a flood of forged SYNs can neither evict nor refuse an established flow. While that table is full,
+//! the class says what becomes of a client that would get in: it is refused, or goes on half-open and gets in with a later segment.
 
 use crate::address::{Address, V4, V6};
 
@@ -127,6 +128,8 @@ const COUNTED: u8 = 0x04;
 const DOOMED: u8 = 0x08;
 /// In a reply's entry: the relay is this host's own.
 const OWN: u8 = 0x10;
+/// In the forward entry of a half-open flow: the client has the relay's answer, and only a place is missing.
+const PROVEN: u8 = 0x20;
 
 /// An entry of a flow table. Packets update it in place; each direction writes its own entry only.
 #[repr(C)]
@@ -207,6 +210,18 @@ impl<A: Address> Flow<A> {
     #[inline(always)]
     pub const fn is_doomed(&self) -> bool {
         self.bits & DOOMED != 0
+    }
+
+    /// Whether only a place among the established flows is missing.
+    #[inline(always)]
+    pub const fn is_proven(&self) -> bool {
+        self.bits & PROVEN != 0
+    }
+
+    /// Remembers that the client has the relay's answer.
+    #[inline(always)]
+    pub const fn prove(&mut self) {
+        self.bits |= PROVEN;
     }
 
     /// Says whether the flow counts among those that its subscriber has open.

@@ -80,28 +80,16 @@ impl<A: Address> Fate<A> {
     clippy::trivially_copy_pass_by_ref,
     reason = "a function of BPF takes five arguments, and a pair counts as two"
 )]
-pub(crate) fn settle_first<T, A>(
-    tables: &T,
-    headers: &Headers,
-    tuple: &Tuple<A>,
-    to: &Tuple<A>,
-    outcome: &Outcome,
-) -> Outcome
+pub(crate) fn settle_first<T, A>(tables: &T, headers: &Headers, tuple: &Tuple<A>, to: &Tuple<A>, outcome: &Outcome)
 where
     T: Tables + FamilyTables<A>,
     A: Address,
 {
-    let reason = match outcome.reason.verdict() {
-        // A reset answers a segment, and of this one only a part is here.
-        Verdict::Reject => Reason::FragmentBlock,
-        Verdict::Pass | Verdict::Drop | Verdict::Redirect | Verdict::Steer => outcome.reason,
-    };
-    let verdict = reason.verdict();
+    let verdict = outcome.reason.verdict();
     if verdict != Verdict::Pass {
         let fate = Fate::new(to.addresses, outcome.class, verdict, tables.now_s());
         tables.set_fate(&Datagram::new(tuple.addresses, headers.fragment_id), &fate);
     }
-    Outcome::new(reason, outcome.class)
 }
 
 /// A first fragment without the whole TCP header.

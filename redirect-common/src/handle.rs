@@ -15,7 +15,7 @@ use crate::{
     icmp::translate_error,
     packet::PacketMut,
     parse::{Family, Headers, Kind, Link, Segment, parse_pulling},
-    policy::{Action, Class, OnClassChange},
+    policy::{Class, Fallback},
     reason::{Reason, Verdict},
     tables::{FamilyTables, InsertError, Socket, Table, Tables},
     wire::Tcp,
@@ -118,6 +118,8 @@ where
             Ok(()) => outcome.reason,
             Err(EditError) => Reason::EditFailed,
         },
+        // A reset answers a segment, and of this one only a part is here.
+        Verdict::Reject if fragmented => Reason::FragmentBlock,
         Verdict::Reject if segment.flags.resets() => Reason::ResetUnanswered,
         Verdict::Reject if !tables.take_reset(tables.now_s()) => Reason::RejectLimited,
         Verdict::Pass | Verdict::Drop | Verdict::Reject | Verdict::Steer => outcome.reason,
@@ -127,7 +129,7 @@ where
         report(tables, frame.ifindex(), &outcome, &segment.tuple, &to);
     }
     if fragmented {
-        return settle_first(tables, headers, &segment.tuple, &to, &outcome);
+        settle_first(tables, headers, &segment.tuple, &to, &outcome);
     }
     outcome
 }
@@ -207,12 +209,6 @@ where
     // Before the flow is in hand: a dry run has one place for a copy.
     let is_reset = segment.flags.opens() && is_reset(tables, key);
     let judged = tables.flow(Table::Established, key, |flow| {
-        // The client re-uses the port of a connection that it has closed, or that the relay has reset, to which a client says nothing. Of
-        // steered ones the kernel knows which those are.
-        if segment.flags.opens() && (flow.has_closed() || flow.is_steered() || is_reset) {
-            forget(tables, key, flow);
-            return None;
-        }
         *to = flow.to;
         if flow.epoch() != epoch && !flow.is_doomed() {
             if survives(tables, &key.addresses[0], flow.class) {
@@ -220,6 +216,12 @@ where
             } else {
                 flow.doom();
             }
+        }
+        // The client re-uses the port of a connection that it has closed, that the relay has reset, to which a client says nothing, or that
+        // its class does not want any more. Of steered ones the kernel knows which those are.
+        if segment.flags.opens() && (flow.has_closed() || flow.is_steered() || flow.is_doomed() || is_reset) {
+            forget(tables, key, flow);
+            return None;
         }
         flow.note(segment.flags, now_s);
         if flow.is_counted() && (segment.flags.ends() || flow.is_doomed()) {
@@ -245,13 +247,8 @@ fn is_reset<T: FamilyTables<A>, A: Address>(tables: &T, key: &Tuple<A>) -> bool 
 /// Whether a live flow of the class `number` may go on by the policy as it is.
 #[inline(always)]
 fn survives<T: Tables + FamilyTables<A>, A: Address>(tables: &T, source: &A, number: u16) -> bool {
-    match class_of(tables, source) {
-        // No class has a say any more.
-        None => true,
-        Some((now, class)) => {
-            now == number && class.action() == Action::Redirect || class.on_class_change() == OnClassChange::Keep
-        }
-    }
+    // Without a class nobody has a say any more.
+    class_of(tables, source).is_none_or(|(now, class)| class.lets_go_on(now, number))
 }
 
 /// Removes an established flow.
@@ -282,51 +279,65 @@ fn shake_hands<T: Tables + FamilyTables<A>, A: Address>(
         flow.serves(Direction::Forward, &segment.tuple).then(|| {
             flow.note(segment.flags, now_s);
             *to = flow.to;
-            (flow.is_steered(), flow.class)
+            (flow.is_steered(), flow.is_proven(), flow.class)
         })
     });
-    let (steered, class) = half_open.flatten()?;
+    let (steered, proven, class) = half_open.flatten()?;
     let reason = if steered {
         match tables.socket(&segment.tuple) {
             Socket::Connected => promote_steered(tables, &segment.tuple, class, epoch, now_s),
             Socket::Waiting | Socket::None => Reason::SteerHalfOpen,
         }
-    } else if segment.flags.acknowledges() {
-        promote(tables, &segment.tuple, to, class, segment.acknowledgment)
+    } else if proven || segment.flags.acknowledges() && has_answer(tables, to, segment.acknowledgment) {
+        promote(tables, &segment.tuple, to, class)
     } else {
         Reason::FlowHalfOpen
     };
     Some(Outcome::new(reason, class))
 }
 
-/// Moves a pair to the established table if `acknowledgment` shows that the client has the relay's answer. The reply's entry goes first: its key
-/// is the one that others may contend for. Both go from table to table: copies in between are too large for the BPF stack.
+/// Whether `acknowledgment` shows that the client has the relay's answer.
 #[inline(never)]
-fn promote<T: Tables + FamilyTables<A>, A: Address>(
-    tables: &T,
-    key: &Tuple<A>,
-    to: &Tuple<A>,
-    class: u16,
-    acknowledgment: u32,
-) -> Reason {
+fn has_answer<T: FamilyTables<A>, A: Address>(tables: &T, to: &Tuple<A>, acknowledgment: u32) -> bool {
+    tables.flow(Table::HalfOpen, &to.reversed(), |reply| reply.answer_seen_by(acknowledgment)) == Some(true)
+}
+
+/// Moves a pair whose client has the relay's answer to the established table. The reply's entry goes first: its key is the one that others may
+/// contend for. Both go from table to table: copies in between are too large for the BPF stack.
+#[inline(never)]
+fn promote<T: Tables + FamilyTables<A>, A: Address>(tables: &T, key: &Tuple<A>, to: &Tuple<A>, class: u16) -> Reason {
     let reply_key = to.reversed();
-    let entered = tables.flow(Table::HalfOpen, &reply_key, |reply| {
-        reply.answer_seen_by(acknowledgment).then(|| tables.insert(Table::Established, &reply_key, reply))
-    });
-    match entered.flatten() {
+    let entered =
+        tables.flow(Table::HalfOpen, &reply_key, |reply| tables.insert(Table::Established, &reply_key, reply));
+    match entered {
         Some(Ok(())) => {}
         None | Some(Err(InsertError::Exists)) => return Reason::FlowHalfOpen,
-        Some(Err(InsertError::Full)) => return Reason::FlowUnpromoted,
+        Some(Err(InsertError::Full)) => return stay_half_open(tables, key, class),
     }
     let entered = tables.flow(Table::HalfOpen, key, |flow| tables.insert(Table::Established, key, flow));
     if entered != Some(Ok(())) {
         tables.remove(Table::Established, &reply_key);
-        return Reason::FlowUnpromoted;
+        return stay_half_open(tables, key, class);
     }
     count_open(tables, key, class);
     tables.remove(Table::HalfOpen, key);
     tables.remove(Table::HalfOpen, &reply_key);
     Reason::FlowPromoted
+}
+
+/// What becomes of a flow that the full table of established flows has no place for, by what its class says of flows that no relay can take.
+/// The relay has answered, so none can pass on to the server: a flow of a class that says pass goes on as it is, until there is a place or
+/// newer ones need its own.
+#[inline(never)]
+fn stay_half_open<T: Tables + FamilyTables<A>, A: Address>(tables: &T, key: &Tuple<A>, class: u16) -> Reason {
+    match tables.class(class).map_or(Fallback::Pass, Class::on_relay_down) {
+        Fallback::Pass => {
+            tables.flow(Table::HalfOpen, key, Flow::prove);
+            Reason::FlowUnpromoted
+        }
+        Fallback::Block => Reason::FlowUnpromotedBlock,
+        Fallback::Reject => Reason::FlowUnpromotedReject,
+    }
 }
 
 /// Enters a steered flow into the established table. Without a place there it costs a look-up of its socket with each segment.

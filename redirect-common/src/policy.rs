@@ -166,6 +166,13 @@ impl Class {
         }
     }
 
+    /// Whether a live flow that a class with the number `before` redirected may go on where this class, `number`, has the say.
+    #[inline(always)]
+    pub const fn lets_go_on(&self, number: u16, before: u16) -> bool {
+        number == before && matches!(self.action(), Action::Redirect)
+            || matches!(self.on_class_change(), OnClassChange::Keep)
+    }
+
     pub const fn has_limits(&self) -> bool {
         self.interval_ns != 0 || self.open_max != 0
     }

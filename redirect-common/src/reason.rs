@@ -92,7 +92,9 @@ reasons! {
     FlowNew = "flow_new", Redirect, "A SYN that opens a redirected flow.";
     FlowHalfOpen = "flow_half_open", Redirect, "A segment of a redirected flow before its handshake is complete.";
     FlowPromoted = "flow_promoted", Redirect, "The segment that completed the handshake of a redirected flow.";
-    FlowUnpromoted = "flow_unpromoted", Redirect, "Handshake complete, but the table of established flows is full.";
+    FlowUnpromoted = "flow_unpromoted", Redirect, "Handshake complete, but the table of established flows is full; the class says pass.";
+    FlowUnpromotedBlock = "flow_unpromoted_block", Drop, "Handshake complete, but the table of established flows is full; the class says block.";
+    FlowUnpromotedReject = "flow_unpromoted_reject", Reject, "Handshake complete, but the table of established flows is full; the class says reject.";
     FlowEstablished = "flow_established", Redirect, "A segment of an established redirected flow.";
     SteerNew = "steer_new", Steer, "A SYN that opens a steered flow.";
     SteerHalfOpen = "steer_half_open", Steer, "A segment of a steered flow before its handshake is complete.";
@@ -143,6 +145,8 @@ impl Reason {
         Self::ClashPass,
         Self::ClashBlock,
         Self::ClashReject,
+        Self::FlowUnpromotedBlock,
+        Self::FlowUnpromotedReject,
         Self::FlowNew,
         Self::SteerNew,
     ]);

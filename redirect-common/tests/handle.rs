@@ -332,20 +332,59 @@ fn only_a_client_that_has_seen_the_relays_number_is_promoted() {
     }
 }
 
+/// Establishes one flow, fills the table with it, and opens another up to where the client has the relay's answer.
+fn fill_up(ip: Ip, fallback: Fallback) -> (MemoryTables, FrameBuilder, FrameBuilder) {
+    let mut tables = tables();
+    tables.classes.insert(REDIRECT, Class::new(Action::Redirect, fallback, 1));
+    let first = FrameBuilder::syn(ip);
+    establish(&tables, &first);
+    tables.established_max = 3;
+    let second = FrameBuilder { client_port: 40_001, ..first.clone() };
+    up(&tables, &second, Reason::FlowNew);
+    down(&tables, &syn_ack(&second), 40_001, Reason::ReplyHalfOpen);
+    (tables, first, second)
+}
+
 #[test]
-fn a_full_table_leaves_new_flows_half_open_and_established_ones_alone() {
+fn a_full_table_leaves_established_flows_alone_and_lets_new_ones_go_on_where_the_class_says_pass() {
     for ip in IPS {
-        let mut tables = tables();
-        let first = FrameBuilder::syn(ip);
-        establish(&tables, &first);
-        tables.established_max = 3;
-        let second = FrameBuilder { client_port: 40_001, ..first.clone() };
-        up(&tables, &second, Reason::FlowNew);
-        down(&tables, &syn_ack(&second), 40_001, Reason::ReplyHalfOpen);
+        let (mut tables, first, second) = fill_up(ip, Fallback::Pass);
         up(&tables, &ack(&second), Reason::FlowUnpromoted);
         assert_eq!(entries(&tables), (2, 2), "a half that found room is taken back");
         down(&tables, &ack(&second), 40_001, Reason::ReplyHalfOpen);
         up(&tables, &ack(&first), Reason::FlowEstablished);
+        let later = FrameBuilder { acknowledgment: 6000, ..ack(&second) };
+        up(&tables, &later, Reason::FlowUnpromoted);
+        let reset = FrameBuilder { flags: Flags::RST, ..later.clone() };
+        tables.established_max = 4;
+        up(&tables, &reset, Reason::FlowPromoted);
+        assert_eq!(entries(&tables), (0, 4), "any segment will do once there is a place");
+        up(&tables, &later, Reason::FlowEstablished);
+    }
+}
+
+#[test]
+fn a_full_table_refuses_new_flows_where_the_class_says_so_and_takes_them_once_there_is_a_place() {
+    for ip in IPS {
+        for (fallback, reason) in
+            [(Fallback::Block, Reason::FlowUnpromotedBlock), (Fallback::Reject, Reason::FlowUnpromotedReject)]
+        {
+            let (mut tables, first, second) = fill_up(ip, fallback);
+            for _ in 0..2 {
+                let out = send(&tables, &ack(&second).build(), Direction::Forward, REDIRECT, reason);
+                if fallback == Fallback::Reject {
+                    let (l4, flags) = if ip == Ip::V4 { (34, 47) } else { (54, 67) };
+                    assert_eq!(out[flags], Flags::RST);
+                    assert_eq!(out[l4 + 4..][..4], 5001u32.to_be_bytes(), "the number that the client waits for");
+                }
+            }
+            assert_eq!(entries(&tables), (2, 2));
+            // The client's own reset, in answer to what the relay repeats, ends the relay's side.
+            up(&tables, &FrameBuilder { flags: Flags::RST, ..ack(&second) }, Reason::FlowHalfOpen);
+            up(&tables, &ack(&first), Reason::FlowEstablished);
+            tables.established_max = 4;
+            up(&tables, &ack(&second), Reason::FlowPromoted);
+        }
     }
 }
 

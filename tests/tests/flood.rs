@@ -5,7 +5,7 @@ use std::{sync::Barrier, thread, time::Instant};
 
 use redirect_common::{
     address::V4,
-    flow::Flags,
+    flow::{Flags, Flow, Tuple},
     maps::names,
     policy::{Action, Class, Fallback, Limits, Relay},
     reason::Reason,
@@ -97,19 +97,33 @@ fn a_flood_of_a_million_syns_neither_evicts_nor_refuses_an_established_flow() {
 }
 
 #[test]
-fn a_flow_that_finds_the_table_full_is_counted_and_stays_half_open() {
-    let kernel = Kernel::load(&policy(Limits::default()), 1);
-    let [[syn, answer, ack], [other_syn, other_answer, other_ack]] = [40_000, 40_001].map(honest);
-    expect(&kernel, &syn, Hook::TcIngress, Reason::FlowNew);
-    expect(&kernel, &answer, Hook::TcEgress, Reason::ReplyHalfOpen);
-    expect(&kernel, &ack, Hook::TcIngress, Reason::FlowPromoted);
-    expect(&kernel, &other_syn, Hook::TcIngress, Reason::FlowNew);
-    expect(&kernel, &other_answer, Hook::TcEgress, Reason::ReplyHalfOpen);
-    for _ in 0..2 {
-        expect(&kernel, &other_ack, Hook::TcIngress, Reason::FlowUnpromoted);
-        expect(&kernel, &other_ack, Hook::TcEgress, Reason::ReplyHalfOpen);
+fn what_becomes_of_a_flow_that_finds_the_table_full_is_up_to_its_class() {
+    for (fallback, reason) in [
+        (Fallback::Pass, Reason::FlowUnpromoted),
+        (Fallback::Block, Reason::FlowUnpromotedBlock),
+        (Fallback::Reject, Reason::FlowUnpromotedReject),
+    ] {
+        let mut policy = policy(Limits::default());
+        policy.classes.insert(CLASS, Class::new(Action::Redirect, fallback, 1));
+        let mut kernel = Kernel::load(&policy, 1);
+        let [[syn, answer, ack], [other_syn, other_answer, other_ack]] = [40_000, 40_001].map(honest);
+        expect(&kernel, &syn, Hook::TcIngress, Reason::FlowNew);
+        expect(&kernel, &answer, Hook::TcEgress, Reason::ReplyHalfOpen);
+        expect(&kernel, &ack, Hook::TcIngress, Reason::FlowPromoted);
+        expect(&kernel, &other_syn, Hook::TcIngress, Reason::FlowNew);
+        expect(&kernel, &other_answer, Hook::TcEgress, Reason::ReplyHalfOpen);
+        for _ in 0..2 {
+            expect(&kernel, &other_ack, Hook::TcIngress, reason);
+            expect(&kernel, &other_ack, Hook::TcEgress, Reason::ReplyHalfOpen);
+        }
+        expect_alive(&kernel, 40_000);
+
+        // Once there is a place it gets it, whatever the segment is if the relay has talked on.
+        kernel.clear::<Tuple<V4>, Flow<V4>>(names::FLOWS_V4);
+        let acknowledgment = if fallback == Fallback::Pass { 6000 } else { 5001 };
+        expect(&kernel, &FrameBuilder { acknowledgment, ..other_ack }, Hook::TcIngress, Reason::FlowPromoted);
+        expect_alive(&kernel, 40_001);
     }
-    expect_alive(&kernel, 40_000);
 }
 
 #[test]

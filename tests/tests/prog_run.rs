@@ -110,10 +110,10 @@ fn policy() -> Policy {
             (NO_RELAY_BLOCK, Class::new(Action::Redirect, Fallback::Block, 2)),
             (REJECT, Class::new(Action::Reject, Fallback::Pass, 0)),
             (NO_RELAY_REJECT, Class::new(Action::Redirect, Fallback::Reject, 2)),
-            (KEEP, Class::new(Action::Redirect, Fallback::Pass, 1).with_on_class_change(OnClassChange::Keep)),
+            (KEEP, Class::new(Action::Redirect, Fallback::Reject, 1).with_on_class_change(OnClassChange::Keep)),
             (STEER, Class::new(Action::Redirect, Fallback::Pass, 3)),
             (STEER_ONLY, Class::new(Action::Redirect, Fallback::Block, 4)),
-            (RATE, Class::new(Action::Redirect, Fallback::Pass, 1).with_limits(pace)),
+            (RATE, Class::new(Action::Redirect, Fallback::Block, 1).with_limits(pace)),
             (
                 OPEN,
                 Class::new(Action::Redirect, Fallback::Pass, 1)

@@ -31,6 +31,37 @@ fn a_live_flow_is_reset_and_the_clients_own_resets_reach_the_relay() {
 }
 
 #[test]
+fn a_syn_follows_the_new_class_at_once() {
+    for ip in IPS {
+        for doomed in [false, true] {
+            for (class, reason) in [(BLOCK, Reason::ClassBlock), (OTHER, Reason::FlowNew)] {
+                let mut tables = tables(REDIRECT);
+                tables.classes.insert(REDIRECT, redirecting().with_limits(Limits { open_max: 1, ..Limits::default() }));
+                tables.classes.insert(OTHER, redirecting().with_limits(Limits { open_max: 1, ..Limits::default() }));
+                let syn = FrameBuilder::syn(ip);
+                establish(&tables, &syn);
+                set_class(&tables, class);
+                tables.epoch += 1;
+                if doomed {
+                    assert_eq!(up(&tables, &with(Flags::ACK, &syn)), Reason::ClassChanged);
+                }
+                assert_eq!(up(&tables, &syn), reason, "{class}, doomed: {doomed}");
+                let established = tables.v4.borrow().established.len() + tables.v6.borrow().established.len();
+                assert_eq!(established, 0, "the old flow is gone");
+                assert_eq!(tables.open.borrow().values().sum::<u32>(), 0, "and no longer counts as open");
+            }
+        }
+        // A flow that survives is none that a SYN could end.
+        let mut tables = tables(REDIRECT);
+        let syn = FrameBuilder::syn(ip);
+        establish(&tables, &syn);
+        set_class(&tables, KEEP);
+        tables.epoch += 1;
+        assert_eq!(up(&tables, &syn), Reason::FlowEstablished);
+    }
+}
+
+#[test]
 fn a_live_flow_goes_on_where_the_new_class_keeps_such_or_nothing_has_changed() {
     for ip in IPS {
         for class in [KEEP, REDIRECT] {

@@ -32,13 +32,16 @@ proptest! {
     ) {
         let limits = Limits { rate: 1, burst: 4, open_max: 2, lock_after: 3, lock_s: 2 };
         let mut tables = tables(REDIRECT);
-        tables.classes.insert(REDIRECT, redirecting().with_limits(limits));
+        for class in [REDIRECT, OTHER] {
+            tables.classes.insert(class, redirecting().with_limits(limits));
+        }
+        tables.established_max = 4;
         for ((builder, up), class, tick) in frames {
             if tick {
                 tables.now_s += 1;
                 tables.now_ns += 500_000_000;
                 tables.epoch += 1;
-                set_class(&tables, [REDIRECT, REDIRECT, KEEP, STEER][usize::from(class)]);
+                set_class(&tables, [REDIRECT, OTHER, KEEP, STEER][usize::from(class)]);
             }
             let (frame, direction) = if up {
                 (builder.build(), Direction::Forward)

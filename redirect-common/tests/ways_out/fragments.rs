@@ -62,6 +62,20 @@ fn fragments_of_who_is_stopped_are_dropped() {
 }
 
 #[test]
+fn a_fragment_that_would_be_rejected_takes_no_reset_and_is_told_as_what_it_is() {
+    for ip in IPS {
+        let mut tables = tables(REDIRECT);
+        tables.classes.insert(REDIRECT, Class::new(Action::Reject, Fallback::Pass, 0));
+        tables.resets_left.set(1);
+        assert_eq!(up(&tables, &fragment(ip, true, 7)), Reason::FragmentBlock);
+        assert_eq!(up(&tables, &FrameBuilder { flags: Flags::RST, ..fragment(ip, true, 8) }), Reason::FragmentBlock);
+        assert!(tables.events.borrow().is_empty(), "nothing was answered, so nothing was rejected");
+        assert_eq!(up(&tables, &FrameBuilder::syn(ip)), Reason::ClassReject, "the reset is still there");
+        assert_eq!(up(&tables, &FrameBuilder::syn(ip)), Reason::RejectLimited);
+    }
+}
+
+#[test]
 fn fragments_of_a_steered_flow_are_steered_and_those_that_pass_pass() {
     for ip in IPS {
         let steering = tables(STEER);

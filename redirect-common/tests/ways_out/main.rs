@@ -24,6 +24,8 @@ const REDIRECT: u16 = 1;
 const BLOCK: u16 = 2;
 const STEER: u16 = 3;
 const KEEP: u16 = 4;
+/// As `REDIRECT`, by another number.
+const OTHER: u16 = 5;
 const RELAY_PORT: u16 = 2525;
 
 fn redirecting() -> Class {
@@ -39,6 +41,7 @@ fn tables(class: u16) -> MemoryTables {
         (REDIRECT, redirecting()),
         (BLOCK, Class::new(Action::Block, Fallback::Pass, 0)),
         (STEER, Class::new(Action::Redirect, Fallback::Pass, 2)),
+        (OTHER, redirecting()),
         (KEEP, redirecting().with_on_class_change(OnClassChange::Keep)),
     ]
     .into();
