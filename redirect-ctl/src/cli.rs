@@ -81,6 +81,22 @@ pub enum Noun {
     /// Upstream SMTP servers of the embedded relay
     #[command(subcommand)]
     Gateway(GatewayVerb),
+    /// Whether a Postfix that takes redirected mail accepts smuggled ends of data; exit code 1 if so
+    #[command(
+        after_help = "Examples:\n  redirect-ctl postfix-check\n  redirect-ctl postfix-check --config-dir /etc/postfix-relay\n  \
+                      redirect-ctl -o json postfix-check --postconf /opt/postfix/sbin/postconf"
+    )]
+    PostfixCheck(PostfixCheck),
+}
+
+#[derive(Debug, Args)]
+pub struct PostfixCheck {
+    /// The folder of main.cf and master.cf [default: Postfix's own]
+    #[arg(long, value_name = "FOLDER")]
+    pub config_dir: Option<PathBuf>,
+    /// The program that knows the settings
+    #[arg(long, value_name = "PROGRAM", default_value = "postconf")]
+    pub postconf: PathBuf,
 }
 
 #[derive(Debug, Args)]

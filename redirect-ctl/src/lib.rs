@@ -11,7 +11,7 @@
 //! - [`health`]: asks relays whether they live
 //! - [`host`]: routes, sysctls and relays' sockets of the host
 //! - [`api`]: REST over the Unix socket, its types and its client; [`metrics`]: Prometheus
-//! - [`cli`] and [`commands`]: `redirect-ctl`
+//! - [`cli`] and [`commands`]: `redirect-ctl`; [`postfix`]: what it makes of the settings of a Postfix
 //! - [`relay`]: tells the embedded relay who a connection comes from and which gateway is its
 //! - [`daemon`]: start order, tasks, stop; [`limits`]: every bound
 
@@ -26,6 +26,7 @@ pub mod health;
 pub mod host;
 pub mod limits;
 pub mod metrics;
+pub mod postfix;
 pub mod reconcile;
 pub mod relay;
 pub mod store;

@@ -8,6 +8,7 @@ mod gateway;
 mod interface;
 mod lock;
 mod output;
+mod postfix_check;
 mod relay;
 mod stats;
 mod status;
@@ -62,6 +63,8 @@ pub enum Error {
     Print(#[from] io::Error),
     #[error("{0}")]
     Usage(String),
+    #[error("{0}")]
+    Failed(String),
 }
 
 impl Error {
@@ -74,7 +77,7 @@ impl Error {
                 409 | 412 => exit::CONFLICT,
                 _ => exit::ERROR,
             },
-            Self::Client(client::Error::Answer(_)) | Self::Print(_) => exit::ERROR,
+            Self::Client(client::Error::Answer(_)) | Self::Print(_) | Self::Failed(_) => exit::ERROR,
         }
     }
 }
@@ -134,6 +137,7 @@ async fn dispatch(env: &mut Env<'_>, cli: Cli) -> Result<(), Error> {
         Noun::Relay(verb) => relay::run(&mut context, verb).await,
         Noun::Interface(verb) => interface::run(&mut context, verb).await,
         Noun::Gateway(verb) => gateway::run(&mut context, verb).await,
+        Noun::PostfixCheck(args) => postfix_check::run(&mut context, &args, cli.timeout).await,
     }
 }
 
