@@ -43,7 +43,12 @@ impl Directory for FlowDirectory {
             }
         };
         let class = self.tables().classes.get(&original.class)?.spec.name.as_str().into();
-        Some(Identity { client: ClientAddr::new(original.client), original: OriginalDst::new(original.server), class })
+        Some(Identity {
+            client: ClientAddr::new(original.client),
+            original: OriginalDst::new(original.server),
+            class,
+            policy: Arc::default(),
+        })
     }
 
     async fn gateway(&self, identity: &Identity) -> Option<Gateway> {

@@ -13,7 +13,7 @@ use crate::limits::{DOMAIN_MAX, LABEL_MAX, LOCAL_PART_MAX};
 /// `Local-part "@" ( Domain / address-literal )`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mailbox {
-    /// Without quotes and backslashes; printable ASCII.
+    /// Without quotes and backslashes; printable ASCII, or any UTF-8 without control characters (RFC 6531).
     local: String,
     domain: Domain,
 }
@@ -76,6 +76,30 @@ pub(crate) fn recipient(text: &str) -> Result<(Recipient, &str), AddressError> {
     Ok((Recipient::Mailbox(mailbox), rest))
 }
 
+impl Sender {
+    /// Whether any server can take it; the others need SMTPUTF8 (RFC 6531).
+    pub(crate) fn is_ascii(&self) -> bool {
+        matches!(self, Self::Null) || matches!(self, Self::Mailbox(mailbox) if mailbox.is_ascii())
+    }
+}
+
+impl Recipient {
+    /// As [`Sender::is_ascii`].
+    pub(crate) fn is_ascii(&self) -> bool {
+        matches!(self, Self::Postmaster) || matches!(self, Self::Mailbox(mailbox) if mailbox.is_ascii())
+    }
+}
+
+impl Mailbox {
+    fn is_ascii(&self) -> bool {
+        let domain_is_ascii = match &self.domain {
+            Domain::Name(name) => name.is_ascii(),
+            Domain::Literal(_) => true,
+        };
+        self.local.is_ascii() && domain_is_ascii
+    }
+}
+
 fn path(text: &str) -> Result<(Mailbox, &str), AddressError> {
     let text = text.strip_prefix('<').ok_or(AddressError::Syntax)?;
     if text.starts_with('@') {
@@ -101,26 +125,27 @@ fn is_dot_string(local: &str) -> bool {
     local.split('.').all(|atom| !atom.is_empty() && atom.bytes().all(is_atext))
 }
 
-/// RFC 5322 section 3.2.3.
+/// RFC 5322 section 3.2.3, and RFC 6531 section 3.3, which takes every character outside ASCII.
 fn is_atext(octet: u8) -> bool {
-    octet.is_ascii_alphanumeric() || b"!#$%&'*+-/=?^_`{|}~".contains(&octet)
+    octet.is_ascii_alphanumeric() || b"!#$%&'*+-/=?^_`{|}~".contains(&octet) || !octet.is_ascii()
 }
 
 /// `Quoted-string = DQUOTE *(qtextSMTP / quoted-pairSMTP) DQUOTE`; `text` begins with the quote.
 fn quoted_string(text: &str) -> Result<(String, &str), AddressError> {
     let mut local = String::new();
-    let mut octets = text.bytes().enumerate().skip(1);
-    while let Some((i, octet)) = octets.next() {
-        let plain = match octet {
-            b'"' if local.is_empty() => return Err(AddressError::Syntax),
-            b'"' => return Ok((local, &text[i + 1..])),
-            b'\\' => octets.next().ok_or(AddressError::Syntax)?.1,
-            _ => octet,
+    let mut chars = text.char_indices().skip(1);
+    while let Some((i, c)) = chars.next() {
+        let plain = match c {
+            '"' if local.is_empty() => return Err(AddressError::Syntax),
+            '"' => return Ok((local, &text[i + 1..])),
+            // Only ASCII is ever quoted (section 4.1.2).
+            '\\' => chars.next().map(|(_, c)| c).filter(char::is_ascii).ok_or(AddressError::Syntax)?,
+            _ => c,
         };
-        if !matches!(plain, b' '..=b'~') {
+        if plain.is_control() {
             return Err(AddressError::Syntax);
         }
-        local.push(char::from(plain));
+        local.push(plain);
     }
     Err(AddressError::Syntax)
 }
@@ -134,7 +159,14 @@ fn parse_domain(text: &str) -> Result<Domain, AddressError> {
         };
         return ip.map(Domain::Literal).ok_or(AddressError::Syntax);
     }
-    if is_domain(text) { Ok(Domain::Name(text.to_owned())) } else { Err(AddressError::Syntax) }
+    if is_domain(text) || is_u_domain(text) { Ok(Domain::Name(text.to_owned())) } else { Err(AddressError::Syntax) }
+}
+
+/// A domain with U-labels (RFC 6531 section 3.3, RFC 5890), whose A-labels form a domain.
+fn is_u_domain(text: &str) -> bool {
+    !text.is_ascii()
+        && text.len() <= DOMAIN_MAX
+        && idna::domain_to_ascii_strict(text).is_ok_and(|ascii| is_domain(&ascii))
 }
 
 /// `Domain = sub-domain *("." sub-domain)`, letters, digits and inner hyphens.
@@ -214,6 +246,30 @@ mod tests {
         check("<a@[192.0.2.1]>", Ok("<a@[192.0.2.1]>"));
         check("<a@[IPv6:::1]>", Ok("<a@[IPv6:::1]>"));
         check("<a@[ipv6:2001:DB8:0::7]>", Ok("<a@[IPv6:2001:db8::7]>"));
+    }
+
+    #[test]
+    fn internationalized_addresses() {
+        check("<\u{3b4}@b>", Ok("<\u{3b4}@b>"));
+        check("<\"\u{3b4} \u{3b5}\"@b>", Ok("<\"\u{3b4} \u{3b5}\"@b>"));
+        check("<a@b\u{fc}cher.example>", Ok("<a@b\u{fc}cher.example>"));
+        check("<a@xn--bcher-kva.example>", Ok("<a@xn--bcher-kva.example>"));
+        for path in [
+            "<\"\\\u{3b4}\"@b>",
+            "<\"\u{85}\"@b>",
+            "<a@b\u{3002}c\u{0}>",
+            "<a@\u{202e}b>",
+            "<a@b\u{fc} c>",
+            "<a@-\u{fc}>",
+            "<a@\u{fc}_c>",
+        ] {
+            check(path, Err(AddressError::Syntax));
+        }
+        check(&format!("<{}@b>", "\u{3b4}".repeat(33)), Err(AddressError::Syntax));
+        assert!(!recipient("<\u{3b4}@b>").unwrap().0.is_ascii());
+        assert!(!recipient("<a@b\u{fc}cher.example>").unwrap().0.is_ascii());
+        assert!(recipient("<a@[192.0.2.1]>").unwrap().0.is_ascii());
+        assert!(sender("<>").unwrap().0.is_ascii());
     }
 
     #[test]

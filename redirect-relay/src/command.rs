@@ -3,19 +3,26 @@
 //! Nothing is repaired: what is not exactly a command is refused. Lines that no mail client sends by mistake (another
 //! protocol, a bare CR or LF, a relay's private verbs) also end the session.
 
+use std::mem;
+
 use crate::{
     address::{self, AddressError, Recipient, Sender},
-    limits::{COMMAND_LINE_MAX, DOMAIN_MAX, MAIL_LINE_MAX},
+    dsn::{self, DsnError, Notify, Return},
+    limits::{COMMAND_LINE_MAX, DOMAIN_MAX, DSN_MAIL_ROOM, DSN_RCPT_ROOM, MAIL_LINE_MAX, SMTPUTF8_ROOM},
     reply::Reply,
     trace::Helo,
 };
+
+/// Letters of the longest verb, and one more.
+const VERB_MAX: usize = 9;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Command {
     Hello(Helo),
     Mail(Mail),
-    Rcpt(Recipient),
+    Rcpt(Rcpt),
     Data,
+    Bdat(Chunk),
     Rset,
     Noop,
     Quit,
@@ -29,6 +36,59 @@ pub(crate) struct Mail {
     /// `SIZE=` (RFC 1870), octets. More digits than fit in the number are the largest number.
     pub(crate) size: Option<u64>,
     pub(crate) body: Option<Body>,
+    /// RFC 6531: addresses and header fields may hold UTF-8.
+    pub(crate) smtputf8: bool,
+    /// `RET=` and `ENVID=` (RFC 3461).
+    pub(crate) ret: Option<Return>,
+    pub(crate) envid: Option<String>,
+}
+
+impl Mail {
+    /// Whether it has anything that HELO does not allow.
+    pub(crate) const fn is_extended(&self) -> bool {
+        self.size.is_some() || self.body.is_some() || self.smtputf8 || self.ret.is_some() || self.envid.is_some()
+    }
+}
+
+/// RCPT with its parameters (RFC 3461).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Rcpt {
+    pub(crate) recipient: Recipient,
+    pub(crate) notify: Option<Notify>,
+    pub(crate) orcpt: Option<String>,
+}
+
+impl Rcpt {
+    /// As [`Mail::is_extended`].
+    pub(crate) const fn is_extended(&self) -> bool {
+        self.notify.is_some() || self.orcpt.is_some()
+    }
+}
+
+/// BDAT (RFC 3030): so many octets of message text follow the line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Chunk {
+    pub(crate) octets: u64,
+    pub(crate) last: bool,
+}
+
+/// What was offered to the client beyond what is always offered, and so may be used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Grammar {
+    pub(crate) smtputf8: bool,
+    pub(crate) dsn: bool,
+}
+
+impl Grammar {
+    /// Octets of a line with this verb, its CRLF included: each extension in use has its allowance.
+    fn line_max(self, verb: &[u8]) -> usize {
+        let room = |offered: bool, room: usize| if offered { room } else { 0 };
+        match verb {
+            b"MAIL" => MAIL_LINE_MAX + room(self.smtputf8, SMTPUTF8_ROOM) + room(self.dsn, DSN_MAIL_ROOM),
+            b"RCPT" => COMMAND_LINE_MAX + room(self.dsn, DSN_RCPT_ROOM),
+            _ => COMMAND_LINE_MAX,
+        }
+    }
 }
 
 /// `BODY=` (RFC 6152).
@@ -64,6 +124,9 @@ const SYNTAX: Refusal = refuse(501, 5, 2, "Syntax error");
 const ARGUMENTS: Refusal = refuse(501, 5, 4, "Syntax error in arguments");
 const EIGHT_BIT: Refusal = refuse(501, 5, 2, "Octets outside ASCII are not accepted");
 const EIGHT_BIT_ADDRESS: Refusal = refuse(553, 6, 7, "SMTPUTF8 is not offered, the address must be ASCII");
+const BAD_CHUNK: Refusal = close(501, 5, 4, "Not the size of a chunk");
+/// Also the session's answer to such a recipient.
+pub(crate) const NEEDS_SMTPUTF8: Refusal = refuse(553, 6, 7, "The address needs the parameter SMTPUTF8");
 const UNKNOWN_PARAMETER: Refusal = refuse(555, 5, 4, "Parameter not recognized or not implemented");
 const DUPLICATE_PARAMETER: Refusal = refuse(501, 5, 4, "Parameter given twice");
 const BAD_SENDER: Refusal = refuse(501, 1, 7, "Bad sender address syntax");
@@ -72,60 +135,66 @@ const NO_SOURCE_ROUTE: Refusal = refuse(550, 7, 1, "Source routes are not accept
 const NO_DETOUR: Refusal = refuse(550, 7, 1, "Relaying through the recipient's server is not accepted");
 
 /// Takes one line off the front of `input`: its length with line end, and what it says. `None`: the line is not whole.
-pub(crate) fn next(input: &[u8]) -> Option<(usize, Result<Command, Refusal>)> {
+pub(crate) fn next(input: &[u8], grammar: Grammar) -> Option<(usize, Result<Command, Refusal>)> {
     let first = *input.first()?;
     // A TLS ClientHello or other noise need not hold a line end at all, so it is judged by its first octet.
     if !matches!(first, b'\r' | b'\n' | 0 | b' '..=b'~') {
         return Some((input.len(), Err(NOT_SMTP)));
     }
     let Some(end) = memchr::memchr(b'\n', input) else {
-        return (input.len() >= MAIL_LINE_MAX).then_some((input.len(), Err(TOO_LONG)));
+        return (input.len() >= grammar.line_max(&verb(input))).then_some((input.len(), Err(TOO_LONG)));
     };
     let length = end + 1;
-    Some((length, line(&input[..length])))
+    Some((length, line(&input[..length], grammar)))
 }
 
-fn line(line: &[u8]) -> Result<Command, Refusal> {
-    if line.len() > MAIL_LINE_MAX {
+/// The letters that a line begins with, in upper case; more of them than any verb has are no verb.
+fn verb(line: &[u8]) -> Vec<u8> {
+    line.iter().take(VERB_MAX).take_while(|octet| octet.is_ascii_alphabetic()).map(u8::to_ascii_uppercase).collect()
+}
+
+fn line(line: &[u8], grammar: Grammar) -> Result<Command, Refusal> {
+    let verb = verb(line);
+    if line.len() > grammar.line_max(&verb) {
         return Err(TOO_LONG);
     }
-    let length = line.len();
     let line = line.strip_suffix(b"\r\n").ok_or(LINE_ENDING)?;
     if line.iter().any(|b| matches!(b, b'\r' | 0)) {
         return Err(LINE_ENDING);
     }
-    let verb_end = line.iter().position(|b| !b.is_ascii_alphabetic()).unwrap_or(line.len());
-    let verb = line[..verb_end].to_ascii_uppercase();
     if verb.is_empty() && !line.is_empty() {
         return Err(NOT_SMTP);
     }
-    if length > COMMAND_LINE_MAX && verb != b"MAIL" {
-        return Err(TOO_LONG);
-    }
-    let Ok(rest) = str::from_utf8(&line[verb_end..]).map_err(|_| ()).and_then(|s| s.is_ascii().then_some(s).ok_or(()))
-    else {
-        return Err(if matches!(verb.as_slice(), b"MAIL" | b"RCPT") { EIGHT_BIT_ADDRESS } else { EIGHT_BIT });
+    let path = matches!(verb.as_slice(), b"MAIL" | b"RCPT");
+    let utf8 = grammar.smtputf8 && (path || verb == b"VRFY");
+    let rest = match str::from_utf8(&line[verb.len()..]) {
+        Ok(rest) if utf8 || rest.is_ascii() => rest,
+        Ok(_) if path => return Err(EIGHT_BIT_ADDRESS),
+        _ if path && !grammar.smtputf8 => return Err(EIGHT_BIT_ADDRESS),
+        _ => return Err(EIGHT_BIT),
     };
-    if rest.bytes().any(|b| b.is_ascii_control()) {
+    if rest.chars().any(char::is_control) {
         return Err(SYNTAX);
     }
-    command(&verb, rest)
+    command(&verb, rest, grammar)
 }
 
-/// `rest` is what follows the verb, printable ASCII, with the space that should begin it.
-fn command(verb: &[u8], rest: &str) -> Result<Command, Refusal> {
+/// `rest` is what follows the verb, without control characters, with the space that should begin it.
+fn command(verb: &[u8], rest: &str, grammar: Grammar) -> Result<Command, Refusal> {
     let arguments = rest.trim_matches(' ');
     let separated = rest.is_empty() || rest.starts_with(' ');
     match verb {
         b"GET" | b"POST" | b"PUT" | b"HEAD" | b"CONNECT" | b"OPTIONS" | b"DELETE" | b"PATCH" | b"TRACE" | b"PRI"
         | b"SSH" => Err(NOT_SMTP),
-        // What follows an unoffered BDAT is message text and not commands, and its extent would have to be believed.
-        b"XCLIENT" | b"XFORWARD" | b"PROXY" | b"BDAT" => Err(PRIVATE),
+        b"XCLIENT" | b"XFORWARD" | b"PROXY" => Err(PRIVATE),
+        // What follows is message text and not commands: where its extent is not known, nothing can follow.
+        b"BDAT" if !separated => Err(BAD_CHUNK),
         _ if !separated => Err(UNKNOWN),
         b"EHLO" => hello(arguments, true),
         b"HELO" => hello(arguments, false),
-        b"MAIL" => mail(arguments),
-        b"RCPT" => rcpt(arguments),
+        b"MAIL" => mail(arguments, grammar),
+        b"RCPT" => rcpt(arguments, grammar),
+        b"BDAT" => bdat(arguments),
         b"DATA" => alone(arguments, Command::Data),
         b"RSET" => alone(arguments, Command::Rset),
         b"QUIT" => alone(arguments, Command::Quit),
@@ -151,14 +220,14 @@ fn hello(name: &str, extended: bool) -> Result<Command, Refusal> {
     Ok(Command::Hello(Helo { name: name.to_owned(), extended }))
 }
 
-fn mail(arguments: &str) -> Result<Command, Refusal> {
+fn mail(arguments: &str, grammar: Grammar) -> Result<Command, Refusal> {
     let path = keyword(arguments, "FROM:").ok_or(SYNTAX)?;
     let (sender, rest) = address::sender(path).map_err(|error| match error {
         AddressError::Syntax => BAD_SENDER,
         AddressError::SourceRoute => NO_SOURCE_ROUTE,
         AddressError::Detour => NO_DETOUR,
     })?;
-    let mut mail = Mail { sender, size: None, body: None };
+    let mut mail = Mail { sender, size: None, body: None, smtputf8: false, ret: None, envid: None };
     for parameter in parameters(rest, BAD_SENDER)? {
         let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
         if name.eq_ignore_ascii_case("SIZE") {
@@ -175,23 +244,67 @@ fn mail(arguments: &str) -> Result<Command, Refusal> {
             if mail.body.replace(body).is_some() {
                 return Err(DUPLICATE_PARAMETER);
             }
+        } else if grammar.smtputf8 && parameter.eq_ignore_ascii_case("SMTPUTF8") {
+            if mem::replace(&mut mail.smtputf8, true) {
+                return Err(DUPLICATE_PARAMETER);
+            }
+        } else if grammar.dsn && name.eq_ignore_ascii_case("RET") {
+            if mail.ret.replace(dsn::ret(value)?).is_some() {
+                return Err(DUPLICATE_PARAMETER);
+            }
+        } else if grammar.dsn && name.eq_ignore_ascii_case("ENVID") {
+            if mail.envid.replace(dsn::envid(value)?).is_some() {
+                return Err(DUPLICATE_PARAMETER);
+            }
         } else {
             return Err(UNKNOWN_PARAMETER);
         }
     }
+    if !mail.smtputf8 && !mail.sender.is_ascii() {
+        return Err(NEEDS_SMTPUTF8);
+    }
     Ok(Command::Mail(mail))
 }
 
-fn rcpt(arguments: &str) -> Result<Command, Refusal> {
+fn rcpt(arguments: &str, grammar: Grammar) -> Result<Command, Refusal> {
     let path = keyword(arguments, "TO:").ok_or(SYNTAX)?;
     let (recipient, rest) = address::recipient(path).map_err(|error| match error {
         AddressError::Syntax => BAD_RECIPIENT,
         AddressError::SourceRoute => NO_SOURCE_ROUTE,
         AddressError::Detour => NO_DETOUR,
     })?;
-    match parameters(rest, BAD_RECIPIENT)?.next() {
-        None => Ok(Command::Rcpt(recipient)),
-        Some(_) => Err(UNKNOWN_PARAMETER),
+    let mut rcpt = Rcpt { recipient, notify: None, orcpt: None };
+    for parameter in parameters(rest, BAD_RECIPIENT)? {
+        let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        let twice = if grammar.dsn && name.eq_ignore_ascii_case("NOTIFY") {
+            rcpt.notify.replace(dsn::notify(value)?).is_some()
+        } else if grammar.dsn && name.eq_ignore_ascii_case("ORCPT") {
+            rcpt.orcpt.replace(dsn::orcpt(value)?).is_some()
+        } else {
+            return Err(UNKNOWN_PARAMETER);
+        };
+        if twice {
+            return Err(DUPLICATE_PARAMETER);
+        }
+    }
+    Ok(Command::Rcpt(rcpt))
+}
+
+/// `BDAT SP chunk-size [SP "LAST"]` (RFC 3030 section 2). A size that no number holds is a size that nobody sends.
+fn bdat(arguments: &str) -> Result<Command, Refusal> {
+    let (octets, last) = match arguments.split_once(' ') {
+        Some((octets, last)) if last.trim_start_matches(' ').eq_ignore_ascii_case("LAST") => (octets, true),
+        Some(_) => return Err(BAD_CHUNK),
+        None => (arguments, false),
+    };
+    let octets = size(octets).filter(|octets| *octets < u64::MAX).ok_or(BAD_CHUNK)?;
+    Ok(Command::Bdat(Chunk { octets, last }))
+}
+
+/// A malformed DSN value is an argument like any other.
+impl From<DsnError> for Refusal {
+    fn from(_: DsnError) -> Self {
+        ARGUMENTS
     }
 }
 
@@ -222,13 +335,14 @@ mod tests {
     use super::*;
 
     /// Shows a command in short, and a refusal as its code, status and whether it closes.
-    fn show(input: &[u8]) -> String {
-        match next(input) {
+    fn show_in(input: &[u8], grammar: Grammar) -> String {
+        match next(input, grammar) {
             None => "more".into(),
             Some((_, Ok(command))) => match command {
                 Command::Hello(helo) => format!("hello {} {}", helo.name, helo.extended),
                 Command::Mail(mail) => format!("mail {} {:?} {:?}", mail.sender, mail.size, mail.body),
-                Command::Rcpt(recipient) => format!("rcpt {recipient}"),
+                Command::Rcpt(rcpt) => format!("rcpt {} {:?} {:?}", rcpt.recipient, rcpt.notify, rcpt.orcpt),
+                Command::Bdat(chunk) => format!("bdat {} {}", chunk.octets, chunk.last),
                 command => format!("{command:?}").to_lowercase(),
             },
             Some((_, Err(refusal))) => {
@@ -239,6 +353,10 @@ mod tests {
                 if refusal.close { format!("{status} close") } else { status }
             }
         }
+    }
+
+    fn show(input: &[u8]) -> String {
+        show_in(input, Grammar::default())
     }
 
     fn check(line: &str, expected: &str) {
@@ -253,8 +371,8 @@ mod tests {
         check("mail from: <a@b>  size=7 BODY=8bitmime ", "mail <a@b> Some(7) Some(EightBitMime)");
         check("MAIL FROM:<a@b> BODY=7BIT", "mail <a@b> None Some(SevenBit)");
         check("MAIL FROM:<a@b> SIZE=99999999999999999999", "mail <a@b> Some(18446744073709551615) None");
-        check("RCPT TO:<a@b>", "rcpt <a@b>");
-        check("RCPT TO:<PostMaster>", "rcpt <postmaster>");
+        check("RCPT TO:<a@b>", "rcpt <a@b> None None");
+        check("RCPT TO:<PostMaster>", "rcpt <postmaster> None None");
         check("DATA", "data");
         check("DATA ", "data");
         check("rset", "rset");
@@ -303,9 +421,58 @@ mod tests {
         for line in ["STARTTLS", "AUTH PLAIN AAAA", "EXPN x", "ETRN x", "TURN", "HELP", "BURL x"] {
             check(line, "502 5.5.1");
         }
-        for line in ["XCLIENT ADDR=192.0.2.1", "XFORWARD NAME=x", "PROXY TCP4 a b 1 2", "BDAT 5 LAST"] {
+        for line in ["XCLIENT ADDR=192.0.2.1", "XFORWARD NAME=x", "PROXY TCP4 a b 1 2"] {
             check(line, "502 5.5.1 close");
         }
+    }
+
+    #[test]
+    fn chunks() {
+        check("BDAT 0", "bdat 0 false");
+        check("bdat 86 last", "bdat 86 true");
+        check("BDAT 18446744073709551614  LAST ", "bdat 18446744073709551614 true");
+        for line in
+            ["BDAT", "BDAT x", "BDAT -1", "BDAT +1", "BDAT 1 2", "BDAT 1 LAST x", "BDAT LAST", "BDAT5", "BDAT 0x5"]
+        {
+            check(line, "501 5.5.4 close");
+        }
+        check("BDAT 18446744073709551615", "501 5.5.4 close");
+        check("BDAT 99999999999999999999 LAST", "501 5.5.4 close");
+    }
+
+    const EVERYTHING: Grammar = Grammar { smtputf8: true, dsn: true };
+
+    #[test]
+    fn parameters_that_were_offered() {
+        let check = |line: &str, expected: &str| {
+            assert_eq!(show_in(format!("{line}\r\n").as_bytes(), EVERYTHING), expected, "{line:?}");
+        };
+        check("RCPT TO:<a@b> NOTIFY=never", "rcpt <a@b> Some(Never) None");
+        check("RCPT TO:<a@b> ORCPT=rfc822;a+2Bb@c", "rcpt <a@b> None Some(\"rfc822;a+2Bb@c\")");
+        check("RCPT TO:<a@b> NOTIFY=NEVER NOTIFY=NEVER", "501 5.5.4");
+        check("RCPT TO:<a@b> ORCPT=rfc822;a ORCPT=rfc822;a", "501 5.5.4");
+        check("RCPT TO:<a@b> ORCPT=rfc822;a+0D+0Ab", "501 5.5.4");
+        check("RCPT TO:<a@b> RET=FULL", "555 5.5.4");
+        check("MAIL FROM:<a@b> RET=full ENVID=x+3Dy", "mail <a@b> None None");
+        check("MAIL FROM:<a@b> RET=some", "501 5.5.4");
+        check("MAIL FROM:<a@b> ENVID=", "501 5.5.4");
+        check("MAIL FROM:<a@b> ENVID=x+0Dy", "501 5.5.4");
+        check("MAIL FROM:<a@b> RET=FULL RET=HDRS", "501 5.5.4");
+        check("MAIL FROM:<a@b> ENVID=1 ENVID=2", "501 5.5.4");
+        check("MAIL FROM:<\u{3b4}@b> SMTPUTF8", "mail <\u{3b4}@b> None None");
+        check("MAIL FROM:<\u{3b4}@b>", "553 5.6.7");
+        check("MAIL FROM:<a@b> SMTPUTF8=1", "555 5.5.4");
+        check("MAIL FROM:<a@b> SMTPUTF8 SMTPUTF8", "501 5.5.4");
+        check("RCPT TO:<\u{3b4}@b>", "rcpt <\u{3b4}@b> None None");
+        check("RCPT TO:<a\u{85}@b>", "501 5.5.2");
+        assert_eq!(show_in(b"RCPT TO:<\xff@b>\r\n", EVERYTHING), "501 5.5.2");
+        check("NOOP \u{3b4}", "501 5.5.2");
+        let long = |length: usize| format!("RCPT TO:<a@b>{}", " ".repeat(length - 15));
+        check(&long(1048), "rcpt <a@b> None None");
+        check(&long(1049), "500 5.5.2 close");
+        let long = |length: usize| format!("MAIL FROM:<a@b>{}", " ".repeat(length - 17));
+        check(&long(681), "mail <a@b> None None");
+        check(&long(682), "500 5.5.2 close");
     }
 
     #[test]
@@ -353,15 +520,19 @@ mod tests {
         let mail = |length: usize| format!("MAIL FROM:<a@b>{}", " ".repeat(length - 17));
         check(&mail(555), "mail <a@b> None None");
         check(&mail(556), "500 5.5.2 close");
-        assert_eq!(show(&[b'A'; 554]), "more");
-        assert_eq!(show(&[b'A'; 555]), "500 5.5.2 close");
+        assert_eq!(show(&[b'A'; 511]), "more");
+        assert_eq!(show(&[b'A'; 512]), "500 5.5.2 close");
+        assert_eq!(show(format!("MAIL {}", "A".repeat(549)).as_bytes()), "more");
+        assert_eq!(show(format!("MAIL {}", "A".repeat(550)).as_bytes()), "500 5.5.2 close");
     }
 
     proptest! {
         #[test]
         fn any_octets(input in proptest::collection::vec(any::<u8>(), 0..700)) {
-            if let Some((length, _)) = next(&input) {
-                prop_assert!((1..=input.len()).contains(&length));
+            for grammar in [Grammar::default(), EVERYTHING] {
+                if let Some((length, _)) = next(&input, grammar) {
+                    prop_assert!((1..=input.len()).contains(&length));
+                }
             }
         }
 
@@ -369,7 +540,8 @@ mod tests {
         #[test]
         fn what_follows_does_not_matter(line in "[A-Z]{0,4}[ :<>@a-z]{0,12}", tail in "[ -~]{0,9}") {
             let whole = format!("{line}\r\n");
-            prop_assert_eq!(next(whole.as_bytes()), next(format!("{whole}{tail}").as_bytes()));
+            let both = [whole.clone(), format!("{whole}{tail}")].map(|input| next(input.as_bytes(), EVERYTHING));
+            prop_assert_eq!(&both[0], &both[1]);
         }
     }
 }

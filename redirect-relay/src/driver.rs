@@ -436,7 +436,7 @@ impl<'a, D: Directory> Conversation<'a, D> {
         if record.smuggling() {
             meters.smuggling_refused.increment();
         }
-        let Identity { client, original, class } = self.session.identity();
+        let Identity { client, original, class, .. } = self.session.identity();
         info!(
             subscriber = %client,
             class = &**class,

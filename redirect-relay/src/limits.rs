@@ -8,6 +8,18 @@ use std::time::Duration;
 pub(crate) const COMMAND_LINE_MAX: usize = 512;
 /// Octets that SIZE (RFC 1870: 26) and 8BITMIME (RFC 6152: 17) add to a MAIL line.
 pub(crate) const MAIL_LINE_MAX: usize = COMMAND_LINE_MAX + 26 + 17;
+/// Octets that SMTPUTF8 adds to a MAIL line (RFC 6531 section 3.4).
+pub(crate) const SMTPUTF8_ROOM: usize = 10;
+/// Octets of an ENVID and of an ORCPT as they are written (RFC 3461 sections 4.4 and 4.2).
+pub(crate) const ENVID_MAX: usize = 100;
+pub(crate) const ORCPT_MAX: usize = 500;
+/// Octets that DSN adds: " RET=HDRS ENVID=" to MAIL, " NOTIFY=SUCCESS,FAILURE,DELAY ORCPT=" to RCPT, each with its value.
+pub(crate) const DSN_MAIL_ROOM: usize = 9 + 7 + ENVID_MAX;
+pub(crate) const DSN_RCPT_ROOM: usize = 29 + 7 + ORCPT_MAX;
+/// The longest command line of any kind that a client may send.
+pub(crate) const ANY_LINE_MAX: usize = COMMAND_LINE_MAX + DSN_RCPT_ROOM;
+/// A chunk (BDAT) smaller than this that is not the last counts as a command toward [`Limits::commands_max`].
+pub(crate) const CHUNK_SMALL: u64 = 4096;
 /// Octets of one reply line including its CRLF (RFC 5321 section 4.5.3.1.5).
 pub(crate) const REPLY_LINE_MAX: usize = 512;
 /// Lines of one reply; the RFC names no bound, real EHLO replies have fewer than 20.
@@ -63,8 +75,10 @@ pub struct Limits {
     pub recipients_refused_max: u32,
     /// Commands answered with a protocol error before the session is closed.
     pub errors_max: u32,
-    /// Commands other than RCPT since the last message before the session is closed.
+    /// Commands other than RCPT since the last message before the session is closed; a chunk of a useful size is none.
     pub commands_max: u32,
+    /// Messages of one session, told to clients as MAILMAX (RFC 9422); one more ends the session with 421.
+    pub messages_max: u32,
     /// Octets of body that must arrive within each [`Timeouts::data_block`]: the least data rate.
     pub data_block_octets: u64,
 }
@@ -77,6 +91,7 @@ impl Default for Limits {
             recipients_refused_max: 100,
             errors_max: 20,
             commands_max: 200,
+            messages_max: 1000,
             data_block_octets: 64 * 1024,
         }
     }

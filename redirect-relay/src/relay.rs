@@ -8,14 +8,17 @@ use crate::{
     addrs::{ClientAddr, GatewayAddr, OriginalDst},
     counters::{Counters, Meters},
     limits::{Limits, Timeouts},
+    policy::Policy,
 };
 
 /// Who is on the other side of an accepted connection.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Identity {
     pub client: ClientAddr,
     pub original: OriginalDst,
     pub class: Arc<str>,
+    /// How clients of this class are treated.
+    pub policy: Arc<Policy>,
 }
 
 /// A server that takes the mail of a class.

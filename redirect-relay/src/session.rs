@@ -13,23 +13,29 @@
 //! the final dot only after the client's exact CRLF.CRLF and all our own verdicts. Whatever else ends a body (EOF, a
 //! time-out, a fault) ends the gateway connection without the dot.
 //!
+//! A message may also come in chunks (BDAT): `chunks` has their states.
+//!
 //! Replies keep the order of their commands. While RCPTs are with the gateway only further RCPTs are taken; every other
 //! command waits in `input`, which is bounded because reading stops.
 
 use std::{collections::VecDeque, mem, sync::Arc, time::Instant};
 
 use crate::{
-    address::Recipient,
     buffer::Buffer,
-    command::{self, Command, Mail, Refusal},
+    chunk::Stuffer,
+    command::{self, Chunk, Command, Grammar, Mail, NEEDS_SMTPUTF8, Rcpt, Refusal},
     data::Scanner,
-    limits::{HOPS_MAX, MAIL_LINE_MAX, RECIPIENTS_IN_FLIGHT, TO_CLIENT_HIGH, TO_GATEWAY_HIGH},
+    limits::Limits,
+    limits::{ANY_LINE_MAX, CHUNK_SMALL, HOPS_MAX, RECIPIENTS_IN_FLIGHT, TO_CLIENT_HIGH, TO_GATEWAY_HIGH},
+    policy::Extensions,
     record::{Cause, Outcome, Record},
     relay::{Gateway, Identity, Settings},
     reply::Reply,
     trace::{self, Helo, Hops},
     upstream::{Event, Failure, Upstream},
 };
+
+mod chunks;
 
 /// What the driver must do. At most one gateway connection or attempt exists at a time.
 #[derive(Debug)]
@@ -77,6 +83,9 @@ const NOT_VERIFIED: Reply = Reply::new(252, 0, 0, "Cannot verify, send mail and 
 const HELLO_FIRST: Reply = Reply::new(503, 5, 1, "Send EHLO first");
 const NESTED_MAIL: Reply = Reply::new(503, 5, 1, "A transaction is open");
 const MAIL_FIRST: Reply = Reply::new(503, 5, 1, "Send MAIL first");
+const CHUNKS_BEGUN: Reply = Reply::new(503, 5, 1, "The message comes by BDAT");
+const CHUNK_RECEIVED: Reply = Reply::new(250, 0, 0, "Octets received");
+const TOO_MANY_MESSAGES: Reply = Reply::new(421, 7, 0, "Too many messages in one session");
 const RCPT_FIRST: Reply = Reply::new(503, 5, 1, "Send RCPT first");
 const NO_EXTENSIONS: Reply = Reply::new(555, 5, 4, "Parameters need EHLO");
 const NO_RECIPIENTS: Reply = Reply::new(554, 5, 1, "No valid recipients");
@@ -99,9 +108,21 @@ const OUTCOME_UNKNOWN: Reply = Reply::new(451, 4, 2, "Outcome unknown, the messa
 #[derive(Debug)]
 enum Phase {
     Command,
-    /// DATA is with the gateway; the client must be silent.
-    AwaitGo,
-    Body(Box<Incoming>),
+    /// DATA is with the gateway.
+    AwaitGo(AwaitGo),
+    Body(Box<Lines>),
+    /// `left` octets of a chunk are still to come.
+    Chunk {
+        chunks: Box<Chunks>,
+        left: u64,
+        last: bool,
+    },
+    /// `left` octets of a chunk are swallowed before the client gets this answer.
+    Skip {
+        left: u64,
+        block_rest: u64,
+        reply: Reply,
+    },
     /// The dot is with the gateway.
     Verdict {
         octets: u64,
@@ -110,19 +131,45 @@ enum Phase {
     Closing,
 }
 
-/// A body on its way.
+/// What the client does while the gateway has DATA.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum AwaitGo {
+    /// It said DATA, and must be silent.
+    Silent,
+    /// It said BDAT, and needs no leave for its octets.
+    Chunk(Chunk),
+}
+
+/// A message on its way.
 #[derive(Debug)]
 struct Incoming {
-    scanner: Scanner,
     hops: Hops,
-    /// Octets taken from the client, stuffing included.
-    taken: u64,
-    /// Octets passed on, stuffing included.
-    forwarded: u64,
+    /// Octets of the message so far, by RFC 1870: without stuffing.
+    octets: u64,
+    /// Our trace field has left.
+    traced: bool,
     /// Octets still to come before the next deadline is granted.
     block_rest: u64,
     /// The message is lost; what remains is swallowed and then answered with this.
     refused: Option<(Reply, Cause)>,
+}
+
+/// A message that ends with a dot (DATA).
+#[derive(Debug)]
+struct Lines {
+    scanner: Scanner,
+    /// Octets taken from the client, stuffing included.
+    taken: u64,
+    /// Octets passed on, stuffing included.
+    forwarded: u64,
+    incoming: Incoming,
+}
+
+/// A message that comes in counted chunks (BDAT).
+#[derive(Debug)]
+struct Chunks {
+    stuffer: Stuffer,
+    incoming: Incoming,
 }
 
 #[derive(Debug)]
@@ -132,8 +179,10 @@ struct Transaction {
     /// The gateway of this message, once known.
     gateway: Option<Gateway>,
     /// RCPTs without an answer, oldest first. They are kept so that a fresh connection can repeat them.
-    waiting: VecDeque<Recipient>,
+    waiting: VecDeque<Rcpt>,
     accepted: u32,
+    /// The message between two of its chunks.
+    chunks: Option<Box<Chunks>>,
     /// RCPTs beyond the limit.
     overshoot: u32,
     /// The code of the latest refusal of a recipient.
@@ -190,6 +239,7 @@ pub(crate) struct Session {
     draining: bool,
     errors: u32,
     commands: u32,
+    messages: u32,
     recipients_refused: u32,
 }
 
@@ -214,6 +264,7 @@ impl Session {
             draining: false,
             errors: 0,
             commands: 0,
+            messages: 0,
             recipients_refused: 0,
         };
         session.say(&format!("220 {} ESMTP\r\n", session.settings.hostname), now);
@@ -277,11 +328,12 @@ impl Session {
             return false;
         }
         match self.phase {
-            Phase::Command => self.input.len() < MAIL_LINE_MAX && self.to_client.len() < TO_CLIENT_HIGH,
-            Phase::AwaitGo => true,
+            Phase::Command => self.input.len() < ANY_LINE_MAX && self.to_client.len() < TO_CLIENT_HIGH,
+            Phase::AwaitGo(AwaitGo::Silent) | Phase::Skip { .. } => true,
             Phase::Body(_) => self.gateway_out().len() < TO_GATEWAY_HIGH,
+            Phase::Chunk { .. } => self.input.is_empty() && self.gateway_out().len() < TO_GATEWAY_HIGH,
             // One read ahead, for the next transaction may follow the dot at once (RFC 2920 section 3.1).
-            Phase::Verdict { .. } => self.input.is_empty(),
+            Phase::AwaitGo(AwaitGo::Chunk(_)) | Phase::Verdict { .. } => self.input.is_empty(),
             Phase::Closing => false,
         }
     }
@@ -300,11 +352,15 @@ impl Session {
     }
 
     pub(crate) fn on_client(&mut self, mut bytes: &[u8], now: Instant) {
-        if matches!(self.phase, Phase::Body(_)) {
-            bytes = &bytes[self.body(bytes, now)..];
+        match self.phase {
+            Phase::Body(_) => bytes = &bytes[self.body(bytes, now)..],
+            Phase::Chunk { .. } | Phase::Skip { .. } if self.input.is_empty() => {
+                bytes = &bytes[self.chunk(bytes, now)..];
+            }
+            _ => {}
         }
         match self.phase {
-            Phase::AwaitGo if !bytes.is_empty() => self.cut(&EARLY_TALK, now),
+            Phase::AwaitGo(AwaitGo::Silent) if !bytes.is_empty() => self.cut(&EARLY_TALK, now),
             Phase::Closing => {}
             _ => self.input.extend(bytes),
         }
@@ -388,8 +444,11 @@ impl Session {
         if let Some(link) = &mut self.link {
             link.upstream.sent(count, now);
         }
+        if matches!(self.phase, Phase::Chunk { .. }) && !self.input.is_empty() {
+            self.advance(now);
+        }
         // While we did not read, the client could not be in default.
-        if held_back && self.wants_client() && matches!(self.phase, Phase::Body(_)) {
+        if held_back && self.wants_client() && matches!(self.phase, Phase::Body(_) | Phase::Chunk { .. }) {
             self.client_deadline = now + self.settings.timeouts.data_block;
         }
     }
@@ -426,8 +485,8 @@ impl Session {
     fn client_wait(&self) -> Option<Instant> {
         let waits = match &self.phase {
             Phase::Command => self.transaction.as_ref().is_none_or(|t| t.waiting.is_empty()),
-            Phase::Body(_) => self.wants_client(),
-            Phase::AwaitGo | Phase::Verdict { .. } | Phase::Closing => false,
+            Phase::Body(_) | Phase::Chunk { .. } | Phase::Skip { .. } => self.wants_client(),
+            Phase::AwaitGo(_) | Phase::Verdict { .. } | Phase::Closing => false,
         };
         waits.then_some(self.client_deadline)
     }
@@ -454,12 +513,17 @@ impl Session {
             while let Some(event) = self.link.as_mut().and_then(|link| link.upstream.next_event()) {
                 self.on_event(event, now);
             }
-            if !self.next_command(now) {
+            if !self.chunk_from_input(now) && !self.next_command(now) {
                 break;
             }
         }
         // DATA may have waited for the answers to RCPTs when its client left, so this is no matter of the moment it left.
-        if self.client_ended && matches!(self.phase, Phase::AwaitGo | Phase::Body(_)) {
+        let short = match self.phase {
+            Phase::AwaitGo(AwaitGo::Silent) | Phase::Body(_) => true,
+            Phase::Chunk { .. } | Phase::Skip { .. } => self.input.is_empty(),
+            _ => false,
+        };
+        if self.client_ended && short {
             return self.end(&CLIENT_CUT, Cause::ClientLost, now);
         }
         if !matches!(self.phase, Phase::Command) || self.recipients_waiting() > 0 {
@@ -483,7 +547,7 @@ impl Session {
         if !ready || (self.draining && self.transaction.is_none()) {
             return false;
         }
-        let Some((length, parsed)) = command::next(self.input.filled()) else { return false };
+        let Some((length, parsed)) = command::next(self.input.filled(), self.grammar()) else { return false };
         if self.recipients_waiting() > 0 && !self.may_join(&parsed) {
             return false;
         }
@@ -507,7 +571,12 @@ impl Session {
     }
 
     fn on_command(&mut self, command: Command, now: Instant) {
-        if !matches!(command, Command::Rcpt(_)) {
+        let free = match command {
+            Command::Rcpt(_) => true,
+            Command::Bdat(chunk) => chunk.octets >= CHUNK_SMALL && self.transaction.is_some(),
+            _ => false,
+        };
+        if !free {
             self.commands += 1;
             if self.commands > self.settings.limits.commands_max {
                 return self.cut(&TOO_MANY_COMMANDS, now);
@@ -516,8 +585,9 @@ impl Session {
         match command {
             Command::Hello(helo) => self.hello(helo, now),
             Command::Mail(mail) => self.mail(mail, now),
-            Command::Rcpt(recipient) => self.rcpt(recipient, now),
+            Command::Rcpt(rcpt) => self.rcpt(rcpt, now),
             Command::Data => self.data(now),
+            Command::Bdat(chunk) => self.bdat(chunk, now),
             Command::Rset => {
                 self.abandon(Cause::ClientReset, now);
                 self.answer(&OK, now);
@@ -538,16 +608,38 @@ impl Session {
             return self.cut(&EARLY_TALK, now);
         }
         self.abandon(Cause::ClientReset, now);
-        let Settings { hostname, size_max, .. } = &*self.settings;
-        let reply = if helo.extended {
-            format!(
-                "250-{hostname}\r\n250-PIPELINING\r\n250-SIZE {size_max}\r\n250-8BITMIME\r\n250 ENHANCEDSTATUSCODES\r\n"
-            )
-        } else {
-            format!("250 {hostname}\r\n")
-        };
+        let hostname = &self.settings.hostname;
+        let reply = if helo.extended { self.offers() } else { format!("250 {hostname}\r\n") };
         self.say(&reply, now);
         self.helo = Some(helo);
+    }
+
+    /// The answer to EHLO.
+    fn offers(&self) -> String {
+        let Extensions { eight_bit_mime, smtputf8, dsn, one_domain, .. } = self.identity.policy.extensions;
+        let Limits { recipients_max, messages_max, .. } = self.settings.limits;
+        let mut text = format!("250-{}\r\n250-PIPELINING\r\n250-SIZE {}\r\n", self.settings.hostname, self.size_max());
+        for (offered, keyword) in [(eight_bit_mime, "8BITMIME"), (smtputf8, "SMTPUTF8"), (dsn, "DSN")] {
+            if offered {
+                text.extend(["250-", keyword, "\r\n"]);
+            }
+        }
+        let domains = if one_domain { " RCPTDOMAINMAX=1" } else { "" };
+        text.extend([
+            format!("250-LIMITS MAILMAX={messages_max} RCPTMAX={recipients_max}{domains}\r\n").as_str(),
+            "250-CHUNKING\r\n250 ENHANCEDSTATUSCODES\r\n",
+        ]);
+        text
+    }
+
+    /// What the client may use: what it was offered, which HELO does not show.
+    fn grammar(&self) -> Grammar {
+        let Extensions { smtputf8, dsn, .. } = self.identity.policy.extensions;
+        Grammar { smtputf8, dsn }
+    }
+
+    fn size_max(&self) -> u64 {
+        self.settings.size_max.min(self.identity.policy.extensions.size_max)
     }
 
     fn mail(&mut self, mail: Mail, now: Instant) {
@@ -555,18 +647,23 @@ impl Session {
         if self.transaction.is_some() {
             return self.error(&NESTED_MAIL, now);
         }
-        if !helo.extended && (mail.size.is_some() || mail.body.is_some()) {
+        if !helo.extended && mail.is_extended() {
             return self.error(&NO_EXTENSIONS, now);
         }
-        if mail.size.is_some_and(|size| size > self.settings.size_max) {
+        if mail.size.is_some_and(|size| size > self.size_max()) {
             return self.answer(&TOO_BIG, now);
         }
+        if self.messages >= self.settings.limits.messages_max {
+            return self.cut(&TOO_MANY_MESSAGES, now);
+        }
+        self.messages += 1;
         self.transaction = Some(Transaction {
             mail,
             stage: Stage::Lookup,
             gateway: None,
             waiting: VecDeque::new(),
             accepted: 0,
+            chunks: None,
             overshoot: 0,
             refusal: None,
             bound: false,
@@ -576,8 +673,17 @@ impl Session {
         self.answer(&SENDER_OK, now);
     }
 
-    fn rcpt(&mut self, recipient: Recipient, now: Instant) {
+    fn rcpt(&mut self, rcpt: Rcpt, now: Instant) {
         let Some(transaction) = &mut self.transaction else { return self.error(&MAIL_FIRST, now) };
+        if transaction.chunks.is_some() {
+            return self.error(&CHUNKS_BEGUN, now);
+        }
+        if rcpt.is_extended() && !self.helo.as_ref().is_some_and(|helo| helo.extended) {
+            return self.error(&NO_EXTENSIONS, now);
+        }
+        if !transaction.mail.smtputf8 && !rcpt.recipient.is_ascii() {
+            return self.error(&NEEDS_SMTPUTF8.reply, now);
+        }
         if let Stage::Refused(reply) = &transaction.stage {
             transaction.refusal = Some(reply.code);
             let reply = reply.clone();
@@ -591,9 +697,9 @@ impl Session {
             return self.answer(&TOO_MANY_RECIPIENTS, now);
         }
         if let (Stage::Live, Some(link)) = (&transaction.stage, &mut self.link) {
-            link.upstream.rcpt(recipient.clone(), now);
+            link.upstream.rcpt(rcpt.clone(), now);
         }
-        transaction.waiting.push_back(recipient);
+        transaction.waiting.push_back(rcpt);
     }
 
     fn data(&mut self, now: Instant) {
@@ -602,6 +708,9 @@ impl Session {
             return self.cut(&EARLY_TALK, now);
         }
         let Some(transaction) = &self.transaction else { return self.error(&MAIL_FIRST, now) };
+        if transaction.chunks.is_some() {
+            return self.error(&CHUNKS_BEGUN, now);
+        }
         match (&transaction.stage, transaction.accepted, &mut self.link) {
             (_, 0, _) if transaction.refusal.is_none() => self.error(&RCPT_FIRST, now),
             (_, 0, _) => {
@@ -610,7 +719,7 @@ impl Session {
             }
             (Stage::Live, _, Some(link)) => {
                 link.upstream.data(now);
-                self.phase = Phase::AwaitGo;
+                self.phase = Phase::AwaitGo(AwaitGo::Silent);
             }
             // The gateway was lost after it had accepted a recipient.
             _ => self.finish(&GATEWAY_LOST, Cause::GatewayLost, 0, now),
@@ -619,50 +728,55 @@ impl Session {
 
     /// Takes body octets; returns how many, which is fewer than given only when the body ends within them.
     fn body(&mut self, bytes: &[u8], now: Instant) -> usize {
-        let Phase::Body(mut incoming) = mem::replace(&mut self.phase, Phase::Command) else { return 0 };
-        let scan = incoming.scanner.scan(bytes);
-        incoming.taken += scan.consumed as u64;
-        incoming.block_rest = incoming.block_rest.saturating_sub(scan.consumed as u64);
-        if incoming.block_rest == 0 {
-            incoming.block_rest = self.settings.limits.data_block_octets;
-            self.client_deadline = now + self.settings.timeouts.data_block;
-        }
-        if incoming.refused.is_none() {
-            incoming.refused = incoming.judge(scan.dot, scan.text, self.settings.size_max);
-            if incoming.refused.is_some() {
+        let Phase::Body(mut lines) = mem::replace(&mut self.phase, Phase::Command) else { return 0 };
+        let scan = lines.scanner.scan(bytes);
+        lines.taken += scan.consumed as u64;
+        self.spend(&mut lines.incoming.block_rest, scan.consumed as u64, now);
+        if lines.incoming.refused.is_none() {
+            lines.incoming.refused = lines.judge(scan.dot, scan.text, self.size_max());
+            if lines.incoming.refused.is_some() {
                 self.hangup();
             } else {
-                self.forward(&mut incoming, scan.dot, scan.text, scan.end, now);
+                self.forward(&mut lines, scan.dot, scan.text, scan.end, now);
             }
         }
-        match (scan.end, incoming.refused.take()) {
+        let octets = lines.incoming.octets;
+        match (scan.end, lines.incoming.refused.take()) {
             (true, None) => {
                 if let Some(link) = &mut self.link {
                     link.upstream.finish(now);
                 }
-                self.phase = Phase::Verdict { octets: incoming.octets() };
+                self.phase = Phase::Verdict { octets };
             }
-            (true, Some((reply, cause))) => self.finish(&reply, cause, incoming.octets(), now),
+            (true, Some((reply, cause))) => self.finish(&reply, cause, octets, now),
             // Twice the limit: who sends so much for nothing will not stop.
-            (false, Some((reply, cause))) if incoming.taken > self.settings.size_max.saturating_mul(2) => {
-                self.finish(&reply, cause, incoming.octets(), now);
+            (false, Some((reply, cause))) if lines.taken > self.size_max().saturating_mul(2) => {
+                self.finish(&reply, cause, octets, now);
                 self.actions.push_back(Action::Note(Note::Cut));
                 self.close(cause, now);
             }
             (false, refused) => {
-                incoming.refused = refused;
-                self.phase = Phase::Body(incoming);
+                lines.incoming.refused = refused;
+                self.phase = Phase::Body(lines);
             }
         }
         scan.consumed
     }
 
-    fn forward(&mut self, incoming: &mut Incoming, dot: bool, text: &[u8], end: bool, now: Instant) {
+    /// `octets` of a body have come: once a block is whole, the next one has its own time.
+    fn spend(&mut self, block_rest: &mut u64, octets: u64, now: Instant) {
+        *block_rest = block_rest.saturating_sub(octets);
+        if *block_rest == 0 {
+            *block_rest = self.settings.limits.data_block_octets;
+            self.client_deadline = now + self.settings.timeouts.data_block;
+        }
+    }
+
+    fn forward(&mut self, lines: &mut Lines, dot: bool, text: &[u8], end: bool, now: Instant) {
         let (Some(link), Some(helo)) = (&mut self.link, &self.helo) else { return };
-        let first = incoming.forwarded == 0;
-        incoming.forwarded += u64::from(dot) + text.len() as u64;
         // The trace field leaves together with the first octets of the message, or with the dot of an empty one.
-        let trace = first && (end || incoming.forwarded > 0);
+        let trace = !lines.incoming.traced && (end || lines.forwarded > 0);
+        lines.incoming.traced |= trace;
         link.upstream.body(now, |out| {
             if trace {
                 trace::write_received(out, helo, &self.identity, &self.settings.hostname, (self.settings.clock)());
@@ -679,19 +793,23 @@ impl Session {
             Event::Mail(reply) if reply.is_positive() => {}
             Event::Mail(reply) => self.refuse_recipients(&reply, now),
             Event::Rcpt(reply) => self.on_recipient(reply, now),
-            Event::Data(reply) if reply.code == 354 => {
-                self.client_deadline = now + self.settings.timeouts.data_block;
-                self.phase = Phase::Body(Box::new(Incoming {
-                    scanner: Scanner::new(),
-                    hops: Hops::new(),
-                    taken: 0,
-                    forwarded: 0,
-                    block_rest: self.settings.limits.data_block_octets,
-                    refused: None,
-                }));
-                self.say("354 End data with <CR><LF>.<CR><LF>\r\n", now);
-            }
-            Event::Data(reply) => self.finish(&reply, Cause::Gateway, 0, now),
+            Event::Data(reply) => match (&self.phase, reply.code) {
+                (Phase::AwaitGo(AwaitGo::Chunk(chunk)), 354) => {
+                    let chunks = Chunks { stuffer: Stuffer::new(), incoming: self.incoming() };
+                    self.begin_chunk(Box::new(chunks), *chunk, now);
+                }
+                (Phase::AwaitGo(AwaitGo::Chunk(chunk)), _) => {
+                    self.conclude(&reply, Cause::Gateway, 0, chunk.octets, now);
+                }
+                (_, 354) => {
+                    self.client_deadline = now + self.settings.timeouts.data_block;
+                    let incoming = self.incoming();
+                    let lines = Lines { scanner: Scanner::new(), taken: 0, forwarded: 0, incoming };
+                    self.phase = Phase::Body(Box::new(lines));
+                    self.say("354 End data with <CR><LF>.<CR><LF>\r\n", now);
+                }
+                (_, _) => self.finish(&reply, Cause::Gateway, 0, now),
+            },
             Event::Verdict(reply) => {
                 let octets = if let Phase::Verdict { octets } = self.phase { octets } else { 0 };
                 let reply = if reply.is_positive() { reply.with_code(250) } else { reply };
@@ -699,6 +817,11 @@ impl Session {
             }
             Event::Failed(failure) => self.on_failed(failure, now),
         }
+    }
+
+    fn incoming(&self) -> Incoming {
+        let block_rest = self.settings.limits.data_block_octets;
+        Incoming { hops: Hops::new(), octets: 0, traced: false, block_rest, refused: None }
     }
 
     fn on_recipient(&mut self, reply: Reply, now: Instant) {
@@ -729,9 +852,16 @@ impl Session {
         }
         match &mut self.phase {
             Phase::Command => self.reopen_or_refuse(&link, failure, now),
-            Phase::AwaitGo => self.finish(&GATEWAY_LOST, Cause::GatewayLost, 0, now),
-            Phase::Body(incoming) => {
-                incoming.refused.get_or_insert((GATEWAY_LOST, Cause::GatewayLost));
+            Phase::AwaitGo(AwaitGo::Silent) => self.finish(&GATEWAY_LOST, Cause::GatewayLost, 0, now),
+            Phase::AwaitGo(AwaitGo::Chunk(chunk)) => {
+                let rest = chunk.octets;
+                self.conclude(&GATEWAY_LOST, Cause::GatewayLost, 0, rest, now);
+            }
+            Phase::Body(lines) => {
+                lines.incoming.refused.get_or_insert((GATEWAY_LOST, Cause::GatewayLost));
+            }
+            Phase::Chunk { chunks, .. } => {
+                chunks.incoming.refused.get_or_insert((GATEWAY_LOST, Cause::GatewayLost));
             }
             Phase::Verdict { octets } => {
                 let octets = *octets;
@@ -740,7 +870,7 @@ impl Session {
                 let reply = if cause == Cause::OutcomeUnknown { OUTCOME_UNKNOWN } else { GATEWAY_LOST };
                 self.finish(&reply, cause, octets, now);
             }
-            Phase::Closing => {}
+            Phase::Skip { .. } | Phase::Closing => {}
         }
     }
 
@@ -790,10 +920,14 @@ impl Session {
 
     /// The message has its answer. Leaves the session ready for the next transaction.
     fn finish(&mut self, reply: &Reply, cause: Cause, octets: u64, now: Instant) {
+        self.answer(reply, now);
+        self.finish_silently(reply, cause, octets, now);
+    }
+
+    fn finish_silently(&mut self, reply: &Reply, cause: Cause, octets: u64, now: Instant) {
         self.phase = Phase::Command;
         self.client_deadline = now + self.settings.timeouts.command;
         self.commands = 0;
-        self.answer(reply, now);
         let outcome = Outcome::of(reply.code);
         self.settle(outcome, cause, reply.code, octets, now);
     }
@@ -812,6 +946,8 @@ impl Session {
         let Some(transaction) = self.transaction.take() else { return };
         match (&transaction.stage, &mut self.link) {
             (Stage::Lookup | Stage::Opening(_), _) => self.hangup(),
+            // Half a message ends with the connection.
+            (_, Some(_)) if transaction.chunks.is_some() => self.hangup(),
             (Stage::Live | Stage::Refused(_), Some(link)) => {
                 link.upstream.rset(now);
                 link.idle_deadline = now + self.settings.timeouts.gateway_idle;
@@ -898,26 +1034,29 @@ impl Session {
     }
 }
 
-impl Incoming {
-    /// Octets of the message by RFC 1870: without stuffing.
-    fn octets(&self) -> u64 {
-        self.forwarded.saturating_sub(self.scanner.stuffed())
-    }
-
-    /// Whether the next octets make the message one that must not be completed.
+impl Lines {
+    /// As [`Incoming::judge`]; `dot` comes before `text`.
     fn judge(&mut self, dot: bool, text: &[u8], size_max: u64) -> Option<(Reply, Cause)> {
         if self.scanner.fault().is_some() {
             return Some((LINE_ENDINGS, Cause::LineEndings));
         }
         if dot {
-            self.hops.feed(b".");
+            self.incoming.hops.feed(b".");
         }
+        self.forwarded += u64::from(dot) + text.len() as u64;
+        self.incoming.octets = self.forwarded.saturating_sub(self.scanner.stuffed());
+        self.incoming.judge(text, size_max)
+    }
+}
+
+impl Incoming {
+    /// Whether these octets, counted already, make the message one that must not be completed.
+    fn judge(&mut self, text: &[u8], size_max: u64) -> Option<(Reply, Cause)> {
         self.hops.feed(text);
         if self.hops.count() > HOPS_MAX {
             return Some((LOOP, Cause::Loop));
         }
-        let forwarded = self.forwarded + u64::from(dot) + text.len() as u64;
-        (forwarded.saturating_sub(self.scanner.stuffed()) > size_max).then_some((TOO_BIG, Cause::Size))
+        (self.octets > size_max).then_some((TOO_BIG, Cause::Size))
     }
 }
 

@@ -115,6 +115,8 @@ impl Hops {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::addrs::OriginalDst;
 
@@ -123,6 +125,7 @@ mod tests {
             client: ClientAddr::new(client.parse().unwrap()),
             original: OriginalDst::new(original.parse().unwrap()),
             class: class.into(),
+            policy: Arc::default(),
         };
         let helo = Helo { name: helo.into(), extended: true };
         let mut out = Buffer::default();

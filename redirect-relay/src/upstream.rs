@@ -10,12 +10,16 @@
 //! that fits no command, or one that [`ReplyReader`] does not accept ends the connection: were it kept, every later
 //! reply might be taken for its neighbour's.
 
-use std::{collections::VecDeque, fmt::Write as _, sync::Arc, time::Instant};
+use std::{
+    collections::VecDeque,
+    fmt::{self, Write as _},
+    sync::Arc,
+    time::Instant,
+};
 
 use crate::{
-    address::Recipient,
     buffer::Buffer,
-    command::{Body, Mail},
+    command::{Body, Mail, Rcpt},
     limits::Timeouts,
     relay::Settings,
     reply::{Reply, ReplyError, ReplyReader},
@@ -25,7 +29,7 @@ use crate::{
 #[derive(Debug)]
 enum Request {
     Mail(Mail),
-    Rcpt(Recipient),
+    Rcpt(Rcpt),
     Rset,
     Data,
 }
@@ -91,12 +95,16 @@ enum Transaction {
 
 /// What the gateway's EHLO reply offers.
 #[derive(Debug, Default, Clone, Copy)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an extension of its own")]
 struct Offers {
     pipelining: bool,
     size: bool,
     eight_bit_mime: bool,
+    smtputf8: bool,
+    dsn: bool,
 }
 
+const NO_SMTPUTF8: Reply = Reply::new(550, 6, 7, "The mail gateway does not take internationalized mail");
 const NO_EIGHT_BIT: Reply = Reply::new(554, 6, 3, "The mail gateway does not take 8-bit text");
 
 #[derive(Debug)]
@@ -156,8 +164,8 @@ impl Upstream {
         self.request(Request::Mail(mail), now);
     }
 
-    pub(crate) fn rcpt(&mut self, recipient: Recipient, now: Instant) {
-        self.request(Request::Rcpt(recipient), now);
+    pub(crate) fn rcpt(&mut self, rcpt: Rcpt, now: Instant) {
+        self.request(Request::Rcpt(rcpt), now);
     }
 
     /// Only when every RCPT has its event: a gateway that answers 354 to a message without recipients needs a dot.
@@ -270,7 +278,7 @@ impl Upstream {
             match self.requests.pop_front() {
                 None => return,
                 Some(Request::Mail(mail)) => self.send_mail(&mail, now),
-                Some(Request::Rcpt(recipient)) => self.send(Step::Rcpt, now, &format!("RCPT TO:{recipient}\r\n")),
+                Some(Request::Rcpt(rcpt)) => self.send_rcpt(&rcpt, now),
                 Some(Request::Rset) => self.send(Step::Rset, now, "RSET\r\n"),
                 Some(Request::Data) => self.send(Step::Data, now, "DATA\r\n"),
             }
@@ -281,6 +289,9 @@ impl Upstream {
         if mail.body == Some(Body::EightBitMime) && !self.offers.eight_bit_mime {
             return self.refuse_mail(NO_EIGHT_BIT);
         }
+        if mail.smtputf8 && !self.offers.smtputf8 {
+            return self.refuse_mail(NO_SMTPUTF8);
+        }
         let mut line = format!("MAIL FROM:{}", mail.sender);
         if let Some(size) = mail.size.filter(|_| self.offers.size) {
             write!(line, " SIZE={size}").expect("a string takes every write");
@@ -290,9 +301,27 @@ impl Upstream {
             Some(Body::SevenBit) if self.offers.eight_bit_mime => line.push_str(" BODY=7BIT"),
             Some(Body::SevenBit) | None => {}
         }
+        if mail.smtputf8 {
+            line.push_str(" SMTPUTF8");
+        }
+        // A gateway without DSN reports what it likes to: the client's wishes end here (RFC 3461 section 5.2.2).
+        if self.offers.dsn {
+            write_parameter(&mut line, "RET", mail.ret.as_ref());
+            write_parameter(&mut line, "ENVID", mail.envid.as_ref());
+        }
         line.push_str("\r\n");
         self.transaction = Transaction::Open;
         self.send(Step::Mail, now, &line);
+    }
+
+    fn send_rcpt(&mut self, rcpt: &Rcpt, now: Instant) {
+        let mut line = format!("RCPT TO:{}", rcpt.recipient);
+        if self.offers.dsn {
+            write_parameter(&mut line, "NOTIFY", rcpt.notify.as_ref());
+            write_parameter(&mut line, "ORCPT", rcpt.orcpt.as_ref());
+        }
+        line.push_str("\r\n");
+        self.send(Step::Rcpt, now, &line);
     }
 
     fn send(&mut self, step: Step, now: Instant, line: &str) {
@@ -381,6 +410,12 @@ impl Upstream {
     }
 }
 
+fn write_parameter(line: &mut String, name: &str, value: Option<&impl fmt::Display>) {
+    if let Some(value) = value {
+        write!(line, " {name}={value}").expect("a string takes every write");
+    }
+}
+
 impl Offers {
     /// The first line of the reply is a greeting; taken for a keyword it would have to be a gateway of that name.
     fn note(&mut self, line: &str) {
@@ -388,5 +423,7 @@ impl Offers {
         self.pipelining |= keyword.eq_ignore_ascii_case("PIPELINING");
         self.size |= keyword.eq_ignore_ascii_case("SIZE");
         self.eight_bit_mime |= keyword.eq_ignore_ascii_case("8BITMIME");
+        self.smtputf8 |= keyword.eq_ignore_ascii_case("SMTPUTF8");
+        self.dsn |= keyword.eq_ignore_ascii_case("DSN");
     }
 }

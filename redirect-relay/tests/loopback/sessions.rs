@@ -58,6 +58,7 @@ impl Directory for Slow {
             client: redirect_relay::ClientAddr::new(peer),
             original: redirect_relay::OriginalDst::new(local),
             class: "c".into(),
+            policy: std::sync::Arc::default(),
         })
     }
 

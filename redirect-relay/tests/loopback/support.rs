@@ -30,6 +30,7 @@ impl Directory for Site {
             client: ClientAddr::new(peer),
             original: OriginalDst::new("198.51.100.9:25".parse().unwrap()),
             class: self.class?.into(),
+            policy: Arc::default(),
         })
     }
 
