@@ -40,6 +40,8 @@ mod record;
 mod relay;
 mod reply;
 pub mod route;
+#[cfg(feature = "schema")]
+mod schema;
 mod session;
 mod trace;
 mod upstream;

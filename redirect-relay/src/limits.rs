@@ -36,7 +36,7 @@ pub(crate) const HOPS_MAX: u32 = 100;
 
 /// Octets of the name of a gateway or group, and of the description of one.
 pub(crate) const NAME_MAX: usize = 64;
-pub(crate) const DESCRIPTION_MAX: usize = 1000;
+pub(crate) const DESCRIPTION_MAX: usize = 1024;
 /// The largest share of a gateway in a group.
 pub(crate) const WEIGHT_MAX: u16 = 1000;
 /// Gateways of one group.

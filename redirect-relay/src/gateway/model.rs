@@ -104,7 +104,7 @@ impl FromStr for Host {
             }
             return Ok(Self::Address(ip));
         }
-        let name: Domain = text.parse()?;
+        let name: Domain = text.strip_suffix('.').unwrap_or(text).parse()?;
         let last = name.as_str().rsplit('.').next().unwrap_or_default();
         if last.bytes().all(|octet| octet.is_ascii_digit()) {
             return Err(AddressInvalid::Number(text.to_owned()));
@@ -138,6 +138,8 @@ impl fmt::Display for Host {
 
 /// An upstream SMTP server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "schema", schema(as = GatewaySpec))]
 #[serde(deny_unknown_fields)]
 pub struct Gateway {
     pub name: Name,
@@ -187,6 +189,7 @@ const fn one() -> u16 {
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Encryption {
     None,
@@ -200,6 +203,7 @@ pub enum Encryption {
 
 /// Whom the gateway's certificate must convince.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case", tag = "mode", deny_unknown_fields)]
 pub enum Verification {
     /// Anybody: encryption against listeners only.
@@ -209,6 +213,7 @@ pub enum Verification {
     Ca {
         /// PEM; the system's authorities if absent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[cfg_attr(feature = "schema", schema(value_type = Option<String>))]
         file: Option<PathBuf>,
     },
     /// The gateway's own certificate must be this one, whoever signed it, whatever name and dates it has.
@@ -266,12 +271,15 @@ impl fmt::Debug for Pin {
 
 /// Who we are to the gateway. Serialises without the password.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Account {
     #[serde(default)]
     pub mechanism: Mechanism,
     pub username: String,
-    #[serde(skip_serializing)]
+    /// Empty: not said here. [`Gateway::check`] wants one.
+    #[serde(default, skip_serializing)]
+    #[cfg_attr(feature = "schema", schema(value_type = String, write_only))]
     pub password: Secret,
     /// The password may cross a connection without TLS, or with a server that nobody verified.
     #[serde(default)]
@@ -279,6 +287,7 @@ pub struct Account {
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub enum Mechanism {
     #[default]
     #[serde(rename = "PLAIN")]
@@ -300,6 +309,8 @@ impl Mechanism {
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "schema", schema(as = GatewayStatus))]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
     #[default]
@@ -312,6 +323,7 @@ pub enum Status {
 
 /// Priorities of messages (RFC 6710: -9 to 9, 0 is the usual one), both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct PriorityRange {
     pub min: i8,
@@ -330,6 +342,7 @@ impl PriorityRange {
 
 /// `None`: as much as it takes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct GatewayLimits {
     /// Connections open at one time, idle ones included.
@@ -343,6 +356,7 @@ pub struct GatewayLimits {
 
 /// The addresses that connections to the gateway leave from. Without any, the kernel chooses.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Egress {
     #[serde(default)]
@@ -385,8 +399,10 @@ impl Egress {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct EgressAddress {
+    #[cfg_attr(feature = "schema", schema(value_type = String, example = "192.0.2.9"))]
     pub address: IpAddr,
     /// Our name in EHLO on connections from this address; else the relay's host name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -394,6 +410,7 @@ pub struct EgressAddress {
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Strategy {
     /// A subscriber keeps its address as long as that is not suspended.
@@ -406,6 +423,7 @@ pub enum Strategy {
 
 /// Gateways that stand in for each other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Group {
     pub name: Name,
@@ -417,6 +435,7 @@ pub struct Group {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Member {
     pub gateway: Name,
@@ -427,6 +446,7 @@ pub struct Member {
 
 /// How mail is shared among the members of one rank.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Balance {
     /// By weight, evenly spread.
@@ -623,6 +643,7 @@ mod tests {
             &with(r#""account":{"username":"u","password":"a\r\nb","allow_unprotected":true}"#),
             &["account.password"],
         );
+        check(&with(r#""account":{"username":"u","allow_unprotected":true}"#), &["account.password"]);
         check(&with(r#""account":{"username":"","password":"p","allow_unprotected":true}"#), &["account.username"]);
         check(
             &with("\"account\":{\"username\":\"\u{fc}\",\"password\":\"p\",\"mechanism\":\"SCRAM-SHA-256\"}"),
@@ -653,7 +674,6 @@ mod tests {
             r#"{"name":"mx","address":"a","surprise":1}"#,
             r#"{"name":"mx","address":"a","verification":{"mode":"pin","sha256":"abcd"}}"#,
             r#"{"name":"mx","address":"a","verification":{"mode":"pin"}}"#,
-            r#"{"name":"mx","address":"a","account":{"username":"u"}}"#,
             r#"{"name":"mx","address":"a","egress":{"addresses":[{"address":"192.0.2.1","helo":"a b"}]}}"#,
         ] {
             assert!(serde_json::from_str::<Gateway>(json).is_err(), "{json}");

@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 
 /// Text that shows itself to nobody: `Debug` hides it, there is no `Display` and no `Serialize`, and its memory is
 /// overwritten when it goes.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Secret(Zeroizing<String>);
 
 impl Secret {

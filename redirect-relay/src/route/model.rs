@@ -126,6 +126,7 @@ text_form!(SenderPattern);
 
 /// Octets of a message, both ends included, by what MAIL declares with SIZE; undeclared counts as 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct SizeRange {
     #[serde(default)]
@@ -140,6 +141,7 @@ const fn any_size() -> u64 {
 
 /// What must hold, besides the recipient's domain, for a route to be taken. Absent conditions always hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Conditions {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -203,6 +205,7 @@ impl fmt::Display for Conditions {
 
 /// Where a route leads.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Target {
     Gateway(Name),
@@ -220,6 +223,7 @@ impl fmt::Display for Target {
 
 /// Recipient domain -> gateway.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Route {
     pub domain: Pattern,
     /// Among the routes of one domain, the lowest is asked first.
@@ -268,6 +272,7 @@ impl fmt::Display for Route {
 
 /// A domain of the operator's own: it cannot be a route of its own, and goes to its gateway here or by `*`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ManagedDomain {
     pub domain: Domain,

@@ -81,7 +81,8 @@ pub struct Decision<'a> {
 }
 
 /// One look-up on the way to a decision.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Step {
     pub pattern: Pattern,
     pub managed: bool,
@@ -91,7 +92,9 @@ pub struct Step {
 }
 
 /// A decision with the way to it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "schema", schema(as = RouteDecision))]
 pub struct Explanation {
     pub steps: Vec<Step>,
     pub route: Option<Route>,
