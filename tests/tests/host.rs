@@ -4,8 +4,9 @@
 
 use std::{
     collections::BTreeSet,
-    fs, io,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    fs,
+    io::{self, Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::unix::process::CommandExt as _,
     path::Path,
     process::Command,
@@ -14,10 +15,13 @@ use std::{
 };
 
 use nix::sys::socket::{getsockopt, sockopt};
-use redirect_ctl::host::{
-    adopt,
-    routing::{Entry, Error, Family, Path as RoutePath, Routing},
-    sysctl::Sysctls,
+use redirect_ctl::{
+    dataplane::Connection,
+    host::{
+        Host, Numbers, adopt,
+        routing::{Entry, Error, Family, Path as RoutePath, Routing},
+        sysctl::Sysctls,
+    },
 };
 use redirect_tests::{Daemon, Lab, Namespace, wait_until};
 
@@ -402,4 +406,39 @@ fn a_relay_that_cannot_be_adopted_is_an_error_that_says_why() {
     let v4: SocketAddr = "10.20.0.1:2540".parse().unwrap();
     assert!(matches!(adopt::set_transparent(v4, &v6_only, true), Err(adopt::Error::Ipv6Only { .. })));
     assert!(adopt::set_transparent("[fd00:20::1]:2540".parse().unwrap(), &v6_only, true).unwrap());
+}
+
+#[test]
+fn a_connection_is_ended_at_both_ends_and_no_other_socket_is() {
+    let lab = Lab::new().unwrap();
+    let notes = lab.folder().join("notes");
+    // A relay may take both families by one socket.
+    for (address, local) in [
+        ("127.0.0.1:2525", "127.0.0.1:2525"),
+        ("[::1]:2525", "[::1]:2525"),
+        ("[::]:2526", "127.0.0.1:2526"),
+        ("[::]:2527", "[::1]:2527"),
+    ] {
+        lab.router.enter(|| {
+            let mut host = Host::open(Numbers::default(), &notes).unwrap();
+            let listener = TcpListener::bind(address).unwrap();
+            let local: SocketAddr = local.parse().unwrap();
+            let connect = || (TcpStream::connect(local).unwrap(), listener.accept().unwrap().0);
+            let (mut client, mut relay) = connect();
+            let mut other = connect();
+            for stream in [&client, &relay, &other.1] {
+                stream.set_read_timeout(Some(LIMIT)).unwrap();
+            }
+            let read = |stream: &mut TcpStream| stream.read(&mut [0]).map_err(|error| error.kind());
+            let connection = Connection { local, peer: client.local_addr().unwrap() };
+            assert!(host.end(connection).unwrap());
+            assert_eq!(read(&mut relay), Err(io::ErrorKind::ConnectionAborted));
+            assert_eq!(read(&mut client), Err(io::ErrorKind::ConnectionReset));
+            // The kernel, asked for what it does not have, finds the listener.
+            assert!(!host.end(connection).unwrap());
+            other.0.write_all(b"x").unwrap();
+            assert_eq!(read(&mut other.1), Ok(1));
+            connect();
+        });
+    }
 }

@@ -14,7 +14,11 @@ in_every_mode!(
     a_lock_holds_until_it_is_removed,
     who_has_too_many_open_gets_no_more,
     a_change_of_class_resets_what_is_open_or_keeps_it,
+    a_change_of_class_ends_what_is_open_though_nobody_speaks,
 );
+
+/// Within this time a client's kernel acknowledges what it got last (200 ms at most), and speaks no more.
+const ACKNOWLEDGED: Duration = Duration::from_millis(500);
 
 fn connect(scene: &Scene, from: IpAddr, limit: Duration) -> io::Result<Client> {
     let family = if from.is_ipv4() { Family::V4 } else { Family::V6 };
@@ -117,7 +121,29 @@ fn a_change_of_class_resets_what_is_open_or_keeps_it(scene: &mut Scene) {
             let mut next = connect(scene, from, PATIENCE).unwrap();
             next.expect("QUIT", 221).unwrap();
         }
-        assert_eq!(packets(scene, "misconfigured", "class_changed"), if family == Family::V4 { 1 } else { 2 });
     }
     assert_eq!(scene.internet.peers().len(), 4);
+}
+
+fn a_change_of_class_ends_what_is_open_though_nobody_speaks(scene: &mut Scene) {
+    for family in Family::BOTH {
+        let from = family.redirected();
+        set_class(scene, from, "misconfigured");
+        set_class(scene, family.blocked(), "misconfigured");
+        let mut client = connect(scene, from, PATIENCE).unwrap();
+        let mut other = connect(scene, family.blocked(), PATIENCE).unwrap();
+        assert_eq!(sessions(scene), 2);
+        thread::sleep(ACKNOWLEDGED);
+        set_class(scene, from, "bypass");
+        assert_eq!(client.reply().map_err(|error| error.kind()), Err(io::ErrorKind::ConnectionReset));
+        wait_until("end of the session", PATIENCE, || Ok((sessions(scene) == 1).then_some(()))).unwrap();
+        other.expect("QUIT", 221).unwrap();
+        drop(other);
+        wait_until("end of the other session", PATIENCE, || Ok((sessions(scene) == 0).then_some(()))).unwrap();
+    }
+}
+
+/// Of the embedded relay.
+fn sessions(scene: &Scene) -> u64 {
+    scene.product.json(&scene.lab, &["status"]).unwrap()["relay"]["sessions_active"].as_u64().unwrap()
 }

@@ -6,6 +6,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     os::unix::process::CommandExt as _,
     process::Command,
+    thread,
     time::Duration,
 };
 
@@ -228,6 +229,49 @@ fn a_relay_that_starts_again_is_found_again() {
             .contains("nothing listens on 127.0.0.1:2526")
     );
     assert_eq!(stage.internet.peers(), []);
+}
+
+#[test]
+fn a_change_of_class_ends_what_is_open_at_a_relay_that_says_nothing() {
+    let stage = Stage::new(LOOPBACK);
+    let ctl = |words: &[&str]| stage.product.ctl(&stage.lab, words).unwrap();
+    let connected = || {
+        let mut command = Command::new("ss");
+        command.args(["-Htn", "state", "established", "( sport = :25 or sport = :2526 )"]);
+        stage.lab.router.run(&mut command, LIMIT)
+    };
+    ctl(&[
+        "relay",
+        "set",
+        "routed",
+        "--ipv4",
+        "10.20.0.1:2526",
+        "--ipv6",
+        "[fd00:20::1]:2526",
+        "--delivery",
+        "rewrite",
+    ]);
+    ctl(&["class", "set", "rewritten", "--action", "redirect", "--relay", "routed", "--on-relay-down", "block"]);
+    let _routed = start_relay(&stage.lab, ["10.20.0.1:2526", "[fd00:20::1]:2526"]);
+    for class in ["steered", "rewritten"] {
+        for family in Family::BOTH {
+            let from = family.redirected();
+            ctl(&["subscriber", "set", &from.to_string(), "--class", class]);
+            let mut client = wait_until("relay", LIMIT, || Ok(stage.connect((from, 0), family.server()).ok())).unwrap();
+            assert!(client.reply().unwrap().lines[0].starts_with("relay "));
+            // The client's kernel acknowledges the greeting, and speaks no more.
+            thread::sleep(Duration::from_millis(500));
+            ctl(&["subscriber", "set", &from.to_string(), "--class", "blocked"]);
+            assert_eq!(client.reply().map_err(|error| error.kind()), Err(io::ErrorKind::ConnectionReset), "{class}");
+            wait_until("end of the connection", LIMIT, || {
+                Ok((!connected()?.stdout.contains(&from.to_string())).then_some(()))
+            })
+            .unwrap();
+            // The listener is none that could have been taken for it.
+            ctl(&["subscriber", "set", &from.to_string(), "--class", class]);
+            assert!(stage.connect((from, 0), family.server()).unwrap().reply().is_ok());
+        }
+    }
 }
 
 #[test]

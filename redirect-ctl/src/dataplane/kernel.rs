@@ -135,6 +135,46 @@ where
     prefixes: LpmTrie<MapData, A::Octets, Subscriber>,
 }
 
+/// What the maps say about subscribers at the moment.
+struct Policy<'a> {
+    v4: &'a SubscriberMaps<V4>,
+    v6: &'a SubscriberMaps<V6>,
+    classes: &'a Array<MapData, Class>,
+    /// Tells states of the policy apart.
+    epoch: u32,
+}
+
+impl Policy<'_> {
+    /// The subscriber that an address belongs to, found as the programs find it.
+    fn longest_match(&self, ip: IpAddr) -> Result<Option<(IpNet, ClassId)>, Error> {
+        let exact = match ip {
+            IpAddr::V4(ip) => self.v4.hosts.get(&ip.into(), 0),
+            IpAddr::V6(ip) => self.v6.hosts.get(&ip.into(), 0),
+        };
+        let failed = |error| system(&format!("look {ip} up"), error);
+        let subscriber = match found(exact).map_err(failed)? {
+            Some(subscriber) => Some(subscriber),
+            None => found(match IpNet::from(ip) {
+                IpNet::V4(net) => self.v4.prefixes.get(&key_v4(net), 0),
+                IpNet::V6(net) => self.v6.prefixes.get(&key_v6(net), 0),
+            })
+            .map_err(failed)?,
+        };
+        let subscriber = subscriber.map(|subscriber| {
+            let prefix = net(ip, subscriber.prefix_len().into())?.trunc();
+            Ok((prefix, subscriber.class()))
+        });
+        subscriber.transpose()
+    }
+
+    /// The class of an address, and its number.
+    fn class_of(&self, ip: IpAddr) -> Result<Option<(ClassId, Class)>, Error> {
+        let Some((_, number)) = self.longest_match(ip)? else { return Ok(None) };
+        let class = found(self.classes.get(&number.into(), 0)).map_err(|error| system("read a class", error))?;
+        Ok(class.filter(Class::is_present).map(|class| (number, class)))
+    }
+}
+
 /// The data plane in the kernel. Dropping it detaches the programs and frees the maps.
 pub struct KernelDataplane {
     object: Ebpf,
@@ -226,26 +266,9 @@ impl KernelDataplane {
         self.counters.close(name)
     }
 
-    /// The subscriber that an address belongs to, found as the programs find it.
-    fn longest_match(&self, ip: IpAddr) -> Result<Option<(IpNet, ClassId)>, Error> {
-        let exact = match ip {
-            IpAddr::V4(ip) => self.v4.hosts.get(&ip.into(), 0),
-            IpAddr::V6(ip) => self.v6.hosts.get(&ip.into(), 0),
-        };
-        let failed = |error| system(&format!("look {ip} up"), error);
-        let subscriber = match found(exact).map_err(failed)? {
-            Some(subscriber) => Some(subscriber),
-            None => found(match IpNet::from(ip) {
-                IpNet::V4(net) => self.v4.prefixes.get(&key_v4(net), 0),
-                IpNet::V6(net) => self.v6.prefixes.get(&key_v6(net), 0),
-            })
-            .map_err(failed)?,
-        };
-        let subscriber = subscriber.map(|subscriber| {
-            let prefix = net(ip, subscriber.prefix_len().into())?.trunc();
-            Ok((prefix, subscriber.class()))
-        });
-        subscriber.transpose()
+    fn policy(&self) -> Result<Policy<'_>, Error> {
+        let epoch = self.settings()?.epoch();
+        Ok(Policy { v4: &self.v4, v6: &self.v6, classes: &self.classes, epoch })
     }
 
     fn set_subscriber(&mut self, prefix: &IpNet, subscriber: Subscriber) -> Result<(), Error> {
@@ -399,7 +422,9 @@ impl Dataplane for KernelDataplane {
     }
 
     fn collect(&mut self, now_s: u32, budget: usize) -> Result<Collected, Error> {
-        self.collector.collect(&self.flows, &self.locks, now_s, budget)
+        let epoch = self.settings()?.epoch();
+        let policy = Policy { v4: &self.v4, v6: &self.v6, classes: &self.classes, epoch };
+        self.collector.collect(&self.flows, &self.locks, &policy, now_s, budget)
     }
 
     fn counters(&self) -> Result<CounterRows, Error> {
@@ -426,7 +451,7 @@ impl Dataplane for KernelDataplane {
             relay: answer.relay.into(),
             mapped_port: answer.client.port(),
             endpoint: answer.server,
-            subscriber: self.longest_match(probe.client.ip())?,
+            subscriber: self.policy()?.longest_match(probe.client.ip())?,
             interface: attached.map(|(name, attached)| (name.clone(), attached.attachment.mode)),
             revision: self.revision()?,
         })

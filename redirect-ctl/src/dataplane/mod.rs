@@ -47,7 +47,7 @@ pub trait Dataplane: Send {
     /// Advances the coarse clock of the packet path to `now_s` (`CLOCK_MONOTONIC` seconds).
     fn tick(&mut self, now_s: u32) -> Result<(), Error>;
 
-    /// Goes on with the sweep for idle flows; looks at `budget` entries at most.
+    /// Goes on with the sweep for flows that are idle or that their class does not want any more; looks at `budget` entries at most.
     fn collect(&mut self, now_s: u32, budget: usize) -> Result<Collected, Error>;
 
     /// Packets and bytes by reason, and by class or interface; rows of zeros are left out.
@@ -289,8 +289,18 @@ pub struct Attachment {
 pub struct Collected {
     pub examined: usize,
     pub removed: usize,
+    /// Those whose class does not want them any more, as their relays know them. Once for each change of the policy, and as long as their client
+    /// has not fallen silent.
+    pub unwanted: Vec<Connection>,
     /// Set when this call finished a sweep over every table.
     pub sweep_done: Option<FlowCounts>,
+}
+
+/// A redirected connection as its relay's socket knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connection {
+    pub local: SocketAddr,
+    pub peer: SocketAddr,
 }
 
 /// Redirected flows that a sweep met.

@@ -237,7 +237,12 @@ impl Dataplane for ModelDataplane {
                 }
             }
         }
-        Ok(Collected { examined: before.min(budget), removed: before - state.flows.len(), sweep_done: Some(counts) })
+        Ok(Collected {
+            examined: before.min(budget),
+            removed: before - state.flows.len(),
+            unwanted: Vec::new(),
+            sweep_done: Some(counts),
+        })
     }
 
     fn counters(&self) -> Result<Counters, Error> {

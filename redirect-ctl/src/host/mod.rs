@@ -5,10 +5,12 @@
 //! - [`sysctl`]: settings of interfaces, with a note of what was found
 //! - [`adopt`]: the sockets of a relay that flows are steered to; `sockets` keeps track of them
 //! - [`foreign`]: which foreign sources get a route, and for how long; pure
+//! - `connections`: ends connections of a relay that a class does not want any more
 //!
 //! [`Host`] puts routing, settings and sources together: it is told what is [`Wanted`], and compares that with what the kernel has.
 
 pub mod adopt;
+mod connections;
 pub mod foreign;
 mod netlink;
 pub mod routing;
@@ -17,6 +19,7 @@ pub mod sysctl;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     net::{Ipv4Addr, SocketAddr},
     os::fd::OwnedFd,
     path::Path,
@@ -29,9 +32,10 @@ use nix::{
 };
 use redirect_common::SMTP_PORT;
 
-use crate::dataplane::{Mark, RelayId};
+use crate::dataplane::{Connection, Mark, RelayId};
 
 use self::{
+    connections::Connections,
     foreign::{Acquaintance, Counts, Sources, judge},
     routing::{Entry, Family, Routing},
     sockets::Sockets,
@@ -101,7 +105,7 @@ pub enum Error {
     #[error("interface {name} has no ARP, which foreign_sources is about")]
     NoArp { name: String },
     #[error("cannot {what}: {source}")]
-    System { what: String, source: std::io::Error },
+    System { what: String, source: io::Error },
 }
 
 /// The host of the network namespace that it was opened in; calls have to come from a thread of the same namespace.
@@ -118,6 +122,7 @@ pub struct Host {
     /// Interfaces whose foreign sources are served, by name.
     devices: BTreeMap<String, u32>,
     sources: Sources,
+    connections: Connections,
 }
 
 impl Host {
@@ -133,6 +138,8 @@ impl Host {
             sockets: Sockets::default(),
             devices: BTreeMap::new(),
             sources: Sources::default(),
+            connections: Connections::open()
+                .map_err(|source| Error::System { what: "open a sock_diag socket".to_owned(), source })?,
         })
     }
 
@@ -235,6 +242,11 @@ impl Host {
             }
         }
         Ok(())
+    }
+
+    /// Ends a connection of a relay on this host, at both of its ends; `false` where no socket here has it.
+    pub fn end(&mut self, connection: Connection) -> io::Result<bool> {
+        self.connections.end(connection)
     }
 
     /// How many foreign sources are remembered, and what became of all so far.

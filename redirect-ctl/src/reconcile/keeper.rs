@@ -13,7 +13,7 @@ use redirect_common::{parse::Family, reason::Reason};
 
 use super::{event::EventRecord, task::Stage};
 use crate::{
-    dataplane::{Dataplane, RelayId},
+    dataplane::{Connection, Dataplane, RelayId},
     desired::{Delivery, Host as Address, Tables},
     host::{self, Host, Wanted, foreign::Counts},
     limits,
@@ -43,6 +43,8 @@ pub(super) struct Keeper {
     error: Option<String>,
     /// When everything is compared again.
     due: Instant,
+    /// Why relays' connections cannot be ended.
+    end_error: Option<String>,
 }
 
 impl Keeper {
@@ -56,6 +58,7 @@ impl Keeper {
             slots: BTreeSet::new(),
             error: None,
             due: Instant::now(),
+            end_error: None,
         }
     }
 
@@ -150,6 +153,26 @@ impl Keeper {
         if let (true, IpAddr::V4(source)) = (opened, event.ends.client.ip()) {
             let result = self.host.arrived(source, event.ifindex, now_s);
             self.note_failure(result);
+        }
+    }
+
+    /// Ends connections that their class does not want any more where their relay is on this host. One elsewhere, or where the kernel cannot do
+    /// it, learns of it by the client's reset, which answers what the relay says next.
+    pub(super) fn end(&mut self, unwanted: &[Connection]) {
+        for connection in unwanted {
+            let error = match self.host.end(*connection) {
+                Ok(ended) => {
+                    tracing::debug!(?connection, ended, "the class does not want it any more");
+                    None
+                }
+                Err(error) => Some(error.to_string()),
+            };
+            if let Some(error) = &error
+                && self.end_error.as_ref() != Some(error)
+            {
+                tracing::warn!(error, "cannot end a relay's connection after a change of class");
+            }
+            self.end_error = error;
         }
     }
 

@@ -635,13 +635,18 @@ impl<D: Dataplane> Reconciler<D> {
 
     fn collect(&mut self) {
         match self.dataplane.collect(monotonic_s(), self.collect_budget) {
-            Ok(collected) => self.publish(|observed| {
-                observed.collect_error = None;
-                observed.flows_collected += collected.removed as u64;
-                if let Some(counts) = collected.sweep_done {
-                    observed.flows = counts;
+            Ok(collected) => {
+                if let Some(keeper) = &mut self.keeper {
+                    keeper.end(&collected.unwanted);
                 }
-            }),
+                self.publish(|observed| {
+                    observed.collect_error = None;
+                    observed.flows_collected += collected.removed as u64;
+                    if let Some(counts) = collected.sweep_done {
+                        observed.flows = counts;
+                    }
+                });
+            }
             Err(error) => {
                 let error = Some(format!("cannot collect idle flows: {error}"));
                 if self.observed.borrow().collect_error != error {

@@ -11,7 +11,8 @@ use redirect_common::{
 };
 
 use super::{
-    super::{Collected, Error, FlowCounts, FlowDelivery, FlowRecord, FlowState, Original},
+    super::{Collected, Connection, Error, FlowCounts, FlowDelivery, FlowRecord, FlowState, Original},
+    Policy,
     batch::Position,
     hosts::{self, Open},
     table::{Batch, Table},
@@ -99,13 +100,15 @@ where
         Ok(removed)
     }
 
-    /// Removes the idle flows of a batch of established entries, and halves without their other half.
+    /// Removes the idle flows of a batch of established entries, and halves without their other half. Notes those that are unwanted.
     fn collect_established(
         &self,
         batch: &FlowBatch<A>,
         now_s: u32,
         open: &Open,
         counts: &mut FlowCounts,
+        policy: Option<&Policy<'_>>,
+        unwanted: &mut Vec<Connection>,
     ) -> Result<usize, Error> {
         let mut removed = 0;
         for (key, flow) in batch {
@@ -122,6 +125,9 @@ where
             // Each pair is judged once, at its forward entry.
             if !forward {
                 continue;
+            }
+            if is_unwanted(key, flow, policy)? {
+                unwanted.push(connection(key, flow));
             }
             let state = state(flow, &other);
             if idle_s(now_s, flow.seen_s.max(other.seen_s)) > state.idle_max_s() {
@@ -153,6 +159,23 @@ where
         }
         Ok(true)
     }
+}
+
+/// Whether the class of an established flow does not want it any more: the data plane has found so, or will with the next segment. The policy is
+/// only asked where it has changed.
+fn is_unwanted<A: Address>(key: &Tuple<A>, flow: &Flow<A>, policy: Option<&Policy<'_>>) -> Result<bool, Error> {
+    match policy {
+        Some(policy) if !flow.is_doomed() && flow.epoch() != policy.epoch => {
+            let class = policy.class_of(key.addresses[0].to_ip())?;
+            Ok(class.is_some_and(|(number, class)| !class.lets_go_on(number, flow.class)))
+        }
+        _ => Ok(flow.is_doomed()),
+    }
+}
+
+fn connection<A: Address>(key: &Tuple<A>, flow: &Flow<A>) -> Connection {
+    let tuple = if flow.is_steered() { key } else { &flow.to };
+    Connection { local: end(tuple, 1), peer: end(tuple, 0) }
 }
 
 /// An entry may have been seen after `now_s` was read.
@@ -233,20 +256,36 @@ pub(super) struct Collector {
     position: Option<Position>,
     counts: FlowCounts,
     open: Open,
+    /// The epoch of the policy when the sweep began.
+    sweeping: Option<u32>,
+    /// And that of the last sweep: no flow is left that has not been judged by it.
+    swept: Option<u32>,
 }
 
 impl Collector {
     pub(super) fn take(object: &mut Ebpf) -> Result<Self, Error> {
-        Ok(Self { stage: Stage::default(), position: None, counts: FlowCounts::default(), open: Open::take(object)? })
+        Ok(Self {
+            stage: Stage::default(),
+            position: None,
+            counts: FlowCounts::default(),
+            open: Open::take(object)?,
+            sweeping: None,
+            swept: None,
+        })
     }
 
     pub(super) fn collect(
         &mut self,
         flows: &Flows,
         locks: &Table<Host, u32>,
+        policy: &Policy<'_>,
         now_s: u32,
         budget: usize,
     ) -> Result<Collected, Error> {
+        let mut unwanted = Vec::new();
+        let epoch = policy.epoch;
+        self.sweeping.get_or_insert(epoch);
+        let policy = (self.swept != Some(epoch)).then_some(policy);
         let (position, counts, open) = (self.position, &mut self.counts, &mut self.open);
         let (examined, removed, next) = match self.stage {
             Stage::HalfOpenV4 => {
@@ -255,7 +294,7 @@ impl Collector {
             }
             Stage::EstablishedV4 => {
                 let (batch, next) = flows.v4.established.batch(position, budget)?;
-                (batch.len(), flows.v4.collect_established(&batch, now_s, open, counts)?, next)
+                (batch.len(), flows.v4.collect_established(&batch, now_s, open, counts, policy, &mut unwanted)?, next)
             }
             Stage::HalfOpenV6 => {
                 let (batch, next) = flows.v6.half_open.batch(position, budget)?;
@@ -263,7 +302,7 @@ impl Collector {
             }
             Stage::EstablishedV6 => {
                 let (batch, next) = flows.v6.established.batch(position, budget)?;
-                (batch.len(), flows.v6.collect_established(&batch, now_s, open, counts)?, next)
+                (batch.len(), flows.v6.collect_established(&batch, now_s, open, counts, policy, &mut unwanted)?, next)
             }
             Stage::Open => {
                 let (batch, next) = open.counted.batch(position, budget)?;
@@ -281,10 +320,11 @@ impl Collector {
         if next.is_none() {
             self.stage = self.stage.next().unwrap_or_else(|| {
                 self.open.end_sweep();
+                self.swept = self.sweeping.take();
                 sweep_done = Some(std::mem::take(&mut self.counts));
                 Stage::default()
             });
         }
-        Ok(Collected { examined, removed, sweep_done })
+        Ok(Collected { examined, removed, unwanted, sweep_done })
     }
 }
