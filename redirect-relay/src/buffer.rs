@@ -1,5 +1,7 @@
 //! A byte queue: filled at the end, taken from the front, without memory of its own while it is empty and was large.
 
+use zeroize::Zeroize as _;
+
 use crate::limits::BUFFER_KEPT;
 
 #[derive(Debug, Default)]
@@ -27,13 +29,30 @@ impl Buffer {
         self.bytes.capacity()
     }
 
+    /// Everything that is in memory, taken or not.
+    #[cfg(test)]
+    pub(crate) fn memory(&self) -> &[u8] {
+        &self.bytes
+    }
+
     pub(crate) fn extend(&mut self, bytes: &[u8]) {
         // The taken front is only reclaimed here, and only when that makes room: each byte moves at most once per fill.
         if self.taken > 0 && self.bytes.len() + bytes.len() > self.bytes.capacity() {
             self.bytes.drain(..self.taken);
             self.taken = 0;
         }
+        if self.bytes.len() + bytes.len() > self.bytes.capacity() {
+            self.grow(bytes.len());
+        }
         self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Half a secret may be here already: it must not stay in memory that is given back.
+    fn grow(&mut self, room: usize) {
+        let mut larger = Vec::with_capacity((self.bytes.len() + room).next_power_of_two());
+        larger.extend_from_slice(&self.bytes);
+        self.bytes.zeroize();
+        self.bytes = larger;
     }
 
     pub(crate) fn take(&mut self, count: usize) {
@@ -42,6 +61,12 @@ impl Buffer {
         if self.is_empty() {
             self.clear();
         }
+    }
+
+    /// Like [`Buffer::take`], and nothing of it stays in memory.
+    pub(crate) fn take_secret(&mut self, count: usize) {
+        self.bytes[self.taken..self.taken + count].zeroize();
+        self.take(count);
     }
 
     pub(crate) fn clear(&mut self) {
@@ -74,6 +99,15 @@ mod tests {
         assert_eq!(buffer.filled(), b"cdef");
         buffer.take(4);
         assert!(buffer.is_empty());
+    }
+
+    #[test]
+    fn a_secret_is_overwritten() {
+        let mut buffer = Buffer::default();
+        buffer.extend(b"abcdef");
+        buffer.take_secret(4);
+        assert_eq!(buffer.bytes, b"\0\0\0\0ef");
+        assert_eq!(buffer.filled(), b"ef");
     }
 
     #[test]

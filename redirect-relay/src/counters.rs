@@ -35,6 +35,12 @@ counters! {
     sessions_limited,
     /// Sessions that we closed for what the client did: not SMTP, talked too early, too many errors.
     sessions_cut,
+    /// TLS handshakes with clients that failed.
+    handshakes_failed,
+    /// AUTHs with wrong credentials.
+    auth_failures,
+    /// Sessions passed through to the server that the client dialled.
+    sessions_passed_through,
     /// Messages that the gateway took.
     messages_accepted,
     /// Messages refused for good (5xx).

@@ -20,6 +20,8 @@ use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::{TcpListener, TcpStream, lookup_host},
+    sync::Semaphore,
+    task::spawn_blocking,
     time::{Instant, Sleep, sleep, sleep_until, timeout},
 };
 use tokio_util::{
@@ -27,14 +29,19 @@ use tokio_util::{
     task::TaskTracker,
 };
 use tracing::{debug, info, warn};
+use zeroize::Zeroize as _;
 
 use crate::{
+    auth::{Credentials, Users},
     buffer::Buffer,
-    limits::READ_MAX,
+    client::Client,
+    limits::{READ_MAX, VERIFICATIONS_MAX},
+    policy::Tls,
     record::{Outcome, Record},
     relay::{Directory, Endpoint, Gateway, Identity, Relay},
     reply::Reply,
-    session::{Action, EARLY_TALK, NO_CLASS, NOT_IDENTIFIED, Note, Session, TOO_MANY_SESSIONS},
+    session::{Action, EARLY_TALK, NO_CLASS, NOT_IDENTIFIED, NOT_REACHED, Note, Session, TOO_MANY_SESSIONS, Verdict},
+    splice,
     upstream::Failure,
 };
 
@@ -121,19 +128,74 @@ async fn serve<D: Directory>(
     tasks: TaskTracker,
 ) {
     let relay = &*place.0;
-    let stream = match greet(relay, stream, peer).await {
+    let (client, may_talk) = match greet(relay, stream, peer).await {
+        Ok((stream, identity)) if matches!(identity.policy.tls, Tls::Passthrough) => {
+            (pass_through(relay, stream, &identity, &signals).await, true)
+        }
         Ok((stream, identity)) => {
             let session = Session::new(Arc::clone(&relay.settings), identity, Instant::now().into_std());
             let mut conversation = Conversation::new(relay, session, stream, tasks);
             conversation.run(&signals).await;
-            conversation.session.client_may_talk().then_some(conversation.client)
+            (conversation.client, conversation.session.client_may_talk())
         }
-        Err(stream) => stream,
+        Err(stream) => (stream.map_or(Client::Gone, Client::Plain), true),
     };
-    // A close with unread octets would reset the connection, and the client might never see our last reply.
-    if let Some(stream) = stream {
-        let _ = timeout(relay.settings.timeouts.farewell, linger(stream)).await;
+    let _ = timeout(relay.settings.timeouts.farewell, part(client, may_talk)).await;
+}
+
+/// Ends a connection. A close with unread octets would reset it, and the client might never see our last reply.
+async fn part(client: Client, may_talk: bool) -> io::Result<()> {
+    match (client, may_talk) {
+        (Client::Plain(_), false) => Ok(()),
+        (client, may_talk) => match client.shut().await? {
+            Some(stream) if may_talk => drain(stream).await,
+            _ => Ok(()),
+        },
     }
+}
+
+/// Connects the client with the server that it dialled. What is left to be said to the client is said on the connection
+/// that this returns.
+async fn pass_through<D: Directory>(
+    relay: &Relay<D>,
+    mut stream: TcpStream,
+    identity: &Identity,
+    signals: &Signals,
+) -> Client {
+    let Identity { client, original, class, .. } = identity;
+    let timeouts = &relay.settings.timeouts;
+    let Ok(local) = stream.local_addr() else { return Client::Gone };
+    if !relay.settings.passthrough_to_self && !splice::is_elsewhere(original.ip(), local.ip()) {
+        warn!(subscriber = %client, %original, "not passed through: an address of this host or its link");
+        send_now(&stream, &NOT_REACHED);
+        return Client::Plain(stream);
+    }
+    let mut server = match splice::connect(*original, timeouts).await {
+        Ok(server) => server,
+        Err(error) => {
+            debug!(subscriber = %client, %original, %error, "cannot pass through");
+            send_now(&stream, &NOT_REACHED);
+            return Client::Plain(stream);
+        }
+    };
+    relay.meters.sessions_passed_through.increment();
+    let begun = Instant::now();
+    let splice = splice::run(&mut stream, &mut server, timeouts);
+    let Some((passed, result)) = signals.drained.run_until_cancelled(splice).await else {
+        info!(subscriber = %client, class = &**class, %original, outcome = "shutdown", "passed through");
+        return Client::Gone;
+    };
+    info!(
+        subscriber = %client,
+        class = &**class,
+        %original,
+        octets_from_client = passed.from_client,
+        octets_to_client = passed.to_client,
+        outcome = result.map_or_else(|error| error.kind().to_string(), |()| "ended".to_owned()),
+        duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+        "passed through"
+    );
+    Client::Gone
 }
 
 /// Finds out who the client is. Who gets no session gets the reply that says so: the stream is to be closed.
@@ -162,6 +224,10 @@ async fn greet<D: Directory>(
     if !timeouts.greet_pause.is_zero() {
         let _ = timeout(timeouts.greet_pause, stream.readable()).await;
     }
+    // Who is passed through is the other server's client, and its talk is that server's affair.
+    if matches!(identity.policy.tls, Tls::Passthrough) {
+        return Ok((stream, identity));
+    }
     if SockRef::from(&stream).peek(&mut [MaybeUninit::uninit()]).is_ok_and(|octets| octets > 0) {
         relay.meters.sessions_cut.increment();
         debug!(subscriber = %identity.client, class = %identity.class, "cut: talked before the banner");
@@ -178,9 +244,14 @@ fn send_now(stream: &TcpStream, reply: &Reply) {
     let _ = SockRef::from(stream).send(out.filled());
 }
 
-/// Half-closes and waits for the client's end.
+/// Half-closes and waits for the other side's end.
 async fn linger(mut stream: TcpStream) -> io::Result<()> {
     stream.shutdown().await?;
+    drain(stream).await
+}
+
+/// Waits for the other side's end.
+async fn drain(mut stream: TcpStream) -> io::Result<()> {
     let mut rest = LINGER_OCTETS_MAX;
     let mut scratch = [0; 1024];
     while rest > 0 {
@@ -203,6 +274,7 @@ enum Found {
     Gateway(Option<Gateway>),
     /// With the addresses that were not needed.
     Connection(TcpStream, VecDeque<SocketAddr>),
+    Verdict(Verdict),
     Nothing,
 }
 
@@ -237,11 +309,25 @@ async fn resolve_and_connect(gateway: Gateway, until: Instant) -> Found {
     connect(addresses, until).await
 }
 
+/// Looks at a password where it keeps no session waiting.
+async fn verify(users: Arc<Users>, credentials: Credentials, limit: Duration) -> Found {
+    static AT_ONCE: Semaphore = Semaphore::const_new(VERIFICATIONS_MAX);
+    let look = async {
+        let _permit = AT_ONCE.acquire().await.ok()?;
+        spawn_blocking(move || users.accept(&credentials)).await.ok()
+    };
+    Found::Verdict(match timeout(limit, look).await {
+        Ok(Some(true)) => Verdict::Accepted,
+        Ok(Some(false)) => Verdict::Refused,
+        Ok(None) | Err(_) => Verdict::Unavailable,
+    })
+}
+
 /// A session with its sockets.
 struct Conversation<'a, D> {
     relay: &'a Relay<D>,
     session: Session,
-    client: TcpStream,
+    client: Client,
     gateway: Option<TcpStream>,
     errand: Option<Errand<'a>>,
     untried: VecDeque<SocketAddr>,
@@ -257,7 +343,7 @@ impl<'a, D: Directory> Conversation<'a, D> {
         Self {
             relay,
             session,
-            client,
+            client: Client::Plain(client),
             gateway: None,
             errand: None,
             untried: VecDeque::new(),
@@ -294,7 +380,7 @@ impl<'a, D: Directory> Conversation<'a, D> {
         }
         loop {
             self.act();
-            if self.session.is_done() {
+            if self.session.is_done() && !matches!(self.client.poll_flushed(cx), Poll::Pending) {
                 return Poll::Ready(());
             }
             // Written before read: what is taken from one side first makes room on the other.
@@ -337,6 +423,10 @@ impl<'a, D: Directory> Conversation<'a, D> {
                         });
                     }
                 }
+                Action::Handshake(certificate) => self.client.begin_handshake(&certificate),
+                Action::Verify { users, credentials } => {
+                    self.errand = Some(Box::pin(verify(users, credentials, self.relay.settings.timeouts.verify)));
+                }
                 Action::Record(record) => self.record(&record),
                 Action::Note(note) => self.note(note),
             }
@@ -344,11 +434,25 @@ impl<'a, D: Directory> Conversation<'a, D> {
     }
 
     fn poll_client_write(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Client::Handshake(_) = self.client {
+            match ready!(self.client.poll_handshake(cx)) {
+                Ok(()) => self.session.on_encrypted(now()),
+                Err(error) => {
+                    debug!(subscriber = %self.session.identity().client, %error, "no TLS with the client");
+                    self.session.on_handshake_failed(now());
+                }
+            }
+            return Poll::Ready(());
+        }
         let out = self.session.client_out();
         if out.is_empty() {
+            if ready!(self.client.poll_flushed(cx)).is_err() {
+                self.session.on_client_gone(now());
+                return Poll::Ready(());
+            }
             return Poll::Pending;
         }
-        match ready!(Pin::new(&mut self.client).poll_write(cx, out)) {
+        match ready!(self.client.poll_write(cx, out)) {
             Ok(octets) if octets > 0 => self.session.client_sent(octets, now()),
             _ => self.session.on_client_gone(now()),
         }
@@ -371,21 +475,32 @@ impl<'a, D: Directory> Conversation<'a, D> {
             return Poll::Pending;
         }
         let Self { client, session, .. } = self;
-        ready!(poll_read(client, cx, |read| match read {
-            Ok([]) => session.on_client_ended(now()),
-            Ok(bytes) => session.on_client(bytes, now()),
-            Err(_) => session.on_client_gone(now()),
-        }));
+        let secret = session.may_hear_a_secret();
+        ready!(poll_read(
+            cx,
+            secret,
+            |cx, buffer| client.poll_read(cx, buffer),
+            |read| match read {
+                Ok([]) => session.on_client_ended(now()),
+                Ok(bytes) => session.on_client(bytes, now()),
+                Err(_) => session.on_client_gone(now()),
+            }
+        ));
         self.act();
         Poll::Ready(())
     }
 
     fn poll_gateway_read(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Self { gateway: Some(gateway), session, .. } = self else { return Poll::Pending };
-        ready!(poll_read(gateway, cx, |read| match read {
-            Ok([]) | Err(_) => session.on_gateway_closed(now()),
-            Ok(bytes) => session.on_gateway_octets(bytes, now()),
-        }));
+        ready!(poll_read(
+            cx,
+            false,
+            |cx, buffer| Pin::new(&mut *gateway).poll_read(cx, buffer),
+            |read| match read {
+                Ok([]) | Err(_) => session.on_gateway_closed(now()),
+                Ok(bytes) => session.on_gateway_octets(bytes, now()),
+            }
+        ));
         self.act();
         Poll::Ready(())
     }
@@ -402,6 +517,7 @@ impl<'a, D: Directory> Conversation<'a, D> {
                 self.untried = untried;
                 self.session.on_connected(now());
             }
+            Found::Verdict(verdict) => self.session.on_verified(verdict, now()),
             Found::Nothing => self.session.on_unreachable(now()),
         }
         Poll::Ready(())
@@ -460,6 +576,8 @@ impl<'a, D: Directory> Conversation<'a, D> {
         match note {
             Note::ClientTimeout => meters.client_timeouts.increment(),
             Note::Cut => meters.sessions_cut.increment(),
+            Note::HandshakeFailed => meters.handshakes_failed.increment(),
+            Note::AuthFailed => meters.auth_failures.increment(),
             Note::GatewayUnreachable => {
                 meters.gateway_failures.increment();
                 debug!(%subscriber, "the gateway is unreachable");
@@ -475,12 +593,21 @@ impl<'a, D: Directory> Conversation<'a, D> {
     }
 }
 
-/// Reads into the thread's buffer, which `take` has for as long as it runs.
-fn poll_read(stream: &mut TcpStream, cx: &mut Context<'_>, take: impl FnOnce(io::Result<&[u8]>)) -> Poll<()> {
+/// Reads into the thread's buffer, which `take` has for as long as it runs; where the octets are `secret`, nothing of
+/// them stays there.
+pub(crate) fn poll_read(
+    cx: &mut Context<'_>,
+    secret: bool,
+    read: impl FnOnce(&mut Context<'_>, &mut ReadBuf<'_>) -> Poll<io::Result<()>>,
+    take: impl FnOnce(io::Result<&[u8]>),
+) -> Poll<()> {
     SCRATCH.with_borrow_mut(|scratch| {
         let mut buffer = ReadBuf::new(scratch);
-        let result = ready!(Pin::new(stream).poll_read(cx, &mut buffer));
+        let result = ready!(read(cx, &mut buffer));
         take(result.map(|()| buffer.filled()));
+        if secret {
+            buffer.filled_mut().zeroize();
+        }
         Poll::Ready(())
     })
 }

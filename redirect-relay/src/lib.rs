@@ -6,7 +6,7 @@
 //!
 //! Spoken to clients: HELO, EHLO, MAIL, RCPT, DATA, BDAT, RSET, NOOP, QUIT, VRFY (252) with PIPELINING (RFC 2920), SIZE
 //! (RFC 1870), CHUNKING (RFC 3030), ENHANCEDSTATUSCODES (RFC 2034), LIMITS (RFC 9422), and as the class's [`Policy`] says
-//! 8BITMIME (RFC 6152), SMTPUTF8 (RFC 6531) and DSN (RFC 3461). Spoken to gateways: the same without CHUNKING, as far as
+//! 8BITMIME (RFC 6152), SMTPUTF8 (RFC 6531), DSN (RFC 3461), STARTTLS (RFC 3207) and AUTH (RFC 4954). Spoken to gateways: the same without CHUNKING, as far as
 //! the gateway offers it.
 //!
 //! | module | owns |
@@ -17,16 +17,20 @@
 //! | `gateway`, `domain`, `route` | gateways and routes: what the operator says of them, and which one takes a message |
 //! | `reply` | replies, both directions |
 //! | `data`, `chunk` | the framing of a body: ended by a dot, or counted |
-//! | `policy` | what a class's clients are offered |
+//! | `policy`, `auth`, `certificate` | what a class's clients are offered; who they are, and TLS with them |
+//! | `splice` | sessions that are passed through to the server dialled |
 //! | `trace` | the `Received:` field |
 //! | `limits` | every bound and every wait |
-//! | `driver` | sockets, timers, tasks: the only module that does IO |
+//! | `driver`, `client` | sockets, timers, tasks: with `splice` the only modules that do IO |
 //! | `relay`, `addrs`, `record`, `counters`, `buffer` | what the caller gives and gets; values |
 
 mod address;
 mod addrs;
+mod auth;
 mod buffer;
+mod certificate;
 mod chunk;
+mod client;
 mod command;
 mod counters;
 mod data;
@@ -43,15 +47,18 @@ pub mod route;
 #[cfg(feature = "schema")]
 mod schema;
 mod session;
+mod splice;
 mod trace;
 mod upstream;
 
 pub use crate::{
     addrs::{ClientAddr, GatewayAddr, OriginalDst},
+    auth::{Users, Verifier, VerifierInvalid},
+    certificate::{Certificate, CertificateInvalid},
     counters::Counters,
     domain::{Domain, InvalidDomain},
     driver::run,
     limits::{Limits, Timeouts},
-    policy::{Extensions, Policy},
+    policy::{Access, Auth, Extensions, Policy, Tls},
     relay::{Directory, Endpoint, Gateway, Identity, Relay, Settings},
 };

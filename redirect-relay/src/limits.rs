@@ -16,8 +16,17 @@ pub(crate) const ORCPT_MAX: usize = 500;
 /// Octets that DSN adds: " RET=HDRS ENVID=" to MAIL, " NOTIFY=SUCCESS,FAILURE,DELAY ORCPT=" to RCPT, each with its value.
 pub(crate) const DSN_MAIL_ROOM: usize = 9 + 7 + ENVID_MAX;
 pub(crate) const DSN_RCPT_ROOM: usize = 29 + 7 + ORCPT_MAX;
-/// The longest command line of any kind that a client may send.
-pub(crate) const ANY_LINE_MAX: usize = COMMAND_LINE_MAX + DSN_RCPT_ROOM;
+/// Octets of AUTH with its initial response, and of each later response (RFC 4954 section 4).
+pub(crate) const AUTH_LINE_MAX: usize = 12_288;
+/// Octets of `AUTH=` on a MAIL line (RFC 4954 section 3).
+pub(crate) const MAIL_AUTH_ROOM: usize = 500;
+/// Octets of a client's user name and of its password.
+pub(crate) const CREDENTIAL_MAX: usize = 1024;
+/// Passwords that are verified at one time: each takes a thread and its CPU for some 10 ms.
+pub(crate) const VERIFICATIONS_MAX: usize = 4;
+/// The longest command line of any kind but AUTH that a client may send.
+pub(crate) const ANY_LINE_MAX: usize = MAIL_LINE_MAX + SMTPUTF8_ROOM + DSN_MAIL_ROOM + MAIL_AUTH_ROOM;
+const _: () = assert!(COMMAND_LINE_MAX + DSN_RCPT_ROOM <= ANY_LINE_MAX);
 /// A chunk (BDAT) smaller than this that is not the last counts as a command toward [`Limits::commands_max`].
 pub(crate) const CHUNK_SMALL: u64 = 4096;
 /// Octets of one reply line including its CRLF (RFC 5321 section 4.5.3.1.5).
@@ -79,6 +88,8 @@ pub struct Limits {
     pub commands_max: u32,
     /// Messages of one session, told to clients as MAILMAX (RFC 9422); one more ends the session with 421.
     pub messages_max: u32,
+    /// Failed AUTHs before the session is closed.
+    pub auth_failures_max: u32,
     /// Octets of body that must arrive within each [`Timeouts::data_block`]: the least data rate.
     pub data_block_octets: u64,
 }
@@ -92,6 +103,7 @@ impl Default for Limits {
             errors_max: 20,
             commands_max: 200,
             messages_max: 1000,
+            auth_failures_max: 3,
             data_block_octets: 64 * 1024,
         }
     }
@@ -104,10 +116,16 @@ pub struct Timeouts {
     pub identify: Duration,
     /// Silence kept before the banner to catch a client that talks first. Zero only catches those already heard.
     pub greet_pause: Duration,
+    /// The TLS handshake with the client.
+    pub handshake: Duration,
+    /// Until a password is verified.
+    pub verify: Duration,
     /// The client's next command, whole, however its octets trickle in (RFC 5321 section 4.5.3.2.7: at least 5 min).
     pub command: Duration,
     /// The client's next [`Limits::data_block_octets`] of body (section 4.5.3.2.5 grants 3 min to a block).
     pub data_block: Duration,
+    /// A session that is passed through, without an octet in either direction.
+    pub splice: Duration,
     /// Until a client has taken all replies that wait for it.
     pub client_write: Duration,
     /// Name lookup and TCP connect to the gateway, all its addresses together.
@@ -134,8 +152,11 @@ impl Timeouts {
     const DEFAULT: Self = Self {
         identify: Duration::from_secs(5),
         greet_pause: Duration::ZERO,
+        handshake: Duration::from_secs(30),
+        verify: Duration::from_secs(10),
         command: Duration::from_mins(5),
         data_block: Duration::from_mins(5),
+        splice: Duration::from_mins(10),
         client_write: Duration::from_mins(1),
         connect: Duration::from_secs(30),
         greeting: Duration::from_secs(30),

@@ -1,9 +1,73 @@
-//! How the clients of a class are treated: what they are offered. The caller gives it with each [`Identity`](crate::Identity).
+//! How the clients of a class are treated. The caller gives it with each [`Identity`](crate::Identity).
+
+use std::{net::IpAddr, sync::Arc};
+
+use ipnet::IpNet;
+
+use crate::{auth::Users, certificate::Certificate};
 
 /// The rules for one session; they hold until it ends.
 #[derive(Debug, Clone, Default)]
 pub struct Policy {
     pub extensions: Extensions,
+    pub tls: Tls,
+    pub auth: Auth,
+    /// AUTH may also be used without TLS: passwords in clear.
+    pub auth_cleartext: bool,
+    /// Who may send without AUTH.
+    pub unauthenticated: Access,
+}
+
+/// TLS toward clients.
+#[derive(Debug, Clone, Default)]
+pub enum Tls {
+    /// None is offered.
+    #[default]
+    None,
+    /// STARTTLS with the operator's certificate. It cannot carry the name of the server that the client dialled.
+    Offer(Certificate),
+    /// No session: octets go to and from the server that the client dialled, as they are.
+    Passthrough,
+}
+
+/// AUTH of clients (RFC 4954). Whatever it says, the subscriber is who its address says.
+#[derive(Debug, Clone, Default)]
+pub enum Auth {
+    /// Not offered.
+    #[default]
+    Off,
+    /// Any credentials are accepted, and forgotten: for clients that insist on AUTH.
+    AcceptAny,
+    /// The operator's users.
+    Local(Arc<Users>),
+}
+
+/// A list of prefixes: the longest one that holds an address decides, else `otherwise`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Access {
+    /// Longest prefix first.
+    entries: Arc<[(IpNet, bool)]>,
+    otherwise: bool,
+}
+
+impl Default for Access {
+    /// Everybody may.
+    fn default() -> Self {
+        Self::new([], true)
+    }
+}
+
+impl Access {
+    /// Prefixes whose addresses may (`true`) or may not, in any order; of two entries for one prefix the first counts.
+    pub fn new(entries: impl IntoIterator<Item = (IpNet, bool)>, otherwise: bool) -> Self {
+        let mut entries: Vec<_> = entries.into_iter().map(|(prefix, may)| (prefix.trunc(), may)).collect();
+        entries.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.prefix_len()));
+        Self { entries: entries.into(), otherwise }
+    }
+
+    pub fn allows(&self, ip: IpAddr) -> bool {
+        self.entries.iter().find(|(prefix, _)| prefix.contains(&ip)).map_or(self.otherwise, |(_, may)| *may)
+    }
 }
 
 /// What a client is offered that its gateways must be able to do as well. The caller knows them; the relay refuses, with
@@ -26,5 +90,36 @@ pub struct Extensions {
 impl Default for Extensions {
     fn default() -> Self {
         Self { size_max: u64::MAX, eight_bit_mime: true, smtputf8: false, dsn: false, one_domain: false }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_prefix_decides() {
+        let entry = |prefix: &str, may| (prefix.parse::<IpNet>().unwrap(), may);
+        let access = Access::new(
+            [
+                entry("10.0.0.0/8", true),
+                entry("10.1.2.3/16", false),
+                entry("10.1.7.7/32", true),
+                entry("2001:db8::/32", true),
+                entry("10.0.0.0/8", false),
+            ],
+            false,
+        );
+        for (ip, may) in [
+            ("10.200.0.1", true),
+            ("10.1.0.1", false),
+            ("10.1.7.7", true),
+            ("192.0.2.1", false),
+            ("2001:db8::1", true),
+            ("2001:db9::1", false),
+        ] {
+            assert_eq!(access.allows(ip.parse().unwrap()), may, "{ip}");
+        }
+        assert!(Access::default().allows("192.0.2.1".parse().unwrap()));
     }
 }

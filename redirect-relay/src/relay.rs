@@ -58,6 +58,9 @@ pub struct Settings {
     pub sessions_max: u64,
     /// How long open transactions may go on after a shutdown began.
     pub drain: std::time::Duration,
+    /// Sessions may be passed through to this host's own addresses and its link as well. A subscriber could then reach by
+    /// way of this host what only this host may reach.
+    pub passthrough_to_self: bool,
     pub limits: Limits,
     pub timeouts: Timeouts,
     /// The wall clock of trace fields.
@@ -71,6 +74,7 @@ impl Settings {
             size_max: 50 * 1024 * 1024,
             sessions_max: 10_000,
             drain: std::time::Duration::from_secs(30),
+            passthrough_to_self: false,
             limits: Limits::default(),
             timeouts: Timeouts::default(),
             clock: Timestamp::now,

@@ -21,21 +21,28 @@
 use std::{collections::VecDeque, mem, sync::Arc, time::Instant};
 
 use crate::{
+    auth::{Credentials, Exchange, Users},
     buffer::Buffer,
+    certificate::Certificate,
     chunk::Stuffer,
     command::{self, Chunk, Command, Grammar, Mail, NEEDS_SMTPUTF8, Rcpt, Refusal},
     data::Scanner,
     limits::Limits,
-    limits::{ANY_LINE_MAX, CHUNK_SMALL, HOPS_MAX, RECIPIENTS_IN_FLIGHT, TO_CLIENT_HIGH, TO_GATEWAY_HIGH},
-    policy::Extensions,
+    limits::{
+        ANY_LINE_MAX, AUTH_LINE_MAX, CHUNK_SMALL, HOPS_MAX, RECIPIENTS_IN_FLIGHT, TO_CLIENT_HIGH, TO_GATEWAY_HIGH,
+    },
+    policy::{Auth, Extensions},
     record::{Cause, Outcome, Record},
     relay::{Gateway, Identity, Settings},
     reply::Reply,
-    trace::{self, Helo, Hops},
+    trace::{self, Helo, Hops, With},
     upstream::{Event, Failure, Upstream},
 };
 
 mod chunks;
+mod login;
+
+pub(crate) use self::login::Verdict;
 
 /// What the driver must do. At most one gateway connection or attempt exists at a time.
 #[derive(Debug)]
@@ -55,6 +62,13 @@ pub(crate) enum Action {
     Hangup {
         quit: bool,
     },
+    /// Begin TLS with the client, then call [`Session::on_encrypted`] or [`Session::on_handshake_failed`].
+    Handshake(Certificate),
+    /// Ask the table, then call [`Session::on_verified`].
+    Verify {
+        users: Arc<Users>,
+        credentials: Credentials,
+    },
     /// A message or an attempt at one is over.
     Record(Record),
     Note(Note),
@@ -66,6 +80,8 @@ pub(crate) enum Note {
     ClientTimeout,
     /// We ended the session for what the client did.
     Cut,
+    HandshakeFailed,
+    AuthFailed,
     GatewayUnreachable,
     GatewayFailed(Failure),
 }
@@ -74,6 +90,7 @@ pub(crate) enum Note {
 pub(crate) const NO_CLASS: Reply = Reply::new(554, 7, 1, "No mail service for your address");
 pub(crate) const TOO_MANY_SESSIONS: Reply = Reply::new(421, 3, 2, "Too many sessions, try again later");
 pub(crate) const NOT_IDENTIFIED: Reply = Reply::new(421, 3, 0, "Temporary failure, try again later");
+pub(crate) const NOT_REACHED: Reply = Reply::new(421, 4, 1, "The server does not answer");
 pub(crate) const EARLY_TALK: Reply = Reply::new(554, 5, 0, "Wait for the reply before you go on");
 
 const OK: Reply = Reply::new(250, 0, 0, "Ok");
@@ -81,6 +98,9 @@ const SENDER_OK: Reply = Reply::new(250, 1, 0, "Sender ok");
 const BYE: Reply = Reply::new(221, 0, 0, "Bye");
 const NOT_VERIFIED: Reply = Reply::new(252, 0, 0, "Cannot verify, send mail and see");
 const HELLO_FIRST: Reply = Reply::new(503, 5, 1, "Send EHLO first");
+const NO_ACCESS: Reply = Reply::new(550, 7, 1, "Your address may not send mail here");
+const AUTH_FIRST: Reply = Reply::new(530, 7, 0, "Authentication required");
+const TLS_FIRST: Reply = Reply::new(530, 7, 0, "Send STARTTLS first");
 const NESTED_MAIL: Reply = Reply::new(503, 5, 1, "A transaction is open");
 const MAIL_FIRST: Reply = Reply::new(503, 5, 1, "Send MAIL first");
 const CHUNKS_BEGUN: Reply = Reply::new(503, 5, 1, "The message comes by BDAT");
@@ -127,6 +147,12 @@ enum Phase {
     Verdict {
         octets: u64,
     },
+    /// TLS is on its way, once the client has our answer to STARTTLS.
+    Handshake,
+    /// A response to our challenge is awaited.
+    Auth(Box<Exchange>),
+    /// The credentials are being looked at.
+    Verifying,
     /// The session is over once the client has our last words.
     Closing,
 }
@@ -222,6 +248,7 @@ struct Link {
 }
 
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "facts about the client that do not exclude each other")]
 pub(crate) struct Session {
     settings: Arc<Settings>,
     identity: Identity,
@@ -241,6 +268,9 @@ pub(crate) struct Session {
     commands: u32,
     messages: u32,
     recipients_refused: u32,
+    auth_failures: u32,
+    encrypted: bool,
+    authenticated: bool,
 }
 
 impl Session {
@@ -266,6 +296,9 @@ impl Session {
             commands: 0,
             messages: 0,
             recipients_refused: 0,
+            auth_failures: 0,
+            encrypted: false,
+            authenticated: false,
         };
         session.say(&format!("220 {} ESMTP\r\n", session.settings.hostname), now);
         session
@@ -328,14 +361,19 @@ impl Session {
             return false;
         }
         match self.phase {
-            Phase::Command => self.input.len() < ANY_LINE_MAX && self.to_client.len() < TO_CLIENT_HIGH,
+            Phase::Command => self.may_read_commands() && self.to_client.len() < TO_CLIENT_HIGH,
             Phase::AwaitGo(AwaitGo::Silent) | Phase::Skip { .. } => true,
             Phase::Body(_) => self.gateway_out().len() < TO_GATEWAY_HIGH,
             Phase::Chunk { .. } => self.input.is_empty() && self.gateway_out().len() < TO_GATEWAY_HIGH,
             // One read ahead, for the next transaction may follow the dot at once (RFC 2920 section 3.1).
             Phase::AwaitGo(AwaitGo::Chunk(_)) | Phase::Verdict { .. } => self.input.is_empty(),
-            Phase::Closing => false,
+            Phase::Auth(_) => self.input.len() < AUTH_LINE_MAX,
+            Phase::Handshake | Phase::Verifying | Phase::Closing => false,
         }
+    }
+
+    fn may_read_commands(&self) -> bool {
+        self.input.len() < ANY_LINE_MAX || self.input.len() < command::room(self.input.filled(), self.grammar())
     }
 
     pub(crate) fn client_out(&self) -> &[u8] {
@@ -347,6 +385,7 @@ impl Session {
         self.to_client.take(count);
         if self.to_client.is_empty() {
             self.write_deadline = None;
+            self.begin_handshake();
         }
         self.advance(now);
     }
@@ -361,7 +400,7 @@ impl Session {
         }
         match self.phase {
             Phase::AwaitGo(AwaitGo::Silent) if !bytes.is_empty() => self.cut(&EARLY_TALK, now),
-            Phase::Closing => {}
+            Phase::Handshake | Phase::Closing => {}
             _ => self.input.extend(bytes),
         }
         self.advance(now);
@@ -486,7 +525,8 @@ impl Session {
         let waits = match &self.phase {
             Phase::Command => self.transaction.as_ref().is_none_or(|t| t.waiting.is_empty()),
             Phase::Body(_) | Phase::Chunk { .. } | Phase::Skip { .. } => self.wants_client(),
-            Phase::AwaitGo(_) | Phase::Verdict { .. } | Phase::Closing => false,
+            Phase::Auth(_) | Phase::Handshake => true,
+            Phase::AwaitGo(_) | Phase::Verdict { .. } | Phase::Verifying | Phase::Closing => false,
         };
         waits.then_some(self.client_deadline)
     }
@@ -513,7 +553,7 @@ impl Session {
             while let Some(event) = self.link.as_mut().and_then(|link| link.upstream.next_event()) {
                 self.on_event(event, now);
             }
-            if !self.chunk_from_input(now) && !self.next_command(now) {
+            if !self.chunk_from_input(now) && !self.response_from_input(now) && !self.next_command(now) {
                 break;
             }
         }
@@ -526,7 +566,7 @@ impl Session {
         if self.client_ended && short {
             return self.end(&CLIENT_CUT, Cause::ClientLost, now);
         }
-        if !matches!(self.phase, Phase::Command) || self.recipients_waiting() > 0 {
+        if !matches!(self.phase, Phase::Command | Phase::Auth(_)) || self.recipients_waiting() > 0 {
             return;
         }
         if self.draining && self.transaction.is_none() {
@@ -551,7 +591,10 @@ impl Session {
         if self.recipients_waiting() > 0 && !self.may_join(&parsed) {
             return false;
         }
-        self.input.take(length);
+        match parsed {
+            Ok(Command::Auth(_)) => self.input.take_secret(length),
+            _ => self.input.take(length),
+        }
         self.client_deadline = now + self.settings.timeouts.command;
         match parsed {
             Ok(command) => self.on_command(command, now),
@@ -588,6 +631,8 @@ impl Session {
             Command::Rcpt(rcpt) => self.rcpt(rcpt, now),
             Command::Data => self.data(now),
             Command::Bdat(chunk) => self.bdat(chunk, now),
+            Command::Starttls => self.starttls(now),
+            Command::Auth(login) => self.auth(&login, now),
             Command::Rset => {
                 self.abandon(Cause::ClientReset, now);
                 self.answer(&OK, now);
@@ -619,7 +664,14 @@ impl Session {
         let Extensions { eight_bit_mime, smtputf8, dsn, one_domain, .. } = self.identity.policy.extensions;
         let Limits { recipients_max, messages_max, .. } = self.settings.limits;
         let mut text = format!("250-{}\r\n250-PIPELINING\r\n250-SIZE {}\r\n", self.settings.hostname, self.size_max());
-        for (offered, keyword) in [(eight_bit_mime, "8BITMIME"), (smtputf8, "SMTPUTF8"), (dsn, "DSN")] {
+        let offers = [
+            (self.offers_tls(), "STARTTLS"),
+            (self.offers_auth(), "AUTH PLAIN LOGIN"),
+            (eight_bit_mime, "8BITMIME"),
+            (smtputf8, "SMTPUTF8"),
+            (dsn, "DSN"),
+        ];
+        for (offered, keyword) in offers {
             if offered {
                 text.extend(["250-", keyword, "\r\n"]);
             }
@@ -635,7 +687,7 @@ impl Session {
     /// What the client may use: what it was offered, which HELO does not show.
     fn grammar(&self) -> Grammar {
         let Extensions { smtputf8, dsn, .. } = self.identity.policy.extensions;
-        Grammar { smtputf8, dsn }
+        Grammar { smtputf8, dsn, auth: self.offers_auth() }
     }
 
     fn size_max(&self) -> u64 {
@@ -649,6 +701,9 @@ impl Session {
         }
         if !helo.extended && mail.is_extended() {
             return self.error(&NO_EXTENSIONS, now);
+        }
+        if !self.authenticated && !self.identity.policy.unauthenticated.allows(self.identity.client.ip()) {
+            return self.error(&self.access_refusal(), now);
         }
         if mail.size.is_some_and(|size| size > self.size_max()) {
             return self.answer(&TOO_BIG, now);
@@ -671,6 +726,15 @@ impl Session {
         });
         self.actions.push_back(Action::FindGateway);
         self.answer(&SENDER_OK, now);
+    }
+
+    /// The answer to who may not send without AUTH: what it would take.
+    fn access_refusal(&self) -> Reply {
+        match self.identity.policy.auth {
+            Auth::Off => NO_ACCESS,
+            _ if self.offers_auth() => AUTH_FIRST,
+            _ => TLS_FIRST,
+        }
     }
 
     fn rcpt(&mut self, rcpt: Rcpt, now: Instant) {
@@ -773,19 +837,36 @@ impl Session {
     }
 
     fn forward(&mut self, lines: &mut Lines, dot: bool, text: &[u8], end: bool, now: Instant) {
+        let with = self.with();
         let (Some(link), Some(helo)) = (&mut self.link, &self.helo) else { return };
         // The trace field leaves together with the first octets of the message, or with the dot of an empty one.
         let trace = !lines.incoming.traced && (end || lines.forwarded > 0);
         lines.incoming.traced |= trace;
         link.upstream.body(now, |out| {
             if trace {
-                trace::write_received(out, helo, &self.identity, &self.settings.hostname, (self.settings.clock)());
+                trace::write_received(
+                    out,
+                    with,
+                    helo,
+                    &self.identity,
+                    &self.settings.hostname,
+                    (self.settings.clock)(),
+                );
             }
             if dot {
                 out.extend(b".");
             }
             out.extend(text);
         });
+    }
+
+    /// How the message in hand came, for its trace field.
+    fn with(&self) -> With {
+        With {
+            utf8: self.transaction.as_ref().is_some_and(|transaction| transaction.mail.smtputf8),
+            encrypted: self.encrypted,
+            authenticated: self.authenticated,
+        }
     }
 
     fn on_event(&mut self, event: Event, now: Instant) {
@@ -870,7 +951,7 @@ impl Session {
                 let reply = if cause == Cause::OutcomeUnknown { OUTCOME_UNKNOWN } else { GATEWAY_LOST };
                 self.finish(&reply, cause, octets, now);
             }
-            Phase::Skip { .. } | Phase::Closing => {}
+            Phase::Skip { .. } | Phase::Handshake | Phase::Auth(_) | Phase::Verifying | Phase::Closing => {}
         }
     }
 
@@ -988,6 +1069,8 @@ impl Session {
     fn end(&mut self, reply: &Reply, cause: Cause, now: Instant) {
         match self.phase {
             Phase::Closing => return,
+            // Nothing can be said in clear any more, and nothing else yet.
+            Phase::Handshake => return self.on_client_gone(now),
             // Nobody knows what the gateway does with a whole message whose verdict we do not await.
             Phase::Verdict { octets } if self.gateway_out().is_empty() => {
                 self.finish(&OUTCOME_UNKNOWN, Cause::OutcomeUnknown, octets, now);

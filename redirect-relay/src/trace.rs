@@ -17,12 +17,39 @@ pub(crate) struct Helo {
     pub(crate) extended: bool,
 }
 
+/// What the protocol's name in the field says of the session (RFC 3848, RFC 6531 section 4.3).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct With {
+    pub(crate) utf8: bool,
+    pub(crate) encrypted: bool,
+    pub(crate) authenticated: bool,
+}
+
+impl With {
+    fn protocol(self, extended: bool) -> String {
+        let name = match (extended, self.utf8) {
+            (false, _) => return "SMTP".to_owned(),
+            (true, false) => "ESMTP",
+            (true, true) => "UTF8SMTP",
+        };
+        let letter = |given: bool, letter: &'static str| if given { letter } else { "" };
+        format!("{name}{}{}", letter(self.encrypted, "S"), letter(self.authenticated, "A"))
+    }
+}
+
 /// Writes the field, folded, each line ending in CRLF. Text from outside is reduced to characters that cannot end a
 /// line, a comment or a quoted string.
-pub(crate) fn write_received(out: &mut Buffer, helo: &Helo, identity: &Identity, hostname: &str, now: Timestamp) {
+pub(crate) fn write_received(
+    out: &mut Buffer,
+    with: With,
+    helo: &Helo,
+    identity: &Identity,
+    hostname: &str,
+    now: Timestamp,
+) {
     let name = printable(&helo.name);
     let client = literal(identity.client.ip());
-    let with = if helo.extended { "ESMTP" } else { "SMTP" };
+    let with = with.protocol(helo.extended);
     let class = printable(&identity.class);
     let original = destination(identity.original.get());
     let date = now.to_zoned(TimeZone::UTC).strftime("%a, %d %b %Y %H:%M:%S %z");
@@ -130,7 +157,7 @@ mod tests {
         let helo = Helo { name: helo.into(), extended: true };
         let mut out = Buffer::default();
         let now = Timestamp::from_second(1_795_310_763).unwrap();
-        write_received(&mut out, &helo, &identity, "relay.example", now);
+        write_received(&mut out, With::default(), &helo, &identity, "relay.example", now);
         String::from_utf8(out.filled().to_vec()).unwrap()
     }
 
@@ -150,6 +177,17 @@ mod tests {
         let field = received("[IPv6:::1]", "[2001:db8::7]:5", "[2001:db8::9]:25", "c");
         assert!(field.contains("from [IPv6:::1] ([IPv6:2001:db8::7])"), "{field}");
         assert!(field.contains("destination [IPv6:2001:db8::9]:25)"), "{field}");
+    }
+
+    #[test]
+    fn the_protocol_tells_of_tls_and_auth() {
+        let name = |utf8, encrypted, authenticated| With { utf8, encrypted, authenticated }.protocol(true);
+        assert_eq!(name(false, false, false), "ESMTP");
+        assert_eq!(name(false, true, false), "ESMTPS");
+        assert_eq!(name(false, false, true), "ESMTPA");
+        assert_eq!(name(false, true, true), "ESMTPSA");
+        assert_eq!(name(true, true, true), "UTF8SMTPSA");
+        assert_eq!(With { utf8: false, encrypted: true, authenticated: false }.protocol(false), "SMTP");
     }
 
     #[test]

@@ -120,12 +120,20 @@ impl Session {
         if incoming.refused.is_some() {
             return;
         }
+        let with = self.with();
         let (Some(link), Some(helo)) = (&mut self.link, &self.helo) else { return };
         let trace = !incoming.traced && (end || !bytes.is_empty());
         incoming.traced |= trace;
         link.upstream.body(now, |out| {
             if trace {
-                trace::write_received(out, helo, &self.identity, &self.settings.hostname, (self.settings.clock)());
+                trace::write_received(
+                    out,
+                    with,
+                    helo,
+                    &self.identity,
+                    &self.settings.hostname,
+                    (self.settings.clock)(),
+                );
             }
             stuffer.text(bytes, |slice| out.extend(slice));
             if end {

@@ -4,5 +4,6 @@
 
 mod delivery;
 mod faults;
+mod security;
 mod sessions;
 mod support;

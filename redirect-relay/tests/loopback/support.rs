@@ -7,7 +7,8 @@ use std::{
 };
 
 use redirect_relay::{
-    ClientAddr, Counters, Directory, Endpoint, Gateway, GatewayAddr, Identity, OriginalDst, Relay, Settings, run,
+    ClientAddr, Counters, Directory, Endpoint, Gateway, GatewayAddr, Identity, OriginalDst, Policy, Relay, Settings,
+    run,
 };
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
@@ -21,6 +22,9 @@ pub(crate) const BODY: &str = "Subject: x\r\n\r\nHello\r\n";
 /// Knows every client by the class given, and one gateway.
 pub(crate) struct Site {
     pub(crate) class: Option<&'static str>,
+    pub(crate) policy: Arc<Policy>,
+    /// Where every client meant to go.
+    pub(crate) original: SocketAddr,
     pub(crate) gateway: Mutex<Option<Endpoint>>,
 }
 
@@ -28,9 +32,9 @@ impl Directory for Site {
     async fn identify(&self, peer: SocketAddr, _local: SocketAddr) -> Option<Identity> {
         Some(Identity {
             client: ClientAddr::new(peer),
-            original: OriginalDst::new("198.51.100.9:25".parse().unwrap()),
+            original: OriginalDst::new(self.original),
             class: self.class?.into(),
-            policy: Arc::default(),
+            policy: Arc::clone(&self.policy),
         })
     }
 
@@ -53,9 +57,19 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) async fn start(settings: Settings, class: Option<&'static str>, gateway: Option<Endpoint>) -> Self {
+        let site = Site {
+            class,
+            policy: Arc::default(),
+            original: "198.51.100.9:25".parse().unwrap(),
+            gateway: Mutex::new(gateway),
+        };
+        Self::at_site(settings, site).await
+    }
+
+    pub(crate) async fn at_site(settings: Settings, site: Site) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let relay = Arc::new(Relay::new(settings, Site { class, gateway: Mutex::new(gateway) }));
+        let relay = Arc::new(Relay::new(settings, site));
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(run(listener, Arc::clone(&relay), shutdown.clone()));
         Self { address, relay, shutdown, task }

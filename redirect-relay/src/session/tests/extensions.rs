@@ -7,7 +7,11 @@ const ALL: Extensions =
     Extensions { size_max: 1500, eight_bit_mime: true, smtputf8: true, dsn: true, one_domain: true };
 
 fn rig(extensions: Extensions, plain: bool) -> Rig {
-    Rig::for_class(settings(), Policy { extensions }, FakeGateway { plain, ..FakeGateway::default() })
+    Rig::for_class(
+        settings(),
+        Policy { extensions, ..Policy::default() },
+        FakeGateway { plain, ..FakeGateway::default() },
+    )
 }
 
 /// With everything offered: the replies after EHLO, and what the gateway was told, toward one with and one without.

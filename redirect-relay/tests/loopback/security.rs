@@ -1,0 +1,266 @@
+//! TLS and AUTH with real clients, and sessions that are passed through.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use redirect_relay::{Auth, Certificate, Policy, Settings, Tls, Users, Verifier};
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, ServerName, pem::PemObject},
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split},
+    net::{TcpListener, TcpStream},
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use crate::support::{BODY, Client, FakeGateway, Running, Site, at, settings};
+
+struct Operator {
+    certificate: Certificate,
+    connector: TlsConnector,
+}
+
+impl Operator {
+    fn new() -> Self {
+        let made = rcgen::generate_simple_self_signed(["relay.example".into()]).unwrap();
+        let chain = made.cert.pem();
+        let certificate = Certificate::from_pem(chain.as_bytes(), made.signing_key.serialize_pem().as_bytes()).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(chain.as_bytes()).unwrap()).unwrap();
+        let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Self { certificate, connector: TlsConnector::from(Arc::new(config)) }
+    }
+
+    fn policy(&self) -> Policy {
+        Policy { tls: Tls::Offer(self.certificate.clone()), ..Policy::default() }
+    }
+
+    async fn starttls(&self, mut client: Client) -> Spoken<TlsStream<TcpStream>> {
+        client.ask("STARTTLS", "220 2.0.0").await;
+        let name = ServerName::try_from("relay.example").unwrap();
+        Spoken(self.connector.connect(name, client.stream.into_inner()).await.unwrap())
+    }
+}
+
+/// A conversation over any stream.
+struct Spoken<S>(S);
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Spoken<S> {
+    async fn ask(&mut self, text: &str, expected: &str) -> String {
+        self.0.write_all(text.as_bytes()).await.unwrap();
+        let mut said = Vec::new();
+        while !last_line_is_whole(&said) {
+            let octets = self.0.read_buf(&mut said).await.unwrap();
+            assert!(octets > 0, "the end instead of {expected:?}");
+        }
+        let said = String::from_utf8(said).unwrap();
+        assert!(said.starts_with(expected), "{text:?}: {said:?}");
+        said
+    }
+}
+
+fn last_line_is_whole(said: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(said);
+    text.ends_with("\r\n") && text.lines().next_back().is_some_and(|line| line.as_bytes()[3] == b' ')
+}
+
+fn site(policy: Policy, gateway: SocketAddr) -> Site {
+    let original = "198.51.100.9:25".parse().unwrap();
+    Site { class: Some("configured"), policy: Arc::new(policy), original, gateway: Mutex::new(Some(at(&[gateway]))) }
+}
+
+#[tokio::test]
+async fn a_message_over_tls() {
+    let operator = Operator::new();
+    let gateway = FakeGateway::start(vec![]);
+    let relay = Running::at_site(settings(), site(operator.policy(), gateway.address)).await;
+    let mut client = relay.client().await;
+    client.greet().await;
+    let mut client = operator.starttls(client).await;
+    let offers = client.ask("EHLO pc.example\r\n", "250-relay.example\r\n").await;
+    assert!(!offers.contains("STARTTLS"), "{offers}");
+    client.ask("MAIL FROM:<a@b.example>\r\n", "250").await;
+    client.ask("RCPT TO:<c@d.example>\r\n", "250").await;
+    client.ask("DATA\r\n", "354").await;
+    // A body that fills more than one record and one read, each way it can be cut.
+    let body = format!("{BODY}{}", "0123456789\r\n".repeat(10_000));
+    client.ask(&format!("{body}.\r\n"), "250 2.0.0 queued").await;
+    client.ask("QUIT\r\n", "221").await;
+    let mut rest = Vec::new();
+    client.0.read_to_end(&mut rest).await.expect("close_notify");
+    let seen = gateway.until("QUIT", |seen| seen.commands.last().is_some_and(|c| c == "QUIT")).await;
+    assert_eq!(seen.messages, [body.as_bytes()]);
+    assert!(seen.traces[0].contains(" with ESMTPS (class"), "{}", seen.traces[0]);
+    assert_eq!(relay.stop().await.messages_accepted, 1);
+}
+
+/// A TCP end without `close_notify` could be anybody's: it ends no message.
+#[tokio::test]
+async fn attack_27_truncation_is_no_end() {
+    let operator = Operator::new();
+    let gateway = FakeGateway::start(vec![]);
+    let relay = Running::at_site(settings(), site(operator.policy(), gateway.address)).await;
+    let mut client = relay.client().await;
+    client.greet().await;
+    let mut client = operator.starttls(client).await;
+    client.ask("EHLO pc.example\r\n", "250").await;
+    client.ask("MAIL FROM:<a@b.example>\r\n", "250").await;
+    client.ask("RCPT TO:<c@d.example>\r\n", "250").await;
+    client.ask("DATA\r\n", "354").await;
+    client.0.write_all(format!("{BODY}.\r").as_bytes()).await.unwrap();
+    let (mut tcp, _) = client.0.into_inner();
+    tcp.shutdown().await.unwrap();
+    let seen = gateway.until("the end", |seen| seen.cut == 1).await;
+    assert!(seen.messages.is_empty());
+    assert_eq!(relay.stop().await.messages_aborted, 1);
+}
+
+/// One octet in each TLS record, and each record in several segments.
+#[tokio::test]
+async fn attack_27_records_of_one_octet() {
+    let operator = Operator::new();
+    let gateway = FakeGateway::start(vec![]);
+    let relay = Running::at_site(settings(), site(operator.policy(), gateway.address)).await;
+    let mut client = relay.client().await;
+    client.greet().await;
+    let mut client = operator.starttls(client).await;
+    client.ask("EHLO pc.example\r\n", "250").await;
+    client.ask("MAIL FROM:<a@b.example>\r\n", "250").await;
+    client.ask("RCPT TO:<c@d.example>\r\n", "250").await;
+    client.ask("DATA\r\n", "354").await;
+    for octet in format!("{BODY}..x\r\n.\r\n").as_bytes() {
+        client.0.write_all(&[*octet]).await.unwrap();
+        client.0.flush().await.unwrap();
+    }
+    gateway.until("the message", |seen| seen.messages == [format!("{BODY}.x\r\n").as_bytes()]).await;
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn attack_27_handshakes_that_go_wrong() {
+    let operator = Operator::new();
+    let gateway = FakeGateway::start(vec![]);
+    let mut settings = settings();
+    settings.timeouts.handshake = Duration::from_millis(300);
+    let relay = Running::at_site(settings, site(operator.policy(), gateway.address)).await;
+    for (sent, failed) in [(&b""[..], 0), (b"\x16\x03\x01", 0), (b"NOOP\r\n", 1), (b"\x80\x2e\x01\x03\x01", 2)] {
+        let mut client = relay.client().await;
+        client.greet().await;
+        client.ask("STARTTLS", "220 2.0.0").await;
+        client.send(sent).await;
+        let mut rest = Vec::new();
+        let _ = client.stream.read_to_end(&mut rest).await;
+        assert!(!rest.starts_with(b"250"), "nothing is answered in clear: {rest:?}");
+        relay
+            .until("the failure", |counters| counters.handshakes_failed == failed && counters.sessions_active == 0)
+            .await;
+    }
+    assert_eq!(relay.stop().await.client_timeouts, 2);
+}
+
+#[tokio::test]
+async fn users_of_the_table_over_tls() {
+    let operator = Operator::new();
+    let gateway = FakeGateway::start(vec![]);
+    let users = Users::new([("user".to_owned(), Verifier::of_password("pass").unwrap())]).unwrap();
+    let policy = Policy { auth: Auth::Local(Arc::new(users)), ..operator.policy() };
+    let relay = Running::at_site(settings(), site(policy, gateway.address)).await;
+    let mut client = relay.client().await;
+    client.greet().await;
+    let mut client = operator.starttls(client).await;
+    let offers = client.ask("EHLO pc.example\r\n", "250").await;
+    assert!(offers.contains("250-AUTH PLAIN LOGIN\r\n"), "{offers}");
+    client.ask("AUTH PLAIN AHVzZXIAd3Jvbmc=\r\n", "535 5.7.8").await;
+    client.ask("AUTH LOGIN\r\n", "334 VXNlcm5hbWU6\r\n").await;
+    client.ask("dXNlcg==\r\n", "334 UGFzc3dvcmQ6\r\n").await;
+    client.ask("cGFzcw==\r\n", "235 2.7.0").await;
+    client.ask("QUIT\r\n", "221").await;
+    assert_eq!(relay.stop().await.auth_failures, 1);
+}
+
+/// The server that the client dialled, on an address that is not the relay's own. It says what it hears.
+async fn dialled() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+fn passing_through(original: SocketAddr, settings: Settings) -> impl Future<Output = Running> {
+    let policy = Policy { tls: Tls::Passthrough, ..Policy::default() };
+    let site = Site { class: Some("business"), policy: Arc::new(policy), original, gateway: Mutex::new(None) };
+    Running::at_site(settings, site)
+}
+
+/// Loopback is this host's own, and never passed through to.
+#[tokio::test]
+async fn attack_46_passing_through_to_this_host() {
+    let (_listener, original) = dialled().await;
+    let relay = passing_through(original, settings()).await;
+    let mut client = relay.client().await;
+    client.expect("421 4.4.1").await;
+    client.ended().await;
+    assert_eq!(relay.stop().await.sessions_passed_through, 0);
+}
+
+#[tokio::test]
+async fn what_is_passed_through_is_untouched() {
+    let (listener, original) = dialled().await;
+    let mut settings = settings();
+    settings.passthrough_to_self = true;
+    let relay = passing_through(original, settings).await;
+    let client = relay.client().await;
+    let (mut server, _) = listener.accept().await.unwrap();
+    server.write_all(b"220 the real one\r\n").await.unwrap();
+    let mut client = client.stream.into_inner();
+    let mut said = [0; 18];
+    client.read_exact(&mut said).await.unwrap();
+    assert_eq!(&said, b"220 the real one\r\n");
+    // Every octet value, bare line ends, more than any buffer holds; both ways at once.
+    let octets: Vec<u8> = (0..3_000_000_u32).map(|i| (i % 251) as u8).collect();
+    let (mut from_client, mut to_client) = split(client);
+    let (mut from_server, mut to_server) = split(server);
+    let send = |octets: Vec<u8>| octets;
+    let (a, b) = (send(octets.clone()), send(octets.clone()));
+    let writers = [
+        tokio::spawn(async move {
+            to_client.write_all(&a).await.unwrap();
+            to_client.shutdown().await.unwrap();
+        }),
+        tokio::spawn(async move {
+            to_server.write_all(&b).await.unwrap();
+            to_server.shutdown().await.unwrap();
+        }),
+    ];
+    let (mut at_server, mut at_client) = (Vec::new(), Vec::new());
+    let (one, two) = tokio::join!(from_server.read_to_end(&mut at_server), from_client.read_to_end(&mut at_client));
+    assert_eq!((one.unwrap(), two.unwrap()), (octets.len(), octets.len()));
+    assert!(at_server == octets && at_client == octets);
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    relay.until("the end", |counters| counters.sessions_active == 0).await;
+    assert_eq!(relay.stop().await.sessions_passed_through, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_session_is_not_passed_through_for_ever() {
+    let (listener, original) = dialled().await;
+    let mut settings = settings();
+    settings.passthrough_to_self = true;
+    let limit = settings.timeouts.splice;
+    let relay = passing_through(original, settings).await;
+    let mut client = relay.client().await;
+    let (_server, _) = listener.accept().await.unwrap();
+    let begun = tokio::time::Instant::now();
+    client.ended().await;
+    assert!(begun.elapsed() >= limit);
+    relay.stop().await;
+}
