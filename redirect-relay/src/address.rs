@@ -88,6 +88,11 @@ impl Recipient {
     pub(crate) fn is_ascii(&self) -> bool {
         matches!(self, Self::Postmaster) || matches!(self, Self::Mailbox(mailbox) if mailbox.is_ascii())
     }
+
+    /// `user@[192.0.2.1]` (RFC 5321 section 4.1.3).
+    pub(crate) const fn is_literal(&self) -> bool {
+        matches!(self, Self::Mailbox(Mailbox { domain: Domain::Literal(_), .. }))
+    }
 }
 
 impl Mailbox {

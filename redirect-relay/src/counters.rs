@@ -35,6 +35,16 @@ counters! {
     sessions_limited,
     /// Sessions that we closed for what the client did: not SMTP, talked too early, too many errors.
     sessions_cut,
+    /// Sessions in the tar-pit at the moment: a gauge.
+    sessions_tarpitted,
+    /// Sessions closed because others needed their place in the tar-pit.
+    tarpit_lost,
+    /// Commands and connections refused because a quota was used up.
+    over_quota,
+    /// Subscribers that the directory was asked to lock.
+    locks,
+    /// Quotas in use that were forgotten because too many were.
+    quotas_forgotten,
     /// TLS handshakes with clients that failed.
     handshakes_failed,
     /// AUTHs with wrong credentials.

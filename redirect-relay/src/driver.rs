@@ -37,10 +37,14 @@ use crate::{
     client::Client,
     limits::{READ_MAX, VERIFICATIONS_MAX},
     policy::Tls,
+    quota::{Account, Kind, Present, Subscriber},
     record::{Outcome, Record},
     relay::{Directory, Endpoint, Gateway, Identity, Relay},
     reply::Reply,
-    session::{Action, EARLY_TALK, NO_CLASS, NOT_IDENTIFIED, NOT_REACHED, Note, Session, TOO_MANY_SESSIONS, Verdict},
+    session::{
+        Action, CONNECTIONS_OVER_QUOTA, EARLY_TALK, NO_CLASS, NOT_IDENTIFIED, NOT_REACHED, Note, Session,
+        TOO_MANY_SESSIONS, Verdict,
+    },
     splice,
     upstream::Failure,
 };
@@ -120,6 +124,14 @@ impl<D: Directory> Drop for Place<D> {
     }
 }
 
+impl<D: Directory> Relay<D> {
+    fn lock(&self, identity: &Identity, duration: Duration) {
+        self.meters.locks.increment();
+        warn!(subscriber = %identity.client, class = &*identity.class, duration_s = duration.as_secs(), "locked for abuse");
+        self.directory.lock(identity, duration);
+    }
+}
+
 async fn serve<D: Directory>(
     stream: TcpStream,
     peer: SocketAddr,
@@ -128,12 +140,15 @@ async fn serve<D: Directory>(
     tasks: TaskTracker,
 ) {
     let relay = &*place.0;
-    let (client, may_talk) = match greet(relay, stream, peer).await {
+    // For as long as this lives, the session counts as one of its subscriber's.
+    let mut present = None;
+    let (client, may_talk) = match greet(relay, stream, peer, &mut present).await {
         Ok((stream, identity)) if matches!(identity.policy.tls, Tls::Passthrough) => {
             (pass_through(relay, stream, &identity, &signals).await, true)
         }
         Ok((stream, identity)) => {
-            let session = Session::new(Arc::clone(&relay.settings), identity, Instant::now().into_std());
+            let (settings, quotas) = (Arc::clone(&relay.settings), Arc::clone(&relay.quotas));
+            let session = Session::new(settings, identity, quotas, Arc::clone(&relay.places), now());
             let mut conversation = Conversation::new(relay, session, stream, tasks);
             conversation.run(&signals).await;
             (conversation.client, conversation.session.client_may_talk())
@@ -179,12 +194,15 @@ async fn pass_through<D: Directory>(
         }
     };
     relay.meters.sessions_passed_through.increment();
+    let account = Account::new(Arc::clone(&relay.quotas), client.ip(), Arc::clone(class));
     let begun = Instant::now();
     let splice = splice::run(&mut stream, &mut server, timeouts);
     let Some((passed, result)) = signals.drained.run_until_cancelled(splice).await else {
         info!(subscriber = %client, class = &**class, %original, outcome = "shutdown", "passed through");
         return Client::Gone;
     };
+    let policy = &identity.policy;
+    account.charge(&policy.subscriber_quota, &policy.class_quota, Kind::Octets, passed.from_client, now());
     info!(
         subscriber = %client,
         class = &**class,
@@ -203,6 +221,7 @@ async fn greet<D: Directory>(
     relay: &Relay<D>,
     stream: TcpStream,
     peer: SocketAddr,
+    present: &mut Option<Present>,
 ) -> Result<(TcpStream, Identity), Option<TcpStream>> {
     let timeouts = &relay.settings.timeouts;
     // Replies are short and each is awaited: Nagle's algorithm with delayed ACKs would cost 40 ms for every one.
@@ -221,6 +240,13 @@ async fn greet<D: Directory>(
             return Err(Some(stream));
         }
     };
+    *present = admit(relay, &identity);
+    if present.is_none() {
+        relay.meters.over_quota.increment();
+        debug!(subscriber = %identity.client, class = &*identity.class, "refused: too many connections");
+        send_now(&stream, &CONNECTIONS_OVER_QUOTA);
+        return Err(Some(stream));
+    }
     if !timeouts.greet_pause.is_zero() {
         let _ = timeout(timeouts.greet_pause, stream.readable()).await;
     }
@@ -235,6 +261,27 @@ async fn greet<D: Directory>(
         return Err(Some(stream));
     }
     Ok((stream, identity))
+}
+
+/// Counts the connection against its subscriber's and its class's quotas, unless they are used up.
+fn admit<D: Directory>(relay: &Relay<D>, identity: &Identity) -> Option<Present> {
+    let policy = &identity.policy;
+    let ip = identity.client.ip();
+    let account = Account::new(Arc::clone(&relay.quotas), ip, Arc::clone(&identity.class));
+    let (own, class) = (&policy.subscriber_quota, &policy.class_quota);
+    let present = relay
+        .presence
+        .enter(Subscriber::of(ip), policy.subscriber_sessions_max)
+        .filter(|_| account.take(own, class, Kind::Connections, now()))
+        // A session that is passed through has no MAIL to refuse.
+        .filter(|_| !matches!(policy.tls, Tls::Passthrough) || account.has(own, class, Kind::Octets, now()));
+    if present.is_none()
+        && let Some(lock) = policy.lock
+        && !account.strike(lock.strikes, now())
+    {
+        relay.lock(identity, lock.duration);
+    }
+    present
 }
 
 /// A fresh connection's send buffer is empty, so this neither blocks nor cuts the reply short.
@@ -379,6 +426,9 @@ impl<'a, D: Directory> Conversation<'a, D> {
             self.session.on_drained(now());
         }
         loop {
+            if self.session.poll_place_lost(cx).is_ready() {
+                self.session.on_place_lost(now());
+            }
             self.act();
             if self.session.is_done() && !matches!(self.client.poll_flushed(cx), Poll::Pending) {
                 return Poll::Ready(());
@@ -427,6 +477,7 @@ impl<'a, D: Directory> Conversation<'a, D> {
                 Action::Verify { users, credentials } => {
                     self.errand = Some(Box::pin(verify(users, credentials, self.relay.settings.timeouts.verify)));
                 }
+                Action::Lock(duration) => self.relay.lock(self.session.identity(), duration),
                 Action::Record(record) => self.record(&record),
                 Action::Note(note) => self.note(note),
             }
@@ -578,6 +629,11 @@ impl<'a, D: Directory> Conversation<'a, D> {
             Note::Cut => meters.sessions_cut.increment(),
             Note::HandshakeFailed => meters.handshakes_failed.increment(),
             Note::AuthFailed => meters.auth_failures.increment(),
+            Note::OverQuota(kind) => {
+                meters.over_quota.increment();
+                debug!(%subscriber, kind = kind.as_str(), "over quota");
+            }
+            Note::PlaceLost => meters.tarpit_lost.increment(),
             Note::GatewayUnreachable => {
                 meters.gateway_failures.increment();
                 debug!(%subscriber, "the gateway is unreachable");

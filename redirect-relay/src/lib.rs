@@ -18,6 +18,7 @@
 //! | `reply` | replies, both directions |
 //! | `data`, `chunk` | the framing of a body: ended by a dot, or counted |
 //! | `policy`, `auth`, `certificate` | what a class's clients are offered; who they are, and TLS with them |
+//! | `quota`, `tarpit` | how much each may do, and how who does more is slowed down |
 //! | `splice` | sessions that are passed through to the server dialled |
 //! | `trace` | the `Received:` field |
 //! | `limits` | every bound and every wait |
@@ -40,6 +41,7 @@ mod dsn;
 pub mod gateway;
 mod limits;
 mod policy;
+mod quota;
 mod record;
 mod relay;
 mod reply;
@@ -48,6 +50,7 @@ pub mod route;
 mod schema;
 mod session;
 mod splice;
+mod tarpit;
 mod trace;
 mod upstream;
 
@@ -59,6 +62,8 @@ pub use crate::{
     domain::{Domain, InvalidDomain},
     driver::run,
     limits::{Limits, Timeouts},
-    policy::{Access, Auth, Extensions, Policy, Tls},
+    policy::{Access, Auth, Extensions, Lock, Policy, Tls},
+    quota::{Kind, Quota, Rate},
     relay::{Directory, Endpoint, Gateway, Identity, Relay, Settings},
+    tarpit::Tarpit,
 };

@@ -29,6 +29,8 @@ pub(crate) const ANY_LINE_MAX: usize = MAIL_LINE_MAX + SMTPUTF8_ROOM + DSN_MAIL_
 const _: () = assert!(COMMAND_LINE_MAX + DSN_RCPT_ROOM <= ANY_LINE_MAX);
 /// A chunk (BDAT) smaller than this that is not the last counts as a command toward [`Limits::commands_max`].
 pub(crate) const CHUNK_SMALL: u64 = 4096;
+/// Octets of a line of a message with its CRLF (RFC 5321 section 4.5.3.1.6), where the class refuses longer ones.
+pub(crate) const TEXT_LINE_MAX: u64 = 1000;
 /// Octets of one reply line including its CRLF (RFC 5321 section 4.5.3.1.5).
 pub(crate) const REPLY_LINE_MAX: usize = 512;
 /// Lines of one reply; the RFC names no bound, real EHLO replies have fewer than 20.
@@ -82,8 +84,12 @@ pub struct Limits {
     pub recipients_overshoot_max: u32,
     /// Recipients that the gateway refused for good (5xx) in one session before it is closed: a dictionary attack.
     pub recipients_refused_max: u32,
+    /// As many as that, and each further one is answered slowly where the class has a tar-pit.
+    pub recipients_refused_soft: u32,
     /// Commands answered with a protocol error before the session is closed.
     pub errors_max: u32,
+    /// As many as that, and each further one is answered slowly where the class has a tar-pit.
+    pub errors_soft: u32,
     /// Commands other than RCPT since the last message before the session is closed; a chunk of a useful size is none.
     pub commands_max: u32,
     /// Messages of one session, told to clients as MAILMAX (RFC 9422); one more ends the session with 421.
@@ -100,7 +106,9 @@ impl Default for Limits {
             recipients_max: 100,
             recipients_overshoot_max: 1000,
             recipients_refused_max: 100,
+            recipients_refused_soft: 10,
             errors_max: 20,
+            errors_soft: 10,
             commands_max: 200,
             messages_max: 1000,
             auth_failures_max: 3,

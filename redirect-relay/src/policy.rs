@@ -1,10 +1,15 @@
 //! How the clients of a class are treated. The caller gives it with each [`Identity`](crate::Identity).
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
 
-use crate::{auth::Users, certificate::Certificate};
+use crate::{
+    auth::Users,
+    certificate::Certificate,
+    quota::{Quota, Rate},
+    tarpit::Tarpit,
+};
 
 /// The rules for one session; they hold until it ends.
 #[derive(Debug, Clone, Default)]
@@ -16,6 +21,30 @@ pub struct Policy {
     pub auth_cleartext: bool,
     /// Who may send without AUTH.
     pub unauthenticated: Access,
+    /// What one subscriber may do: an IPv4 address, or an IPv6 /64.
+    pub subscriber_quota: Quota,
+    /// What the subscribers of the class may do together.
+    pub class_quota: Quota,
+    /// Sessions that one subscriber may have open; one more is told 421 4.7.0.
+    pub subscriber_sessions_max: Option<u32>,
+    /// Recipients of a message from `<>`, which is a notification and has one; more are answered 550 5.7.1.
+    pub notification_recipients_max: Option<u32>,
+    /// Mail to `user@[192.0.2.1]` is answered 550 5.7.1.
+    pub refuse_literals: bool,
+    /// Bodies with a line beyond 998 octets and its CRLF (RFC 5321 section 4.5.3.1.6) are refused with 550 5.6.0.
+    pub refuse_long_lines: bool,
+    /// How abuse is slowed down.
+    pub tarpit: Option<Tarpit>,
+    /// When it ends in a lock.
+    pub lock: Option<Lock>,
+}
+
+/// Who abuses the relay for more than `strikes` is locked: [`Directory::lock`](crate::Directory::lock) is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lock {
+    /// Refusals for a quota, and sessions that we cut.
+    pub strikes: Rate,
+    pub duration: Duration,
 }
 
 /// TLS toward clients.

@@ -71,6 +71,7 @@ pub(crate) enum Cause {
     LineEndings,
     Size,
     Loop,
+    LongLine,
     /// RSET, EHLO or QUIT within a transaction.
     ClientReset,
     ClientLost,
@@ -89,6 +90,7 @@ impl Cause {
             Self::LineEndings => "line_endings",
             Self::Size => "size",
             Self::Loop => "loop",
+            Self::LongLine => "long_line",
             Self::ClientReset => "client_reset",
             Self::ClientLost => "client_lost",
             Self::ClientTimeout => "client_timeout",

@@ -1,6 +1,6 @@
 //! What the caller gives: settings, and a directory that knows subscribers and gateways.
 
-use std::{future::Future, net::SocketAddr, sync::Arc};
+use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
@@ -9,6 +9,8 @@ use crate::{
     counters::{Counters, Meters},
     limits::{Limits, Timeouts},
     policy::Policy,
+    quota::{self, Presence},
+    tarpit::Places,
 };
 
 /// Who is on the other side of an accepted connection.
@@ -45,6 +47,12 @@ pub trait Directory: Send + Sync + 'static {
 
     /// The gateway for a client's next message; asked once for each, at MAIL. The answer holds for the whole transaction.
     fn gateway(&self, identity: &Identity) -> impl Future<Output = Option<Gateway>> + Send;
+
+    /// The client's subscriber abuses the relay: keep it away for `duration`. Called from a session's task, so it must not
+    /// block. Who has no means to do so need not implement it; the session ends all the same.
+    fn lock(&self, identity: &Identity, duration: Duration) {
+        let _ = (identity, duration);
+    }
 }
 
 /// How the relay behaves toward every client.
@@ -56,8 +64,12 @@ pub struct Settings {
     pub size_max: u64,
     /// Sessions open at one time; one more is told 421 4.3.2.
     pub sessions_max: u64,
+    /// Subscribers and classes whose quotas are remembered at one time, 96 octets each.
+    pub quota_entries_max: usize,
+    /// Sessions kept in the tar-pit at one time; one more, and the one that has waited longest is closed.
+    pub tarpit_max: usize,
     /// How long open transactions may go on after a shutdown began.
-    pub drain: std::time::Duration,
+    pub drain: Duration,
     /// Sessions may be passed through to this host's own addresses and its link as well. A subscriber could then reach by
     /// way of this host what only this host may reach.
     pub passthrough_to_self: bool,
@@ -73,7 +85,9 @@ impl Settings {
             hostname: hostname.into(),
             size_max: 50 * 1024 * 1024,
             sessions_max: 10_000,
-            drain: std::time::Duration::from_secs(30),
+            quota_entries_max: 65_536,
+            tarpit_max: 1000,
+            drain: Duration::from_secs(30),
             passthrough_to_self: false,
             limits: Limits::default(),
             timeouts: Timeouts::default(),
@@ -88,14 +102,33 @@ pub struct Relay<D> {
     pub(crate) settings: Arc<Settings>,
     pub(crate) directory: D,
     pub(crate) meters: Meters,
+    pub(crate) quotas: Arc<quota::Table>,
+    pub(crate) presence: Arc<Presence>,
+    pub(crate) places: Arc<Places>,
 }
 
 impl<D: Directory> Relay<D> {
     pub fn new(settings: Settings, directory: D) -> Self {
-        Self { settings: Arc::new(settings), directory, meters: Meters::default() }
+        Self {
+            quotas: Arc::new(quota::Table::new(settings.quota_entries_max)),
+            presence: Arc::default(),
+            places: Places::new(settings.tarpit_max),
+            settings: Arc::new(settings),
+            directory,
+            meters: Meters::default(),
+        }
+    }
+
+    /// What was given to [`Relay::new`].
+    pub const fn directory(&self) -> &D {
+        &self.directory
     }
 
     pub fn counters(&self) -> Counters {
-        self.meters.snapshot()
+        Counters {
+            quotas_forgotten: self.quotas.forgotten.get(),
+            sessions_tarpitted: self.places.count() as u64,
+            ..self.meters.snapshot()
+        }
     }
 }

@@ -18,9 +18,15 @@
 //! Replies keep the order of their commands. While RCPTs are with the gateway only further RCPTs are taken; every other
 //! command waits in `input`, which is bounded because reading stops.
 
-use std::{collections::VecDeque, mem, sync::Arc, time::Instant};
+use std::{
+    collections::VecDeque,
+    mem,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use crate::{
+    address::Sender,
     auth::{Credentials, Exchange, Users},
     buffer::Buffer,
     certificate::Certificate,
@@ -29,20 +35,24 @@ use crate::{
     data::Scanner,
     limits::Limits,
     limits::{
-        ANY_LINE_MAX, AUTH_LINE_MAX, CHUNK_SMALL, HOPS_MAX, RECIPIENTS_IN_FLIGHT, TO_CLIENT_HIGH, TO_GATEWAY_HIGH,
+        ANY_LINE_MAX, AUTH_LINE_MAX, CHUNK_SMALL, HOPS_MAX, RECIPIENTS_IN_FLIGHT, TEXT_LINE_MAX, TO_CLIENT_HIGH,
+        TO_GATEWAY_HIGH,
     },
     policy::{Auth, Extensions},
+    quota::{self, Account, Kind},
     record::{Cause, Outcome, Record},
     relay::{Gateway, Identity, Settings},
     reply::Reply,
+    tarpit::{Place, Places},
     trace::{self, Helo, Hops, With},
     upstream::{Event, Failure, Upstream},
 };
 
 mod chunks;
+mod flow;
 mod login;
 
-pub(crate) use self::login::Verdict;
+pub(crate) use self::{flow::CONNECTIONS_OVER_QUOTA, login::Verdict};
 
 /// What the driver must do. At most one gateway connection or attempt exists at a time.
 #[derive(Debug)]
@@ -71,6 +81,8 @@ pub(crate) enum Action {
     },
     /// A message or an attempt at one is over.
     Record(Record),
+    /// Keep the subscriber away for so long.
+    Lock(Duration),
     Note(Note),
 }
 
@@ -82,9 +94,13 @@ pub(crate) enum Note {
     Cut,
     HandshakeFailed,
     AuthFailed,
+    OverQuota(Kind),
+    PlaceLost,
     GatewayUnreachable,
     GatewayFailed(Failure),
 }
+
+use self::flow::OVER_QUOTA;
 
 /// Answers to those who get no session.
 pub(crate) const NO_CLASS: Reply = Reply::new(554, 7, 1, "No mail service for your address");
@@ -106,6 +122,9 @@ const MAIL_FIRST: Reply = Reply::new(503, 5, 1, "Send MAIL first");
 const CHUNKS_BEGUN: Reply = Reply::new(503, 5, 1, "The message comes by BDAT");
 const CHUNK_RECEIVED: Reply = Reply::new(250, 0, 0, "Octets received");
 const TOO_MANY_MESSAGES: Reply = Reply::new(421, 7, 0, "Too many messages in one session");
+const NO_LITERALS: Reply = Reply::new(550, 7, 1, "Mail to address literals is not accepted");
+const NOTIFICATION_TO_MANY: Reply = Reply::new(550, 7, 1, "A notification has one recipient");
+const LONG_LINE: Reply = Reply::new(550, 6, 0, "A line of the message is too long");
 const RCPT_FIRST: Reply = Reply::new(503, 5, 1, "Send RCPT first");
 const NO_EXTENSIONS: Reply = Reply::new(555, 5, 4, "Parameters need EHLO");
 const NO_RECIPIENTS: Reply = Reply::new(554, 5, 1, "No valid recipients");
@@ -176,6 +195,9 @@ struct Incoming {
     traced: bool,
     /// Octets still to come before the next deadline is granted.
     block_rest: u64,
+    /// Octets of the line in hand, and what they may be.
+    line: u64,
+    line_max: u64,
     /// The message is lost; what remains is swallowed and then answered with this.
     refused: Option<(Reply, Cause)>,
 }
@@ -216,6 +238,14 @@ struct Transaction {
     /// The client was told something that came from the gateway: the transaction is bound to that connection.
     bound: bool,
     started: Instant,
+}
+
+/// A recipient that the gateway is not asked about.
+#[derive(Debug)]
+enum OwnRefusal {
+    Error(Reply),
+    Policy(Reply),
+    Quota(Kind),
 }
 
 #[derive(Debug)]
@@ -271,11 +301,26 @@ pub(crate) struct Session {
     auth_failures: u32,
     encrypted: bool,
     authenticated: bool,
+    account: Account,
+    places: Arc<Places>,
+    /// In the tar-pit: until when, how much of `to_client` is older than that, and the place there.
+    held_until: Option<Instant>,
+    sayable: usize,
+    place: Option<Place>,
+    delays: u32,
+    locked: bool,
 }
 
 impl Session {
     /// Greets the client.
-    pub(crate) fn new(settings: Arc<Settings>, identity: Identity, now: Instant) -> Self {
+    pub(crate) fn new(
+        settings: Arc<Settings>,
+        identity: Identity,
+        quotas: Arc<quota::Table>,
+        places: Arc<Places>,
+        now: Instant,
+    ) -> Self {
+        let account = Account::new(quotas, identity.client.ip(), Arc::clone(&identity.class));
         let client_deadline = now + settings.timeouts.command;
         let mut session = Self {
             settings,
@@ -299,6 +344,13 @@ impl Session {
             auth_failures: 0,
             encrypted: false,
             authenticated: false,
+            account,
+            places,
+            held_until: None,
+            sayable: 0,
+            place: None,
+            delays: 0,
+            locked: false,
         };
         session.say(&format!("220 {} ESMTP\r\n", session.settings.hostname), now);
         session
@@ -325,7 +377,8 @@ impl Session {
     /// The earliest wait that ends. Call [`Session::on_deadline`] then.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let link = self.link.as_ref().and_then(|link| link.upstream.deadline());
-        [self.client_wait(), self.write_deadline, self.opening_deadline(), self.idle_deadline(), link]
+        let write = self.write_deadline.filter(|_| !self.client_out().is_empty());
+        [self.client_wait(), write, self.held_until, self.opening_deadline(), self.idle_deadline(), link]
             .into_iter()
             .flatten()
             .min()
@@ -333,7 +386,10 @@ impl Session {
 
     pub(crate) fn on_deadline(&mut self, now: Instant) {
         let over = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
-        if over(self.write_deadline) {
+        if over(self.held_until) {
+            return self.release(now);
+        }
+        if over(self.write_deadline) && !self.client_out().is_empty() {
             self.actions.push_back(Action::Note(Note::ClientTimeout));
             return self.on_client_gone(now);
         }
@@ -357,7 +413,7 @@ impl Session {
 
     /// Whether to read from the client: backpressure is that we do not.
     pub(crate) fn wants_client(&self) -> bool {
-        if self.client_ended {
+        if self.client_ended || self.is_held() {
             return false;
         }
         match self.phase {
@@ -377,12 +433,14 @@ impl Session {
     }
 
     pub(crate) fn client_out(&self) -> &[u8] {
-        self.to_client.filled()
+        let waiting = self.to_client.filled();
+        if self.is_held() { &waiting[..self.sayable.min(waiting.len())] } else { waiting }
     }
 
     /// The client's kernel side took `count` octets of [`Session::client_out`].
     pub(crate) fn client_sent(&mut self, count: usize, now: Instant) {
         self.to_client.take(count);
+        self.sayable = self.sayable.saturating_sub(count);
         if self.to_client.is_empty() {
             self.write_deadline = None;
             self.begin_handshake();
@@ -418,6 +476,8 @@ impl Session {
         self.client_gone = true;
         self.to_client.clear();
         self.write_deadline = None;
+        self.held_until = None;
+        self.place = None;
         // A message that is with the gateway is awaited: its outcome must be on record.
         if !matches!(self.phase, Phase::Verdict { .. }) {
             self.close(Cause::ClientLost, now);
@@ -511,23 +571,30 @@ impl Session {
     /// No new transaction from here on; one that is open goes on.
     pub(crate) fn on_shutdown(&mut self, now: Instant) {
         self.draining = true;
+        if self.is_held() {
+            self.release(now);
+        }
         self.advance(now);
     }
 
     /// The time for open transactions is over.
     pub(crate) fn on_drained(&mut self, now: Instant) {
+        if self.is_held() {
+            self.release(now);
+        }
         self.end(&SHUTDOWN, Cause::Shutdown, now);
     }
 
     // ---- Waits ----
 
     fn client_wait(&self) -> Option<Instant> {
-        let waits = match &self.phase {
-            Phase::Command => self.transaction.as_ref().is_none_or(|t| t.waiting.is_empty()),
-            Phase::Body(_) | Phase::Chunk { .. } | Phase::Skip { .. } => self.wants_client(),
-            Phase::Auth(_) | Phase::Handshake => true,
-            Phase::AwaitGo(_) | Phase::Verdict { .. } | Phase::Verifying | Phase::Closing => false,
-        };
+        let waits = !self.is_held()
+            && match &self.phase {
+                Phase::Command => self.transaction.as_ref().is_none_or(|t| t.waiting.is_empty()),
+                Phase::Body(_) | Phase::Chunk { .. } | Phase::Skip { .. } => self.wants_client(),
+                Phase::Auth(_) | Phase::Handshake => true,
+                Phase::AwaitGo(_) | Phase::Verdict { .. } | Phase::Verifying | Phase::Closing => false,
+            };
         waits.then_some(self.client_deadline)
     }
 
@@ -583,12 +650,12 @@ impl Session {
 
     /// Takes one command if it may be taken now.
     fn next_command(&mut self, now: Instant) -> bool {
-        let ready = matches!(self.phase, Phase::Command) && self.to_client.len() < TO_CLIENT_HIGH;
+        let ready = matches!(self.phase, Phase::Command) && self.to_client.len() < TO_CLIENT_HIGH && !self.is_held();
         if !ready || (self.draining && self.transaction.is_none()) {
             return false;
         }
         let Some((length, parsed)) = command::next(self.input.filled(), self.grammar()) else { return false };
-        if self.recipients_waiting() > 0 && !self.may_join(&parsed) {
+        if self.recipients_waiting() > 0 && !self.may_join(&parsed, now) {
             return false;
         }
         match parsed {
@@ -605,10 +672,10 @@ impl Session {
     }
 
     /// Whether a command may follow RCPTs that have no answer: only one that the gateway will answer too.
-    fn may_join(&self, parsed: &Result<Command, Refusal>) -> bool {
+    fn may_join(&self, parsed: &Result<Command, Refusal>, now: Instant) -> bool {
         let Some(transaction) = &self.transaction else { return true };
         let waiting = transaction.waiting.len();
-        matches!(parsed, Ok(Command::Rcpt(_)))
+        matches!(parsed, Ok(Command::Rcpt(rcpt)) if self.own_refusal(rcpt, now).is_none())
             && waiting < RECIPIENTS_IN_FLIGHT
             && u64::from(transaction.accepted) + (waiting as u64) < u64::from(self.settings.limits.recipients_max)
     }
@@ -711,6 +778,13 @@ impl Session {
         if self.messages >= self.settings.limits.messages_max {
             return self.cut(&TOO_MANY_MESSAGES, now);
         }
+        let notification = matches!(mail.sender, Sender::Null);
+        if !self.take_or_refuse(Kind::Messages, &OVER_QUOTA, now)
+            || (notification && !self.take_or_refuse(Kind::Notifications, &OVER_QUOTA, now))
+            || !self.has_or_refuse(Kind::Octets, &OVER_QUOTA, now)
+        {
+            return;
+        }
         self.messages += 1;
         self.transaction = Some(Transaction {
             mail,
@@ -739,15 +813,17 @@ impl Session {
 
     fn rcpt(&mut self, rcpt: Rcpt, now: Instant) {
         let Some(transaction) = &mut self.transaction else { return self.error(&MAIL_FIRST, now) };
-        if transaction.chunks.is_some() {
-            return self.error(&CHUNKS_BEGUN, now);
+        // With RCPTs before it unanswered, it was looked at when it joined them.
+        if transaction.waiting.is_empty()
+            && let Some(refusal) = self.own_refusal(&rcpt, now)
+        {
+            return match refusal {
+                OwnRefusal::Error(reply) => self.error(&reply, now),
+                OwnRefusal::Policy(reply) => self.answer(&reply, now),
+                OwnRefusal::Quota(kind) => self.refuse_quota(kind, &OVER_QUOTA, now),
+            };
         }
-        if rcpt.is_extended() && !self.helo.as_ref().is_some_and(|helo| helo.extended) {
-            return self.error(&NO_EXTENSIONS, now);
-        }
-        if !transaction.mail.smtputf8 && !rcpt.recipient.is_ascii() {
-            return self.error(&NEEDS_SMTPUTF8.reply, now);
-        }
+        let Some(transaction) = &mut self.transaction else { return };
         if let Stage::Refused(reply) = &transaction.stage {
             transaction.refusal = Some(reply.code);
             let reply = reply.clone();
@@ -760,10 +836,34 @@ impl Session {
             }
             return self.answer(&TOO_MANY_RECIPIENTS, now);
         }
+        self.charge(Kind::Recipients, 1, now);
+        let Some(transaction) = &mut self.transaction else { return };
         if let (Stage::Live, Some(link)) = (&transaction.stage, &mut self.link) {
             link.upstream.rcpt(rcpt.clone(), now);
         }
         transaction.waiting.push_back(rcpt);
+    }
+
+    /// Why we ourselves refuse a recipient, whatever its gateway would say.
+    fn own_refusal(&self, rcpt: &Rcpt, now: Instant) -> Option<OwnRefusal> {
+        let transaction = self.transaction.as_ref()?;
+        let policy = &self.identity.policy;
+        let recipients = u64::from(transaction.accepted) + transaction.waiting.len() as u64;
+        let notification = matches!(transaction.mail.sender, Sender::Null);
+        if transaction.chunks.is_some() {
+            Some(OwnRefusal::Error(CHUNKS_BEGUN))
+        } else if rcpt.is_extended() && !self.helo.as_ref().is_some_and(|helo| helo.extended) {
+            Some(OwnRefusal::Error(NO_EXTENSIONS))
+        } else if !transaction.mail.smtputf8 && !rcpt.recipient.is_ascii() {
+            Some(OwnRefusal::Error(NEEDS_SMTPUTF8.reply))
+        } else if policy.refuse_literals && rcpt.recipient.is_literal() {
+            Some(OwnRefusal::Policy(NO_LITERALS))
+        } else if notification && policy.notification_recipients_max.is_some_and(|max| recipients >= u64::from(max)) {
+            Some(OwnRefusal::Policy(NOTIFICATION_TO_MANY))
+        } else {
+            let used_up = |kind: &Kind| !self.has(*kind, now);
+            [Kind::Recipients, Kind::InvalidRecipients].into_iter().find(used_up).map(OwnRefusal::Quota)
+        }
     }
 
     fn data(&mut self, now: Instant) {
@@ -902,7 +1002,8 @@ impl Session {
 
     fn incoming(&self) -> Incoming {
         let block_rest = self.settings.limits.data_block_octets;
-        Incoming { hops: Hops::new(), octets: 0, traced: false, block_rest, refused: None }
+        let line_max = if self.identity.policy.refuse_long_lines { TEXT_LINE_MAX } else { u64::MAX };
+        Incoming { hops: Hops::new(), octets: 0, traced: false, block_rest, line: 0, line_max, refused: None }
     }
 
     fn on_recipient(&mut self, reply: Reply, now: Instant) {
@@ -916,8 +1017,12 @@ impl Session {
         transaction.refusal = Some(reply.code);
         if reply.is_permanent() {
             self.recipients_refused += 1;
+            self.charge(Kind::InvalidRecipients, 1, now);
             if self.recipients_refused > self.settings.limits.recipients_refused_max {
                 return self.cut(&TOO_MANY_REFUSED, now);
+            }
+            if self.recipients_refused >= self.settings.limits.recipients_refused_soft {
+                self.slow_down(now);
             }
         }
         self.answer(&reply, now);
@@ -1025,6 +1130,9 @@ impl Session {
     /// Puts the transaction on record and makes the gateway forget it.
     fn settle(&mut self, outcome: Outcome, cause: Cause, code: u16, octets: u64, now: Instant) {
         let Some(transaction) = self.transaction.take() else { return };
+        if octets > 0 {
+            self.charge(Kind::Octets, octets, now);
+        }
         match (&transaction.stage, &mut self.link) {
             (Stage::Lookup | Stage::Opening(_), _) => self.hangup(),
             // Half a message ends with the connection.
@@ -1056,12 +1164,16 @@ impl Session {
         if self.errors > self.settings.limits.errors_max {
             return self.cut(&TOO_MANY_ERRORS, now);
         }
+        if self.errors >= self.settings.limits.errors_soft {
+            self.slow_down(now);
+        }
         self.answer(reply, now);
     }
 
     /// Ends the session because of what the client does.
     fn cut(&mut self, reply: &Reply, now: Instant) {
         self.actions.push_back(Action::Note(Note::Cut));
+        self.strike(now);
         self.end(reply, Cause::ClientCut, now);
     }
 
@@ -1133,11 +1245,27 @@ impl Lines {
 }
 
 impl Incoming {
+    /// Stuffing counts where there is any: what is compared is the line on the wire (RFC 5321 section 4.5.3.1.6).
+    fn has_long_line(&mut self, mut text: &[u8]) -> bool {
+        while let Some(end) = memchr::memchr(b'\n', text) {
+            if self.line + end as u64 + 1 > self.line_max {
+                return true;
+            }
+            self.line = 0;
+            text = &text[end + 1..];
+        }
+        self.line += text.len() as u64;
+        self.line > self.line_max
+    }
+
     /// Whether these octets, counted already, make the message one that must not be completed.
     fn judge(&mut self, text: &[u8], size_max: u64) -> Option<(Reply, Cause)> {
         self.hops.feed(text);
         if self.hops.count() > HOPS_MAX {
             return Some((LOOP, Cause::Loop));
+        }
+        if self.line_max < u64::MAX && self.has_long_line(text) {
+            return Some((LONG_LINE, Cause::LongLine));
         }
         (self.octets > size_max).then_some((TOO_BIG, Cause::Size))
     }

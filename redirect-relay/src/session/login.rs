@@ -10,11 +10,12 @@
 
 use std::{mem, time::Instant};
 
-use super::{Action, EARLY_TALK, NESTED_MAIL, Note, Phase, Session};
+use super::{Action, EARLY_TALK, NESTED_MAIL, Note, Phase, Session, flow::AUTH_OVER_QUOTA};
 use crate::{
     auth::{BadResponse, Credentials, Exchange, Mechanism, Response, Turn},
     command::{self, Login, NOT_OFFERED},
     policy::{Auth, Tls},
+    quota::Kind,
     reply::Reply,
 };
 
@@ -120,6 +121,9 @@ impl Session {
         if self.transaction.is_some() {
             return self.error(&NESTED_MAIL, now);
         }
+        if !self.has_or_refuse(Kind::AuthFailures, &AUTH_OVER_QUOTA, now) {
+            return;
+        }
         let Some(mechanism) = Mechanism::named(&login.mechanism) else { return self.error(&NO_SUCH_MECHANISM, now) };
         let (exchange, challenge) = Exchange::begin(mechanism);
         match &login.initial {
@@ -190,6 +194,8 @@ impl Session {
             Verdict::Refused => {
                 self.auth_failures += 1;
                 self.actions.push_back(Action::Note(Note::AuthFailed));
+                self.charge(Kind::AuthFailures, 1, now);
+                self.slow_down(now);
                 self.answer(&WRONG, now);
                 if self.auth_failures >= self.settings.limits.auth_failures_max {
                     self.cut(&TOO_MANY_FAILURES, now);

@@ -10,6 +10,7 @@ use super::*;
 
 mod chunks;
 mod extensions;
+mod flow;
 mod login;
 
 use crate::{
@@ -85,6 +86,7 @@ struct Rig {
     gateway_exists: bool,
     connections: u32,
     handshakes: u32,
+    locks: Vec<Duration>,
     said: String,
     records: Vec<Record>,
     notes: Vec<Note>,
@@ -106,6 +108,11 @@ fn identity() -> Identity {
     }
 }
 
+fn new_session(settings: Settings, identity: Identity, now: Instant) -> Session {
+    let quotas = Arc::new(quota::Table::new(1000));
+    Session::new(Arc::new(settings), identity, quotas, Places::new(10), now)
+}
+
 impl Rig {
     fn new(settings: Settings, gateway: FakeGateway) -> Self {
         Self::for_class(settings, Policy::default(), gateway)
@@ -114,7 +121,7 @@ impl Rig {
     fn for_class(settings: Settings, policy: Policy, gateway: FakeGateway) -> Self {
         let now = Instant::now();
         let identity = Identity { policy: Arc::new(policy), ..identity() };
-        let session = Session::new(Arc::new(settings), identity, now);
+        let session = new_session(settings, identity, now);
         let mut rig = Self {
             session,
             now,
@@ -123,6 +130,7 @@ impl Rig {
             gateway_exists: true,
             connections: 0,
             handshakes: 0,
+            locks: Vec::new(),
             said: String::new(),
             records: Vec::new(),
             notes: Vec::new(),
@@ -165,6 +173,7 @@ impl Rig {
                         let verdict = if users.accept(&credentials) { Verdict::Accepted } else { Verdict::Refused };
                         self.session.on_verified(verdict, self.now);
                     }
+                    Action::Lock(duration) => self.locks.push(duration),
                     Action::Record(record) => self.records.push(record),
                     Action::Note(note) => self.notes.push(note),
                 }
@@ -400,7 +409,7 @@ fn a_recipient_accepted_after_a_refused_mail_ends_the_connection() {
 #[test]
 fn the_answer_to_a_forgotten_mail_is_nobodys() {
     let now = Instant::now();
-    let mut session = Session::new(Arc::new(settings()), identity(), now);
+    let mut session = new_session(settings(), identity(), now);
     let gateway = || Some(Gateway { name: "g".into(), endpoint: Endpoint::Host { name: "g".into(), port: 25 } });
     session.on_client(HELLO.as_bytes(), now);
     session.on_client(b"MAIL FROM:<a@b>\r\n", now);
@@ -589,7 +598,7 @@ fn attack_21_ten_thousand_commands_and_no_reading() {
     let now = Instant::now();
     let mut settings = settings();
     settings.limits.commands_max = u32::MAX;
-    let mut session = Session::new(Arc::new(settings), identity(), now);
+    let mut session = new_session(settings, identity(), now);
     let flood = "NOOP\r\n".repeat(10_000);
     let mut sent = 0;
     for read in flood.as_bytes().chunks(READ_MAX) {
@@ -978,7 +987,7 @@ fn an_idle_session_is_small() {
 #[test]
 fn a_silent_directory_is_a_gateway_out_of_reach() {
     let now = Instant::now();
-    let mut session = Session::new(Arc::new(settings()), identity(), now);
+    let mut session = new_session(settings(), identity(), now);
     session.on_client(HELLO.as_bytes(), now);
     session.on_client(b"MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\n", now);
     session.client_sent(session.client_out().len(), now);
@@ -1022,7 +1031,7 @@ proptest! {
     #[test]
     fn any_gateway(replies in proptest::collection::vec("(220|250|354|421|450|550|2|x)[ -][a\r\n]{0,3}(\r\n)?", 0..12)) {
         let now = Instant::now();
-        let mut session = Session::new(Arc::new(settings()), identity(), now);
+        let mut session = new_session(settings(), identity(), now);
         session.on_client(HELLO.as_bytes(), now);
         session.on_client(b"MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\n", now);
         let endpoint = Endpoint::Host { name: "g".into(), port: 25 };

@@ -2,7 +2,7 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicU32},
     time::Duration,
 };
 
@@ -74,7 +74,13 @@ fn last_line_is_whole(said: &[u8]) -> bool {
 
 fn site(policy: Policy, gateway: SocketAddr) -> Site {
     let original = "198.51.100.9:25".parse().unwrap();
-    Site { class: Some("configured"), policy: Arc::new(policy), original, gateway: Mutex::new(Some(at(&[gateway]))) }
+    Site {
+        class: Some("configured"),
+        policy: Arc::new(policy),
+        original,
+        gateway: Mutex::new(Some(at(&[gateway]))),
+        locks: AtomicU32::new(0),
+    }
 }
 
 #[tokio::test]
@@ -195,7 +201,13 @@ async fn dialled() -> (TcpListener, SocketAddr) {
 
 fn passing_through(original: SocketAddr, settings: Settings) -> impl Future<Output = Running> {
     let policy = Policy { tls: Tls::Passthrough, ..Policy::default() };
-    let site = Site { class: Some("business"), policy: Arc::new(policy), original, gateway: Mutex::new(None) };
+    let site = Site {
+        class: Some("business"),
+        policy: Arc::new(policy),
+        original,
+        gateway: Mutex::new(None),
+        locks: AtomicU32::new(0),
+    };
     Running::at_site(settings, site)
 }
 

@@ -1,8 +1,15 @@
 //! Sessions from their first octet to their last: who gets one, how it ends, what it may hold up.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
-use redirect_relay::{Directory, Gateway, Identity, Relay, Settings, run};
+use redirect_relay::{Directory, Gateway, Identity, Lock, Policy, Quota, Rate, Relay, Settings, run};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -10,7 +17,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{BODY, Client, Do, FakeGateway, Running, Stage, at, settings};
+use crate::support::{BODY, Client, Do, FakeGateway, Running, Site, Stage, at, settings};
 
 #[tokio::test]
 async fn a_source_without_a_class_is_refused() {
@@ -290,5 +297,41 @@ async fn listeners_share_a_relay() {
     drop(first);
     for task in tasks {
         task.await.unwrap();
+    }
+}
+
+/// One subscriber cannot have all the sessions, nor open them as fast as it likes.
+#[tokio::test]
+async fn attack_29_connections_of_one_subscriber() {
+    let rate = |count| Rate::new(1, Duration::from_hours(1), count).unwrap();
+    let lock = Some(Lock { strikes: rate(1), duration: Duration::from_mins(10) });
+    let policies = [
+        Policy { subscriber_sessions_max: Some(2), lock, ..Policy::default() },
+        Policy {
+            subscriber_quota: Quota { connections: Some(rate(2)), ..Quota::default() },
+            lock,
+            ..Policy::default()
+        },
+    ];
+    for policy in policies {
+        let site = Site {
+            class: Some("configured"),
+            policy: std::sync::Arc::new(policy),
+            original: "198.51.100.9:25".parse().unwrap(),
+            gateway: Mutex::new(None),
+            locks: AtomicU32::new(0),
+        };
+        let relay = Running::at_site(settings(), site).await;
+        let (mut first, mut second) = (relay.client().await, relay.client().await);
+        first.greet().await;
+        second.greet().await;
+        for locks in [0, 1] {
+            let mut third = relay.client().await;
+            third.expect("421 4.7.0").await;
+            third.ended().await;
+            assert_eq!(relay.relay.directory().locks.load(Ordering::Relaxed), locks);
+        }
+        let counters = relay.stop().await;
+        assert_eq!((counters.over_quota, counters.locks), (2, 1));
     }
 }

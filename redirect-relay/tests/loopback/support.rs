@@ -2,7 +2,10 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -26,6 +29,8 @@ pub(crate) struct Site {
     /// Where every client meant to go.
     pub(crate) original: SocketAddr,
     pub(crate) gateway: Mutex<Option<Endpoint>>,
+    /// How often a subscriber was to be locked.
+    pub(crate) locks: AtomicU32,
 }
 
 impl Directory for Site {
@@ -41,6 +46,10 @@ impl Directory for Site {
     async fn gateway(&self, _identity: &Identity) -> Option<Gateway> {
         let endpoint = self.gateway.lock().unwrap().clone()?;
         Some(Gateway { name: "g".into(), endpoint })
+    }
+
+    fn lock(&self, _identity: &Identity, _duration: Duration) {
+        self.locks.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -62,6 +71,7 @@ impl Running {
             policy: Arc::default(),
             original: "198.51.100.9:25".parse().unwrap(),
             gateway: Mutex::new(gateway),
+            locks: AtomicU32::new(0),
         };
         Self::at_site(settings, site).await
     }

@@ -100,6 +100,20 @@ fn attack_17_utf8_without_the_parameter() {
     );
 }
 
+/// Our own refusals wait for the answers to what came before them.
+#[test]
+fn own_refusals_keep_their_turn() {
+    let answers = vec![("RCPT TO:<bad", "550 5.1.1 no\r\n")];
+    let policy = Policy { extensions: ALL, refuse_literals: true, ..Policy::default() };
+    let mut rig = Rig::for_class(settings(), policy, FakeGateway { answers, ..FakeGateway::default() });
+    rig.send(HELLO.as_bytes());
+    rig.send(
+        "MAIL FROM:<a@b>\r\nRCPT TO:<bad@d>\r\nRCPT TO:<\u{3b4}@b>\r\nRCPT TO:<c@d>\r\nRCPT TO:<a@[192.0.2.1]>\r\n"
+            .as_bytes(),
+    );
+    assert_eq!(rig.transcript(), "220, 250, 250 2.1.0, 550 5.1.1, 553 5.6.7, 250 2.1.5, 550 5.7.1");
+}
+
 #[test]
 fn attack_17_octets_that_are_no_utf8() {
     let mut rig = rig(ALL, false);

@@ -83,7 +83,7 @@ fn starttls_begins_a_handshake_and_forgets_what_was_said() {
 fn the_handshake_waits_until_the_client_has_its_answer() {
     let now = Instant::now();
     let identity = Identity { policy: Arc::new(offering(Auth::Off)), ..identity() };
-    let mut session = Session::new(Arc::new(settings()), identity, now);
+    let mut session = new_session(settings(), identity, now);
     session.on_client(b"STARTTLS\r\n", now);
     let waiting = session.client_out().len();
     session.client_sent(waiting - 1, now);
@@ -257,7 +257,7 @@ fn credentials_are_overwritten() {
 fn a_table_that_does_not_answer_refuses_for_the_moment() {
     let now = Instant::now();
     let identity = Identity { policy: Arc::new(in_clear(users())), ..identity() };
-    let mut session = Session::new(Arc::new(settings()), identity, now);
+    let mut session = new_session(settings(), identity, now);
     session.on_client(HELLO.as_bytes(), now);
     session.on_client(format!("AUTH PLAIN {PLAIN_GOOD}\r\n").as_bytes(), now);
     session.client_sent(session.client_out().len(), now);
