@@ -87,7 +87,7 @@ pub(crate) enum Failure {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Transaction {
     None,
-    /// MAIL went out and neither a verdict nor a refusal nor RSET has undone it.
+    /// MAIL went out, and neither a positive verdict nor RSET has undone it.
     Open,
     /// Between 354 and the dot.
     Body,
@@ -370,8 +370,9 @@ impl Upstream {
     }
 
     /// The RCPTs of a refused MAIL are void: those not sent are forgotten, those sent must be refused as well.
+    /// The transaction stays as it was: of a MAIL that was sent the gateway may remember something. Postfix 3.7 holds the next message to the SIZE of
+    /// the refused one until it sees RSET.
     fn refuse_mail(&mut self, reply: Reply) {
-        self.transaction = Transaction::None;
         let next = self.requests.iter().position(|r| !matches!(r, Request::Rcpt(_))).unwrap_or(self.requests.len());
         self.requests.drain(..next);
         for step in self.unanswered.iter_mut().filter(|step| **step == Step::Rcpt) {

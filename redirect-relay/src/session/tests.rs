@@ -471,6 +471,18 @@ fn without_an_accepted_recipient_there_is_no_data() {
     check_with(&answers, &turns, "220, 250, 250 2.1.0, 550 5.1.1, 550 5.1.1, 554 5.5.1, 250 2.1.0", &[]);
 }
 
+/// A gateway may remember what a refused MAIL said of the message, as Postfix 3.7 does of its size.
+#[test]
+fn a_refused_mail_is_forgotten_by_the_gateway() {
+    let answers =
+        vec![("MAIL FROM:<a@b> SIZE=9", "552 5.3.4 too large\r\n"), ("RCPT TO:<e@f>", "503 5.5.1 MAIL first\r\n")];
+    let mut rig = Rig::new(settings(), FakeGateway { answers, ..FakeGateway::default() });
+    rig.play(&[HELLO, "MAIL FROM:<a@b> SIZE=9\r\nRCPT TO:<e@f>\r\n", "RSET\r\n", ENVELOPE, "x\r\n.\r\n"]);
+    let sent: Vec<_> = rig.gateway.commands.iter().map(String::as_str).collect();
+    let refused = ["EHLO relay.example", "MAIL FROM:<a@b> SIZE=9", "RCPT TO:<e@f>", "RSET"];
+    assert_eq!(sent, [&refused[..], &["MAIL FROM:<a@b>", "RCPT TO:<c@d>", "DATA"]].concat());
+}
+
 #[test]
 fn a_refused_mail_is_every_recipients_answer() {
     let answers = [("MAIL", "451 4.3.0 later\r\n"), ("RCPT", "503 5.5.1 MAIL first\r\n")];
