@@ -42,7 +42,7 @@ fn answer<P: PacketMut, A: Address>(frame: &mut P, link: Link, headers: &Headers
     let tcp_len = size_of::<Tcp>();
     let end = headers.l4 + tcp_len;
     let ip_len = ((end - headers.l3) as u16).to_be_bytes();
-    let payload_len = payload_len::<P, A>(frame, headers)?;
+    let payload_len = payload_len(frame, headers)?;
     if headers.pppoe {
         // The length counts the protocol number and what follows it; both are the last of the header.
         let session_len = ((end - headers.l3 + 2) as u16).to_be_bytes();
@@ -71,17 +71,12 @@ fn answer<P: PacketMut, A: Address>(frame: &mut P, link: Link, headers: &Headers
     }
 }
 
-/// Length of the TCP payload, in bytes, as the datagram's headers have it.
+/// Length of the TCP payload, in bytes.
 #[inline(always)]
-fn payload_len<P: PacketMut, A: Address>(frame: &P, headers: &Headers) -> Result<u32, EditError> {
-    let datagram_len = if A::HEADER_CHECKSUM.is_some() {
-        usize::from(u16::from_be_bytes(frame.at::<Ipv4>(headers.l3).ok_or(EditError)?.total_len))
-    } else {
-        size_of::<Ipv6>() + usize::from(u16::from_be_bytes(frame.at::<Ipv6>(headers.l3).ok_or(EditError)?.payload_len))
-    };
+fn payload_len<P: PacketMut>(frame: &P, headers: &Headers) -> Result<u32, EditError> {
     let tcp_len = usize::from(frame.at::<Tcp>(headers.l4).ok_or(EditError)?.offset >> 4) * 4;
-    // The parser has seen that the headers fit.
-    Ok((headers.l3 + datagram_len).wrapping_sub(headers.l4 + tcp_len) as u32)
+    // The parser has seen that the header fits.
+    Ok(headers.end().wrapping_sub(headers.l4 + tcp_len) as u32)
 }
 
 /// Length and time to live, and what they do to the header's checksum.
