@@ -1,5 +1,8 @@
 //! What tests need on the host: tables in memory, a builder of frames, and checksums computed from scratch.
 
+pub mod properties;
+pub mod reading;
+
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
@@ -449,8 +452,13 @@ impl FrameBuilder {
 
     /// An ICMP error of `kind` about the packet that `quote` begins with, in the builder's frame.
     pub fn icmp_error(&self, source: &[u8], destination: &[u8], kind: u8, quote: &[u8]) -> Vec<u8> {
-        let mut icmp = vec![kind, 4, 0, 0, 0, 0, 5, 0];
-        icmp.extend(quote);
+        self.icmp(source, destination, &[&[kind, 4, 0, 0, 5, 0], quote].concat())
+    }
+
+    /// An ICMP message, in the builder's frame; `message` has no checksum, which comes behind its first two bytes.
+    pub fn icmp(&self, source: &[u8], destination: &[u8], message: &[u8]) -> Vec<u8> {
+        let (head, rest) = message.split_at(message.len().min(2));
+        let mut icmp = [head, &[0, 0], rest].concat();
         let number = match self.ip {
             Ip::V4 => protocol::ICMPV4,
             Ip::V6 => protocol::ICMPV6,
@@ -460,7 +468,7 @@ impl FrameBuilder {
             Ip::V4 => internet_checksum(&[&icmp]),
             Ip::V6 => internet_checksum(&[source, destination, &len, &[0, number], &icmp]),
         };
-        icmp[2..4].copy_from_slice(&checksum.to_be_bytes());
+        icmp[head.len()..head.len() + 2].copy_from_slice(&checksum.to_be_bytes());
         Self { protocol: number, fragment: 0x4000, ..self.clone() }.enclose(&icmp, source, destination)
     }
 

@@ -7,6 +7,7 @@ mod bench;
 mod debian;
 mod demo;
 mod exec;
+mod fuzz;
 mod kernels;
 mod postfix;
 mod setup;
@@ -47,6 +48,10 @@ enum Task {
     #[command(after_help = "Examples:\n  cargo xtask bench packet\n  cargo xtask bench packet --json packet.json\n  \
                             cargo xtask bench path --only bystander_ --quick")]
     Bench(bench::Args),
+    /// Look for inputs for which the data plane does not keep its promises, with libFuzzer
+    #[command(after_help = "Examples:\n  cargo xtask fuzz\n  cargo xtask fuzz handle --seconds 600\n  \
+                            cargo xtask fuzz icmp --keep    add what reaches more code to tests/fuzz/corpus")]
+    Fuzz(fuzz::Args),
 }
 
 fn main() -> ExitCode {
@@ -55,6 +60,7 @@ fn main() -> ExitCode {
         Task::Test(args) => test::run(&args),
         Task::Demo(args) => demo::run(&args),
         Task::Bench(args) => bench::run(&args),
+        Task::Fuzz(args) => fuzz::run(&args),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("cargo xtask: {error:#}");
