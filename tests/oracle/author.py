@@ -5,11 +5,14 @@ Shares no code with the product: scapy builds every frame and every expected fra
 from scratch. The expectations come from the design: a subscriber of a redirecting class talks to the relay and sees the server; everything
 else is untouched.
 
-A line: {"hook": "ingress"|"egress"|"... without Ethernet", "frame": hex, "reason": label, "expect": hex, "about": text}
-Lines of one conversation follow each other; conversations do not share endpoints.
+A line: {"hook": "ingress"|"egress"|"... without Ethernet", "frame": hex, "reason": label, "expect": hex, "about": text, "cell": text}
+Lines of one conversation follow each other; conversations do not share endpoints. Scapy takes its time, so the work can be shared out:
+`author.py 0 2` writes one half of the lines, `author.py 1 2` the other. "cell" names a place of the matrix that oracle.rs spells
+out, and is empty in lines that are beside it.
 """
 import itertools
 import json
+import sys
 
 from scapy.all import (
     ARP, Dot1AD, Dot1Q, Ether, ICMP, ICMPv6DestUnreach, ICMPv6EchoRequest, ICMPv6PacketTooBig, ICMPv6ParamProblem, ICMPv6TimeExceeded, IP, IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment, IPv6ExtHdrHopByHop,
@@ -49,7 +52,13 @@ NETWORKS = {
     "IPv6 with a used-up routing header": (6, lambda s, d: IPv6(src=s, dst=d) / routing_done()),
 }
 
-numbers = itertools.count(20)
+# RFC 6946: a whole datagram with a fragment header.
+ATOMIC = "IPv6 with a fragment header"
+ATOMIC_NETWORK = (6, lambda s, d: IPv6(src=s, dst=d, hlim=63) / IPv6ExtHdrFragment(offset=0, m=0, id=4711))
+
+share, shares = map(int, sys.argv[1:])
+# Of endpoints; no share has as many as keeps it apart from the next.
+numbers = itertools.count(20 + 8192 * share)
 
 
 def client_of(family, who, number):
@@ -77,9 +86,64 @@ def packet(link, network, source, destination, transport):
     return framed(link, network(source, destination) / transport)
 
 
-def line(about, link, hook, frame, reason, expect=None):
+def line(about, link, hook, frame, reason, expect=None, cell=""):
     hook = hook if link is not None else f"{hook} without Ethernet"
-    print(json.dumps({"about": about, "hook": hook, "frame": frame.hex(), "reason": reason, "expect": (expect or frame).hex()}))
+    print(json.dumps({"about": about, "hook": hook, "frame": frame.hex(), "reason": reason, "expect": (expect or frame).hex(), "cell": cell}))
+
+
+def cells(link_name, link, net_name, family, network):
+    """A connection of which every kind of packet goes each way once: a cell of the matrix each."""
+    client, server, relay, port = client_of(family, "redirect", next(numbers)), SERVER[family], RELAY[family], 49000
+    ways = {
+        "ingress": (lambda **fields: (client, server, TCP(sport=port, dport=25, **fields)),
+                    lambda **fields: (client, relay, TCP(sport=port, dport=RELAY_PORT, **fields))),
+        "egress": (lambda **fields: (relay, client, TCP(sport=RELAY_PORT, dport=port, **fields)),
+                   lambda **fields: (server, client, TCP(sport=25, dport=port, **fields))),
+    }
+
+    def cell(hook, kind, reason, frame, expect):
+        name = f"{link_name}; {net_name}; {kind}; {hook}"
+        line(name, link, hook, frame, reason, expect, name)
+
+    def segment(hook, kind, reason, **fields):
+        before, after = (way(window=1000, **fields) for way in ways[hook])
+        cell(hook, kind, reason, packet(link, network, *before), packet(link, network, *after))
+
+    segment("ingress", "SYN", "flow_new", flags="S", seq=1000)
+    # Nobody answers so, but it has the tuple of an answer.
+    segment("egress", "SYN", "reply_half_open", flags="S", seq=4000)
+    segment("ingress", "SYN-ACK", "flow_half_open", flags="SA", seq=1000, ack=4001)
+    segment("egress", "SYN-ACK", "reply_half_open", flags="SA", seq=5000, ack=1001)
+    segment("ingress", "ACK", "flow_promoted", flags="A", seq=1001, ack=5001)
+    segment("egress", "ACK", "reply_established", flags="A", seq=5001, ack=1001)
+    for hook, reason in (("ingress", "flow_established"), ("egress", "reply_established")):
+        # A datagram has one fragment header at most.
+        whole = NETWORKS["IPv6"][1] if net_name == ATOMIC else network
+        parts = []
+        for way in ways[hook]:
+            source, destination, tcp = way(flags="PA", seq=1001, ack=5001)
+            parts.append([framed(link, part) for part in in_two(whole, family, source, destination, tcp / Raw(b"y" * 40), 32, 7)])
+        before, after = parts
+        cell(hook, "first fragment", reason, before[0], after[0])
+        cell(hook, "later fragment", "fragment_redirect", before[1], after[1])
+    for hook, other in (("ingress", "egress"), ("egress", "ingress")):
+        # To whoever has sent what is quoted, by the other way.
+        plain = NETWORKS["IPv4" if family == 4 else "IPv6"][1]
+        kind = ICMP(type=3, code=4, nexthopmtu=1280) if family == 4 else ICMPv6PacketTooBig(mtu=1280)
+        hop = client_of(family, "stranger", next(numbers))
+        # It comes about what has left by the other hook, and leaves about what had come there.
+        made, sent = (way(flags="PA", seq=1, ack=2) for way in ways[other])
+        before = packet(link, network, hop, sent[0], kind / Raw(bytes(plain(*sent[:2]) / sent[2])))
+        after = packet(link, network, hop, made[0], kind / Raw(bytes(plain(*made[:2]) / made[2])))
+        # An error in a fragment, though it be the only one, is nobody's honest work.
+        if net_name == ATOMIC:
+            cell(hook, "quoted ICMP error", "not_tcp", before, before)
+        else:
+            cell(hook, "quoted ICMP error", "icmp_redirect", before, after)
+    segment("ingress", "FIN", "flow_established", flags="FA", seq=1041, ack=5041)
+    segment("egress", "FIN", "reply_established", flags="FA", seq=5041, ack=1042)
+    segment("ingress", "RST", "flow_established", flags="R", seq=1042)
+    segment("egress", "RST", "reply_established", flags="RA", seq=5042, ack=1042)
 
 
 def conversation(about, link, network, family):
@@ -374,10 +438,15 @@ def oddities():
     line("PPPoE discovery", plain, "ingress", discovery, "not_ip")
 
 
-for (link_name, link), (net_name, (family, network)) in itertools.product(LINKS.items(), NETWORKS.items()):
-    conversation(f"{link_name}, {net_name}", link, network, family)
-    bystanders(f"{link_name}, {net_name}", link, network, family)
-    refusals(f"{link_name}, {net_name}", link, network, family)
-    fragments(f"{link_name}, {net_name}", link, network, family)
-    errors(f"{link_name}, {net_name}", link, network, family)
-oddities()
+for place, ((link_name, link), (net_name, (family, network))) in enumerate(
+    itertools.product(LINKS.items(), {**NETWORKS, ATOMIC: ATOMIC_NETWORK}.items())
+):
+    if place % shares != share:
+        continue
+    about = f"{link_name}, {net_name}"
+    if net_name != ATOMIC:
+        for write in (conversation, bystanders, refusals, fragments, errors):
+            write(about, link, network, family)
+    cells(link_name, link, net_name, family, network)
+if share == 0:
+    oddities()
