@@ -12,6 +12,7 @@ use std::{
 };
 
 use nix::{
+    errno::Errno,
     sched::{CloneFlags, unshare},
     sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket},
 };
@@ -32,6 +33,8 @@ use redirect_ctl::dataplane::kernel::OBJECT;
 use redirect_tests::{
     kernel::{Hook, Kernel, Policy, model},
     stack,
+    tcp::PATIENCE,
+    wait_until,
 };
 
 const RELAY_PORT: u16 = 2525;
@@ -483,7 +486,12 @@ impl Connection {
         let listener = TcpListener::bind(server).unwrap();
         let from = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
         bind(from.as_raw_fd(), &SockaddrStorage::from(client)).unwrap();
-        connect(from.as_raw_fd(), &SockaddrStorage::from(server)).unwrap();
+        // An IPv6 address works a moment after it was added.
+        let connected = || match connect(from.as_raw_fd(), &SockaddrStorage::from(server)) {
+            Err(Errno::ENETUNREACH) => Ok(None),
+            outcome => Ok(Some(outcome?)),
+        };
+        wait_until("route to the server", PATIENCE, connected).unwrap();
         let to = listener.accept().unwrap().0;
         Self { client, server, _ends: [from, to.into()] }
     }
