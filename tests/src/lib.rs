@@ -21,6 +21,7 @@ pub mod stack;
 pub mod story;
 mod stretch;
 pub mod tcp;
+pub mod tun;
 
 pub use janitor::remove_kept;
 pub use lab::{CLIENT_MAC, Family, Lab, NUMBERED_SERVERS, ROUTER_MAC};

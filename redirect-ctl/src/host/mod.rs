@@ -122,7 +122,8 @@ pub struct Host {
     /// Interfaces whose foreign sources are served, by name.
     devices: BTreeMap<String, u32>,
     sources: Sources,
-    connections: Connections,
+    /// Once one had to be ended.
+    connections: Option<Connections>,
 }
 
 impl Host {
@@ -138,8 +139,7 @@ impl Host {
             sockets: Sockets::default(),
             devices: BTreeMap::new(),
             sources: Sources::default(),
-            connections: Connections::open()
-                .map_err(|source| Error::System { what: "open a sock_diag socket".to_owned(), source })?,
+            connections: None,
         })
     }
 
@@ -246,7 +246,10 @@ impl Host {
 
     /// Ends a connection of a relay on this host, at both of its ends; `false` where no socket here has it.
     pub fn end(&mut self, connection: Connection) -> io::Result<bool> {
-        self.connections.end(connection)
+        if self.connections.is_none() {
+            self.connections = Some(Connections::open()?);
+        }
+        self.connections.as_mut().map_or(Ok(false), |connections| connections.end(connection))
     }
 
     /// How many foreign sources are remembered, and what became of all so far.

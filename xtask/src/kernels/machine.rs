@@ -24,7 +24,7 @@ const PACKAGE: &str = "qemu-system-x86";
 const DATA: [&str; 3] = ["qemu-system-common", "qemu-system-data", "seabios"];
 
 const MEMORY: &str = "1G";
-/// Two, so that a count for each CPU is more than one count.
+/// One: more of them wait for each other longer than they gain where several are emulated on few.
 const CPUS: &str = "1";
 
 pub(crate) struct Machine {

@@ -23,6 +23,10 @@ use crate::{
     pppoe,
 };
 
+/// Of a relay beside the embedded one, which knows nothing of us: the product finds its sockets.
+const RELAY: &str = "beside";
+const ENDPOINTS: [&str; 2] = ["127.0.0.1:2526", "[::1]:2526"];
+
 const FROM: &str = "guest@client.example";
 const TO: &str = "friend@internet.example";
 
@@ -116,6 +120,10 @@ impl Stage {
         let interface = scene.product.json(&scene.lab, &["interface", "get", self.interface.name()])?;
         ensure!(interface["status"]["mode"] == mode.name(), "attached as {}", interface["status"]);
         for (class, action, check) in CHECKS {
+            if class == STEERED && mode == Mode::Xdp {
+                // With XDP packets have no mark.
+                continue;
+            }
             for family in Family::BOTH {
                 scene.product.ctl(&scene.lab, &["subscriber", "set", subscribers(family), "--class", class])?;
             }
@@ -169,16 +177,22 @@ fn suit_xdp(lab: &Lab) -> Result<Ebpf> {
 
 /// What a class does with every subscriber, in turn.
 type Check = fn(&Scene, Link) -> Result<()>;
-const CHECKS: [(&str, &str, Check); 3] =
-    [("configured", "redirect", Scene::redirect), ("bypass", "pass", Scene::pass), (REFUSED, "reject", Scene::reject)];
+const CHECKS: [(&str, &str, Check); 4] = [
+    ("configured", "redirect", Scene::redirect),
+    (STEERED, "steer", Scene::steer),
+    ("bypass", "pass", Scene::pass),
+    (REFUSED, "reject", Scene::reject),
+];
 
-/// The class that is made for it.
+/// Classes that are made for it.
+const STEERED: &str = "steered";
 const REFUSED: &str = "refused";
 
 struct Scene {
     product: Product,
     internet: Server,
     gateway: Server,
+    _relay: Server,
     lab: Lab,
 }
 
@@ -194,8 +208,14 @@ impl Scene {
         let ours = format!("name = \"{}\"", stage.interface.name());
         let product = Product::start(&lab, &configuration.replace("name = \"lan0\"", &ours))?;
         product.ctl(&lab, &["gateway", "set", "default", "--address", &gateway.to_string(), "--port", "25"])?;
+        let endpoints = ENDPOINTS.map(|endpoint| endpoint.parse().expect("an endpoint is well-formed"));
+        let relay = Server::start(&lab.router, RELAY, &endpoints, Manner::Accepts)?;
+        let [v4, v6] = ENDPOINTS;
+        product.ctl(&lab, &["relay", "set", RELAY, "--ipv4", v4, "--ipv6", v6, "--delivery", "steer"])?;
+        let steered = ["class", "set", STEERED, "--action", "redirect", "--relay", RELAY, "--on-relay-down", "block"];
+        product.ctl(&lab, &steered)?;
         product.ctl(&lab, &["class", "set", REFUSED, "--action", "reject"])?;
-        Ok(Self { product, internet, gateway: gateway_server, lab })
+        Ok(Self { product, internet, gateway: gateway_server, _relay: relay, lab })
     }
 
     fn connect(&self, link: Link, family: Family) -> io::Result<Client> {
@@ -217,6 +237,16 @@ impl Scene {
             ensure!(rest == message.as_bytes(), "{} bytes arrived of {}", rest.len(), message.len());
             let received = String::from_utf8_lossy(received);
             ensure!(received.contains(&subscriber), "{subscriber} is not in {received}");
+        }
+        Ok(())
+    }
+
+    /// The other relay answers on a socket that has the server's address.
+    fn steer(&self, link: Link) -> Result<()> {
+        for family in Family::BOTH {
+            let greeting = self.connect(link, family)?.reply()?;
+            let expected = format!("{RELAY} {} ", link.server(family));
+            ensure!(greeting.lines.iter().any(|line| line.starts_with(&expected)), "greeted with {:?}", greeting.lines);
         }
         Ok(())
     }
