@@ -36,8 +36,8 @@ use self::{
     types::{
         APPLIED_HEADER, Check, Class, ClassPut, Count, DataplaneStatus, EventLine, EventQuery, EventsStatus,
         ExplainQuery, Explanation, Flow, FlowList, FlowListQuery, FlowsStatus, ForeignSourcesStatus, Gateway,
-        GatewayPut, Interface, InterfaceCount, InterfacePut, Lock, LockPut, Original, OriginalQuery, Page, Readiness,
-        ReasonCount, Relay, RelayPut, Stats, Status, Subscriber, SubscriberListQuery, SubscriberPut, paths,
+        GatewayPut, Interface, InterfaceCount, InterfacePut, Lock, LockPut, Original, OriginalQuery, Page, PoolState,
+        Readiness, ReasonCount, Relay, RelayPut, Stats, Status, Subscriber, SubscriberListQuery, SubscriberPut, paths,
     },
 };
 use crate::{
@@ -522,6 +522,8 @@ async fn explain(State(app): App, Params(query): Params<ExplainQuery>) -> Result
         Verdict::Pass | Verdict::Drop | Verdict::Reject => None,
     };
     let (interface, mode) = explained.interface.unzip();
+    let class = tables.classes.get(&explained.class);
+    let limits = class.map(|class| class.spec.limits);
     Ok(Json(Explanation {
         source,
         sport: query.sport,
@@ -533,6 +535,15 @@ async fn explain(State(app): App, Params(query): Params<ExplainQuery>) -> Result
         text: explained.reason.text().to_owned(),
         prefix: explained.subscriber.map(|(prefix, _)| Prefix(prefix)),
         class: class_name(&tables, explained.class),
+        limits,
+        open: limits.and_then(|limits| limits.open_max).map(|_| explained.open),
+        lock_left_s: explained
+            .locked_until_s
+            .and_then(|until_s| until_s.checked_sub(monotonic_s()))
+            .filter(|left| *left > 0),
+        relays: class
+            .map(|class| PoolState::of(class, &tables, &app.health.borrow(), source.is_ipv4()))
+            .unwrap_or_default(),
         relay: tables.relays.get(&explained.relay).map(|relay| relay.spec.name.clone()),
         endpoint: (verdict == Verdict::Redirect).then_some(explained.endpoint),
         mapped_port: query.sport.filter(|_| verdict == Verdict::Redirect).map(|_| explained.mapped_port),

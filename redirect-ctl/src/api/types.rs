@@ -16,7 +16,7 @@ use crate::{
     dataplane::{FlowDelivery, FlowState, Hook, InterfaceCounter, MapMemory, Mode, RelayId, Role},
     desired::{
         self, Action, Counted, Delivery, Fallback, GatewayStatus, Host, InterfaceName, Limits, Name, OnClassChange,
-        Origin, PoolRelay, Prefix, RelayStatus, Source, Time,
+        Origin, PoolRelay, Prefix, RelayStatus, Source, Tables, Time,
     },
     health::{self, Health, HealthState},
     reconcile::task::{InterfaceStatus as ObservedInterface, Observed},
@@ -680,6 +680,14 @@ pub struct Explanation {
     /// The subscriber that the source belongs to, its longest prefix.
     pub prefix: Option<Prefix>,
     pub class: Option<String>,
+    /// What the class allows one subscriber; null without a class.
+    pub limits: Option<Limits>,
+    /// Redirected connections that the subscriber has open; null where its class does not limit them.
+    pub open: Option<u32>,
+    /// For how long the subscriber is locked still, in seconds; null where it is not.
+    pub lock_left_s: Option<u32>,
+    /// The pool that the class shares its flows out among; empty where it redirects nothing.
+    pub relays: Vec<PoolState>,
     /// That the connection would go to; null where it opens no flow.
     pub relay: Option<Name>,
     /// The relay's end; null where nothing is rewritten.
@@ -691,6 +699,35 @@ pub struct Explanation {
     pub delivery: Option<FlowDelivery>,
     /// Of the configuration that the kernel holds.
     pub revision: u64,
+}
+
+/// Whether a relay of a pool takes flows of the address family that was asked about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PoolState {
+    pub name: Name,
+    #[schema(example = 1)]
+    pub weight: u8,
+    pub status: RelayStatus,
+    /// Of its endpoint of this family; null where it has none, or is disabled.
+    pub health: Option<EndpointHealth>,
+}
+
+impl PoolState {
+    /// The pool of a class.
+    pub(crate) fn of(class: &desired::Class, tables: &Tables, health: &Health, is_ipv4: bool) -> Vec<Self> {
+        let members = class.relay_ids.iter().zip(&class.spec.relays);
+        let state = |(id, member): (&RelayId, &PoolRelay)| {
+            let spec = &tables.relays.get(id)?.spec;
+            let endpoint = if is_ipv4 { spec.ipv4.map(SocketAddr::V4) } else { spec.ipv6.map(SocketAddr::V6) };
+            Some(Self {
+                name: spec.name.clone(),
+                weight: member.weight.get(),
+                status: spec.status,
+                health: EndpointHealth::of(*id, endpoint, health),
+            })
+        };
+        members.filter_map(state).collect()
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

@@ -57,7 +57,7 @@ fn table(classes: &[Class]) -> Table {
 }
 
 /// The limits that there are, in one word.
-fn limits(limits: &Limits) -> String {
+pub(super) fn limits(limits: &Limits) -> String {
     let members = [
         ("rate", limits.rate),
         ("burst", limits.burst),

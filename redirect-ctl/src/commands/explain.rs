@@ -2,10 +2,11 @@
 
 use super::{
     Context, Error,
-    output::{Table, or_dash},
+    class::limits,
+    output::{Table, duration, joined, or_dash},
 };
 use crate::{
-    api::types::{ExplainQuery, Explanation},
+    api::types::{ExplainQuery, Explanation, PoolState},
     cli,
 };
 
@@ -37,6 +38,10 @@ fn table(explanation: &Explanation) -> Table {
         ["reason".to_owned(), format!("{}: {}", explanation.reason, explanation.text)],
         ["prefix".to_owned(), or_dash(explanation.prefix.as_ref())],
         ["class".to_owned(), or_dash(explanation.class.as_ref())],
+        ["limits".to_owned(), or_dash(explanation.limits.as_ref().map(limits))],
+        ["open".to_owned(), or_dash(explanation.open)],
+        ["locked for".to_owned(), or_dash(explanation.lock_left_s.map(|left_s| duration(left_s.into())))],
+        ["relays".to_owned(), or_dash(Some(joined(explanation.relays.iter().map(pool_state))))],
         ["relay".to_owned(), or_dash(explanation.relay.as_ref())],
         ["endpoint".to_owned(), or_dash(explanation.endpoint)],
         ["mapped port".to_owned(), or_dash(explanation.mapped_port)],
@@ -44,4 +49,11 @@ fn table(explanation: &Explanation) -> Table {
         ["revision".to_owned(), explanation.revision.to_string()],
     ];
     Table::new(["FACT", "VALUE"], rows)
+}
+
+/// A relay with its weight where that says something, whether it takes flows, and whether it lives.
+fn pool_state(relay: &PoolState) -> String {
+    let weight = if relay.weight == 1 { String::new() } else { format!(":{}", relay.weight) };
+    let health = or_dash(relay.health.as_ref().map(|health| health.state));
+    format!("{}{weight}({},{health})", relay.name, relay.status)
 }

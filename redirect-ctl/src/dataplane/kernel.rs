@@ -452,6 +452,8 @@ impl Dataplane for KernelDataplane {
             mapped_port: answer.client.port(),
             endpoint: answer.server,
             subscriber: self.policy()?.longest_match(probe.client.ip())?,
+            open: self.collector.open(Host::from(probe.client.ip()))?,
+            locked_until_s: self.locks.get(&Host::from(probe.client.ip()))?,
             interface: attached.map(|(name, attached)| (name.clone(), attached.attachment.mode)),
             revision: self.revision()?,
         })

@@ -352,6 +352,10 @@ pub struct Explanation {
     pub endpoint: SocketAddr,
     /// The longest prefix of the client.
     pub subscriber: Option<(IpNet, ClassId)>,
+    /// Connections that the subscriber has open, as far as they are counted.
+    pub open: u32,
+    /// Until when the subscriber is locked, in `CLOCK_MONOTONIC` seconds; may have run out.
+    pub locked_until_s: Option<u32>,
     /// Where the question took it to come in; `None` where nothing is attached.
     pub interface: Option<(String, Mode)>,
     /// Of the configuration that was asked.

@@ -250,7 +250,7 @@ impl Dataplane for ModelDataplane {
         Ok(Counters { classes: state.counters.clone(), interfaces: state.interface_counters.clone() })
     }
 
-    /// Knows subscribers, classes and relays; neither flows nor limits nor locks.
+    /// Knows subscribers, classes and relays; neither flows nor limits, and no lock stops anybody.
     fn explain(&self, probe: &Probe) -> Result<Explanation, Error> {
         let state = self.attempt("explain")?;
         let within = state.subscribers.iter().filter(|(prefix, _)| prefix.contains(&probe.client.ip()));
@@ -285,6 +285,8 @@ impl Dataplane for ModelDataplane {
             mapped_port: probe.client.port(),
             endpoint: endpoint.unwrap_or(probe.server),
             subscriber: subscriber.map(|(prefix, subscriber)| (*prefix, subscriber.class())),
+            open: 0,
+            locked_until_s: state.locks.get(&Host::from(probe.client.ip())).copied(),
             interface: interface.map(|(name, attachment)| (name.clone(), attachment.mode)),
             revision: state.revision,
         })

@@ -116,13 +116,21 @@ async fn an_explanation_names_what_decided() {
         lab.put(&format!("/v1/subscribers/{prefix}"), &format!(r#"{{"class":"{class}"}}"#)).await.expect(201);
     }
     let status = lab.get("/v1/status").await.json();
-    let answer = lab.get("/v1/explain?source=10.20.0.7&destination=203.0.113.9&sport=40000").await.expect(200).json();
+    let target = "/v1/explain?source=10.20.0.7&destination=203.0.113.9&sport=40000";
+    let mut answer = lab.get(target).await.expect(200).json();
+    // As in the list of relays.
+    let relays = lab.get("/v1/relays/postfix").await.expect(200).json();
+    assert_eq!(answer["relays"][0]["health"].take()["since"], relays["health"]["ipv4"]["since"]);
     assert_eq!(
         answer,
         json!({
             "source": "10.20.0.7", "sport": 40000, "destination": "203.0.113.9:25", "interface": "lan0", "mode": "tcx",
             "verdict": "redirect", "reason": "flow_new", "text": "A SYN that opens a redirected flow.",
-            "prefix": "10.20.0.0/16", "class": "gold", "relay": "postfix", "endpoint": "10.9.0.25:2525",
+            "prefix": "10.20.0.0/16", "class": "gold",
+            "limits": {"rate": null, "burst": null, "open_max": null, "lock_after": null, "lock_s": null},
+            "open": null, "lock_left_s": null,
+            "relays": [{"name": "postfix", "weight": 1, "status": "enabled", "health": null}],
+            "relay": "postfix", "endpoint": "10.9.0.25:2525",
             "mapped_port": 40000, "delivery": "rewrite", "revision": status["applied"],
         })
     );
@@ -145,6 +153,14 @@ async fn an_explanation_names_what_decided() {
         ("source=10.20.0.7&destination=203.0.113.9&interface=lan9", "?interface"),
     ] {
         lab.get(&format!("/v1/explain?{query}")).await.problem(422, "invalid", Some(pointer));
+    }
+    lab.put("/v1/locks/10.20.0.7", r#"{"duration_s":3590}"#).await.expect(200);
+    let limits = r#"{"action":"redirect","relays":[{"name":"postfix","weight":3}],"limits":{"open_max":5}}"#;
+    lab.put("/v1/classes/gold", limits).await.expect(200);
+    let shown = lab.ctl(&["explain", "10.20.0.7", "203.0.113.9"]).await;
+    for row in ["limits       open_max=5\n", "open         0\n", "locked for   59m", "relays       postfix:3(enabled,"]
+    {
+        assert!(shown.stdout.contains(row), "{row:?} is not in {}", shown.stdout);
     }
     let shown = lab.ctl(&["explain", "10.20.0.30", "203.0.113.9"]).await;
     assert!(shown.stdout.contains("verdict      drop\n"), "{}", shown.stdout);

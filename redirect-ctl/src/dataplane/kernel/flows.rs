@@ -274,6 +274,11 @@ impl Collector {
         })
     }
 
+    /// Connections that a subscriber has open.
+    pub(super) fn open(&self, host: Host) -> Result<u32, Error> {
+        self.open.of(host)
+    }
+
     pub(super) fn collect(
         &mut self,
         flows: &Flows,

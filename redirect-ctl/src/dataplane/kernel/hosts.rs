@@ -31,6 +31,13 @@ impl Open {
         })
     }
 
+    /// Connections that a subscriber has open, as the programs reckon.
+    pub(super) fn of(&self, host: Host) -> Result<u32, Error> {
+        let counted = self.counted.get(&host)?.unwrap_or(0);
+        let left = counted.wrapping_sub(self.reaped.get(&host)?.unwrap_or(0));
+        Ok(if left > i32::MAX.cast_unsigned() { 0 } else { left })
+    }
+
     /// Counts a connection that was collected while it counted as open.
     pub(super) fn reap(&self, host: Host) -> Result<(), Error> {
         let before = self.reaped.get(&host)?.unwrap_or(0);
