@@ -3,12 +3,19 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::PossibleValuesParser, builder::TypedValueParser};
+use redirect_relay::{
+    Domain,
+    gateway::{Balance, EgressAddress, Encryption, Host, Mechanism, Member, Pin, PriorityRange, Status, Strategy},
+    route::{SenderPattern, SizeRange},
+};
+use serde::de::DeserializeOwned;
 
 use crate::{
     api::client::socket_of,
     config, dataplane,
-    desired::{self, Counted, Host, InterfaceName, Name, PoolRelay, Prefix, Time},
+    desired::{self, Counted, InterfaceName, Name, PoolRelay, Prefix, Time},
     limits,
+    routes::{self, RouteKey},
 };
 
 /// Inspect and drive redirectd.
@@ -55,10 +62,9 @@ pub enum Noun {
         after_help = "Examples:\n  redirect-ctl stats --by interface\n  redirect-ctl stats --by reason --watch 5"
     )]
     Stats(Stats),
-    /// What would become of a new connection, and why; nothing else comes of the question
-    #[command(
-        after_help = "Examples:\n  redirect-ctl explain 10.20.3.7 203.0.113.9\n  redirect-ctl explain fd00:20::7 [2001:db8::1]:25 --interface lan0"
-    )]
+    /// What would become of a new connection, or of a message, and why; nothing else comes of the question
+    #[command(after_help = "Examples:\n  redirect-ctl explain 10.20.3.7 203.0.113.9\n  \
+                      redirect-ctl explain --from me@a.example --rcpt you@b.example --class configured\n  redirect-ctl explain fd00:20::7 [2001:db8::1]:25 --interface lan0")]
     Explain(Explain),
     /// Redirected connections
     #[command(subcommand)]
@@ -81,6 +87,15 @@ pub enum Noun {
     /// Upstream SMTP servers of the embedded relay
     #[command(subcommand)]
     Gateway(GatewayVerb),
+    /// Gateways that stand in for each other
+    #[command(subcommand)]
+    Group(GroupVerb),
+    /// Which gateway takes the mail for which recipients (smart hosts)
+    #[command(subcommand)]
+    Route(RouteVerb),
+    /// The operator's own domains, which cannot be routes
+    #[command(subcommand)]
+    ManagedDomain(ManagedDomainVerb),
     /// Whether a Postfix that takes redirected mail accepts smuggled ends of data; exit code 1 if so
     #[command(
         after_help = "Examples:\n  redirect-ctl postfix-check\n  redirect-ctl postfix-check --config-dir /etc/postfix-relay\n  \
@@ -119,17 +134,32 @@ pub enum StatsBy {
 #[derive(Debug, Args)]
 pub struct Explain {
     /// The subscriber's address
-    #[arg(value_name = "SRC")]
-    pub source: std::net::IpAddr,
+    #[arg(value_name = "SRC", required_unless_present = "rcpt", conflicts_with = "rcpt", requires = "destination")]
+    pub source: Option<std::net::IpAddr>,
     /// The server's address; :25 may follow
     #[arg(value_name = "DST")]
-    pub destination: String,
+    pub destination: Option<String>,
     /// The subscriber's port [default: one that meets no flow]
-    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..), requires = "source")]
     pub sport: Option<u16>,
     /// Where the connection would come in [default: the first interface that carries the programs]
-    #[arg(long)]
+    #[arg(long, requires = "source")]
     pub interface: Option<InterfaceName>,
+    /// Which way a message to this recipient would go: an address or a domain
+    #[arg(long, value_name = "RECIPIENT", requires = "from", requires = "class")]
+    pub rcpt: Option<String>,
+    /// The sender of that message: an address, a domain, or <>
+    #[arg(long, value_name = "SENDER", requires = "rcpt")]
+    pub from: Option<String>,
+    /// The class of the subscriber who sends it
+    #[arg(long, requires = "rcpt")]
+    pub class: Option<Name>,
+    /// Octets that its client declares
+    #[arg(long, value_name = "OCTETS", requires = "rcpt")]
+    pub size: Option<u64>,
+    /// Its priority, -9 to 9
+    #[arg(long, value_name = "N", allow_hyphen_values = true, requires = "rcpt")]
+    pub priority: Option<i8>,
 }
 
 #[derive(Debug, Args)]
@@ -306,7 +336,7 @@ pub struct ClassSet {
     /// How long [default: 10m]
     #[arg(long, value_name = "DURATION", value_parser = lock_duration)]
     pub lock_for: Option<Duration>,
-    /// Where the embedded relay hands the mail to [default: the gateway named default]
+    /// The gateway or group that its mail goes to, unless a route says otherwise [default: the one named default]
     #[arg(long)]
     pub gateway: Option<Name>,
 }
@@ -381,9 +411,19 @@ pub enum GatewayVerb {
     /// Show one gateway
     Get { name: Name },
     /// Create a gateway, or replace all of it
-    #[command(after_help = "Example:\n  redirect-ctl gateway set default --address mx.example.net --port 25")]
-    Set(GatewaySet),
-    /// Delete a gateway that no class uses
+    #[command(after_help = "Examples:\n  redirect-ctl gateway set default --address mx.example.net\n  \
+                      redirect-ctl gateway set isp --address smtp.isp.example --port 465 --encryption implicit --verification ca \\\n    \
+                      --username hotel7 --password-file /root/isp.password\n  \
+                      pass show isp | redirect-ctl gateway set isp --address smtp.isp.example --port 587 \\\n    \
+                      --encryption starttls_required --verification ca --mechanism SCRAM-SHA-256 --username hotel7 --password-file -")]
+    Set(Box<GatewaySet>),
+    /// Let mail go to a gateway
+    Enable { name: Name },
+    /// Let no new messages go to a gateway; those under way go on
+    Drain { name: Name },
+    /// Let no mail go to a gateway
+    Disable { name: Name },
+    /// Delete a gateway that nothing uses
     Delete { name: Name },
 }
 
@@ -397,8 +437,217 @@ pub struct GatewaySet {
     pub port: u16,
     #[arg(long, default_value = "")]
     pub description: String,
-    #[arg(long, default_value = "enabled", value_parser = word::<desired::GatewayStatus>(desired::GatewayStatus::WORDS))]
-    pub status: desired::GatewayStatus,
+    /// Whether the connection is encrypted
+    #[arg(long, default_value = "starttls", value_parser = serde_word::<Encryption>(ENCRYPTIONS))]
+    pub encryption: Encryption,
+    /// Whom its certificate must convince
+    #[arg(long, default_value = "none", value_parser = ["none", "ca", "pin"])]
+    pub verification: String,
+    /// Authorities in PEM, on the router [default: the system's]
+    #[arg(long, value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
+    /// SHA-256 of its certificate, with verification pin
+    #[arg(long, value_name = "SHA256", required_if_eq("verification", "pin"))]
+    pub pin: Option<Pin>,
+    /// The name in its certificate [default: the address, if that is a name]
+    #[arg(long, value_name = "NAME")]
+    pub sni: Option<Domain>,
+    /// Who we are there
+    #[arg(long)]
+    pub username: Option<String>,
+    /// The password is the first line of this file, or of standard input for "-" [default: the known one]
+    #[arg(long, value_name = "FILE", requires = "username")]
+    pub password_file: Option<PathBuf>,
+    #[arg(long, default_value = "PLAIN", value_parser = serde_word::<Mechanism>(MECHANISMS))]
+    pub mechanism: Mechanism,
+    /// The password may go to a server that nobody verified
+    #[arg(long, requires = "username")]
+    pub allow_unprotected: bool,
+    #[arg(long, default_value = "enabled", value_parser = serde_word::<Status>(STATUSES))]
+    pub status: Status,
+    /// Its share among the members of a group, 1 to 1000
+    #[arg(long, default_value_t = 1)]
+    pub weight: u16,
+    /// The messages that it takes, by priority
+    #[arg(long, value_name = "MIN..MAX", value_parser = routes::priority_range, allow_hyphen_values = true)]
+    pub priorities: Option<PriorityRange>,
+    /// Connections open at one time
+    #[arg(long, value_name = "N")]
+    pub connections_max: Option<u32>,
+    #[arg(long, value_name = "N")]
+    pub messages_per_second_max: Option<u32>,
+    #[arg(long, value_name = "N")]
+    pub recipients_per_message_max: Option<u32>,
+    /// An address of ours that connections leave from, and our name there; once for each
+    #[arg(long, value_name = "ADDRESS[=HELO]", value_parser = egress)]
+    pub egress: Vec<EgressAddress>,
+    /// How an egress address is chosen
+    #[arg(long, default_value = "sticky", value_parser = serde_word::<Strategy>(STRATEGIES))]
+    pub strategy: Strategy,
+    /// A part of a refusal that means "this egress address is on a block list"; once for each
+    #[arg(long = "block-pattern", value_name = "TEXT")]
+    pub block_patterns: Vec<String>,
+    /// How long an egress address is left out then
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = duration)]
+    pub suspension: Duration,
+    /// Send a PROXY header (version 2) with the subscriber's address
+    #[arg(long)]
+    pub proxy_protocol: bool,
+    /// Tell the subscriber's address with XCLIENT
+    #[arg(long)]
+    pub xclient: bool,
+    /// Its address may be a loopback or link-local one
+    #[arg(long)]
+    pub allow_local: bool,
+}
+
+pub(crate) const ENCRYPTIONS: &[&str] = &["none", "starttls", "starttls_required", "implicit"];
+pub(crate) const MECHANISMS: &[&str] = &["PLAIN", "LOGIN", "SCRAM-SHA-256"];
+pub(crate) const STATUSES: &[&str] = &["enabled", "disabled", "draining"];
+pub(crate) const STRATEGIES: &[&str] = &["sticky", "round_robin", "on_block"];
+pub(crate) const BALANCES: &[&str] = &["round_robin", "least_outstanding"];
+
+#[derive(Debug, Subcommand)]
+pub enum GroupVerb {
+    /// List groups
+    List,
+    /// Show one group
+    Get { name: Name },
+    /// Create a group, or replace all of it
+    #[command(after_help = "Example:\n  redirect-ctl group set out --member mx1 --member mx2 --member backup:1")]
+    Set(GroupSet),
+    /// Delete a group that nothing uses
+    Delete { name: Name },
+}
+
+#[derive(Debug, Args)]
+pub struct GroupSet {
+    pub name: Name,
+    /// A gateway and its rank: a higher one is used only when none of a lower one can be; once for each
+    #[arg(long = "member", value_name = "GATEWAY[:RANK]", value_parser = member, required = true)]
+    pub members: Vec<Member>,
+    /// How mail is shared among the members of one rank
+    #[arg(long, default_value = "round_robin", value_parser = serde_word::<Balance>(BALANCES))]
+    pub balance: Balance,
+    #[arg(long, default_value = "")]
+    pub description: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum RouteVerb {
+    /// List routes
+    #[command(after_help = "Example:\n  redirect-ctl route list --within example.com --target mx2")]
+    List(RouteList),
+    /// Show one route
+    Get {
+        #[arg(help = ROUTE_KEY)]
+        key: RouteKey,
+    },
+    /// Create a route, or replace it
+    #[command(
+        after_help = "Examples:\n  redirect-ctl route set example.com --gateway mx2\n  redirect-ctl route set .example.com --group out --note \"ticket 7\"\n  \
+                      redirect-ctl route set '*' --class guests --size 1000000.. --gateway bulk"
+    )]
+    Set(RouteSet),
+    /// Delete a route; or with --within, --target or --class all of those, after their number was confirmed
+    #[command(
+        after_help = "Examples:\n  redirect-ctl route delete example.com\n  redirect-ctl route delete '*;class=guests;size=1000000..'\n  \
+                      redirect-ctl route delete --target mx2 --yes"
+    )]
+    Delete(RouteDelete),
+}
+
+const ROUTE_KEY: &str = "As `route list` shows it, such as example.com, .example.com, * or '*;class=guests'";
+
+#[derive(Debug, Args)]
+pub struct RouteList {
+    #[command(flatten)]
+    pub filter: RouteFilter,
+    /// Rows at most
+    #[arg(long, default_value_t = limits::PAGE_ROWS_DEFAULT, value_parser = clap::value_parser!(u32).range(1..))]
+    pub limit: u32,
+    /// Every row
+    #[arg(long, conflicts_with = "limit")]
+    pub all: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct RouteFilter {
+    /// Only routes of this domain and of those below it
+    #[arg(long, value_name = "DOMAIN")]
+    pub within: Option<Domain>,
+    /// Only routes to this gateway or group
+    #[arg(long, value_name = "NAME")]
+    pub target: Option<Name>,
+    /// Only routes on the condition of this class
+    #[arg(long)]
+    pub class: Option<Name>,
+}
+
+#[derive(Debug, Args)]
+pub struct RouteSet {
+    /// example.com, .example.com for what is below it, or * for the rest; conditions may follow as `route list` shows them
+    pub key: RouteKey,
+    /// The gateway that takes the mail
+    #[arg(long, required_unless_present = "group", conflicts_with = "group")]
+    pub gateway: Option<Name>,
+    /// The group that takes the mail
+    #[arg(long)]
+    pub group: Option<Name>,
+    /// Among the routes of one domain, the lowest is asked first [default: 100]
+    #[arg(long, value_name = "N")]
+    pub order: Option<u16>,
+    /// Only for senders of this domain: example.com, .example.com, or <> for notifications
+    #[arg(long, value_name = "PATTERN")]
+    pub sender: Option<SenderPattern>,
+    /// Only for subscribers of this class
+    #[arg(long)]
+    pub class: Option<Name>,
+    /// Only for messages of so many octets
+    #[arg(long, value_name = "MIN..MAX", value_parser = routes::size_range)]
+    pub size: Option<SizeRange>,
+    /// Only for messages of these priorities
+    #[arg(long, value_name = "MIN..MAX", value_parser = routes::priority_range, allow_hyphen_values = true)]
+    pub priority: Option<PriorityRange>,
+    #[arg(long, default_value = "")]
+    pub note: String,
+}
+
+#[derive(Debug, Args)]
+pub struct RouteDelete {
+    #[arg(help = ROUTE_KEY, required_unless_present_any = ["within", "target", "class"], conflicts_with_all = ["within", "target", "class"])]
+    pub key: Option<RouteKey>,
+    #[command(flatten)]
+    pub filter: RouteFilter,
+    /// Delete many without a question
+    #[arg(long)]
+    pub yes: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ManagedDomainVerb {
+    /// List managed domains
+    List,
+    /// Show one managed domain
+    Get { domain: Domain },
+    /// Create a managed domain, or replace it
+    #[command(
+        after_help = "Examples:\n  redirect-ctl managed-domain set example.org\n  redirect-ctl managed-domain set example.org --gateway mx1"
+    )]
+    Set(ManagedDomainSet),
+    /// Delete a managed domain
+    Delete { domain: Domain },
+}
+
+#[derive(Debug, Args)]
+pub struct ManagedDomainSet {
+    pub domain: Domain,
+    /// The gateway that takes its mail [default: that of the route *]
+    #[arg(long, conflicts_with = "group")]
+    pub gateway: Option<Name>,
+    /// The group that takes its mail
+    #[arg(long)]
+    pub group: Option<Name>,
 }
 
 /// Decides what happens to subscribers' port-25 flows.
@@ -424,6 +673,29 @@ where
     T: std::str::FromStr<Err = dataplane::UnknownWord> + Clone + Send + Sync + 'static,
 {
     PossibleValuesParser::new(words).try_map(|word| word.parse::<T>())
+}
+
+/// A word of a type that knows its words for the API.
+fn serde_word<T: DeserializeOwned + Clone + Send + Sync + 'static>(
+    words: &'static [&'static str],
+) -> impl TypedValueParser<Value = T> {
+    PossibleValuesParser::new(words).try_map(|word| serde_json::from_value(word.into()))
+}
+
+/// `ADDRESS`, or `ADDRESS=HELO`.
+fn egress(text: &str) -> Result<EgressAddress, String> {
+    let (address, helo) = text.split_once('=').map_or((text, None), |(address, helo)| (address, Some(helo)));
+    let address = address.parse().map_err(|_| format!("{address:?} is not an IP address"))?;
+    let helo = helo.map(str::parse).transpose().map_err(|error: redirect_relay::InvalidDomain| error.to_string())?;
+    Ok(EgressAddress { address, helo })
+}
+
+/// `GATEWAY`, or `GATEWAY:RANK`.
+fn member(text: &str) -> Result<Member, String> {
+    let (name, rank) = text.split_once(':').unwrap_or((text, "0"));
+    let rank = rank.parse().map_err(|_| format!("{text:?} is not GATEWAY or GATEWAY:RANK"))?;
+    let gateway = name.parse().map_err(|error: redirect_relay::gateway::NameInvalid| error.to_string())?;
+    Ok(Member { gateway, rank })
 }
 
 fn host(text: &str) -> Result<PathBuf, desired::Invalid> {

@@ -15,6 +15,11 @@ use std::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use jiff::Timestamp;
 use redirect_common::{address, policy};
+pub use redirect_relay::gateway::Name;
+use redirect_relay::{
+    gateway::{Gateway, Group, NameInvalid},
+    route::Routing,
+};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -25,7 +30,7 @@ use crate::{
 
 /// The relay that the daemon itself runs; its endpoints are the file's `relay.listen`.
 pub const EMBEDDED_RELAY: &str = "embedded";
-/// The gateway of every class that names none.
+/// The gateway or group of every class that names none.
 pub const DEFAULT_GATEWAY: &str = "default";
 
 /// A value that cannot be, in one sentence with its remedy.
@@ -35,6 +40,12 @@ pub struct Invalid(pub String);
 
 impl From<UnknownWord> for Invalid {
     fn from(error: UnknownWord) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl From<NameInvalid> for Invalid {
+    fn from(error: NameInvalid) -> Self {
         Self(error.to_string())
     }
 }
@@ -113,14 +124,6 @@ words! {
     }
 }
 
-words! {
-    /// Whether mail may go to a gateway.
-    GatewayStatus {
-        Enabled = "enabled",
-        Disabled = "disabled",
-    }
-}
-
 impl From<Action> for policy::Action {
     fn from(action: Action) -> Self {
         match action {
@@ -184,45 +187,13 @@ macro_rules! text_on_the_wire {
     )+};
 }
 
+pub(crate) use text_on_the_wire;
+
 text_on_the_wire! {
-    Name = "configured",
     InterfaceName = "lan0",
-    Host = "mx.example.net",
     Prefix = "10.20.0.0/16",
     Counted = "10.20.3.7",
     Time = "2026-12-01T00:00:00Z",
-}
-
-/// Name of a class, relay or gateway: safe in a path, a metric label and a shell.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Name(Arc<str>);
-
-impl Name {
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for Name {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&self.0)
-    }
-}
-
-impl FromStr for Name {
-    type Err = Invalid;
-
-    fn from_str(text: &str) -> Result<Self, Invalid> {
-        let follows = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-        let starts_well = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
-        if !starts_well || !text.bytes().all(follows) || text.len() > limits::NAME_BYTES_MAX {
-            return invalid(format!(
-                "{text:?} is not a name: use letters, digits, '.', '_' and '-', a letter or digit first, at most {} characters",
-                limits::NAME_BYTES_MAX
-            ));
-        }
-        Ok(Self(text.into()))
-    }
 }
 
 /// Name of a network device.
@@ -259,36 +230,6 @@ impl FromStr for InterfaceName {
             ));
         }
         Ok(Self(text.to_owned()))
-    }
-}
-
-/// Where a gateway is: an address, or a name that is resolved for each session.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Host {
-    Address(IpAddr),
-    Name(String),
-}
-
-impl fmt::Display for Host {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Address(address) => address.fmt(f),
-            Self::Name(name) => f.pad(name),
-        }
-    }
-}
-
-impl FromStr for Host {
-    type Err = Invalid;
-
-    fn from_str(text: &str) -> Result<Self, Invalid> {
-        if let Ok(address) = text.parse::<IpAddr>() {
-            if address.is_unspecified() || address.is_multicast() || address == IpAddr::V4(Ipv4Addr::BROADCAST) {
-                return invalid(format!("{address} is not the address of one host"));
-            }
-            return Ok(Self::Address(address));
-        }
-        host_name(text).map(Self::Name)
     }
 }
 
@@ -631,6 +572,7 @@ pub struct ClassSpec {
     pub on_relay_down: Fallback,
     pub on_class_change: OnClassChange,
     pub limits: Limits,
+    /// A gateway or a group.
     pub gateway: Option<Name>,
 }
 
@@ -652,16 +594,6 @@ pub fn checked_pool(relays: Vec<PoolRelay>, action: Action) -> Result<Vec<PoolRe
     Ok(relays)
 }
 
-/// An upstream SMTP server.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Gateway {
-    pub name: Name,
-    pub host: Host,
-    pub port: u16,
-    pub description: String,
-    pub status: GatewayStatus,
-}
-
 /// An interface that the programs are to be attached to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {
@@ -673,11 +605,20 @@ pub struct Interface {
     pub source: Source,
 }
 
-/// The small tables at one revision. Subscribers stay in the store: there may be a million.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// The small tables at one revision, and where mail goes. Subscribers stay in the store: there may be a million.
+#[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     pub revision: u64,
     pub tables: Arc<Tables>,
+    /// What [`crate::routes::spec`] makes of the classes, gateways, groups, routes and managed domains.
+    pub routing: Arc<Routing>,
+}
+
+/// The routing is made of what the revision names.
+impl PartialEq for Snapshot {
+    fn eq(&self, other: &Self) -> bool {
+        self.revision == other.revision && self.tables == other.tables
+    }
 }
 
 /// See [`Snapshot`].
@@ -686,6 +627,7 @@ pub struct Tables {
     pub relays: BTreeMap<RelayId, Relay>,
     pub classes: BTreeMap<ClassId, Class>,
     pub gateways: BTreeMap<Name, Gateway>,
+    pub groups: BTreeMap<Name, Group>,
     pub interfaces: BTreeMap<InterfaceName, Interface>,
 }
 
@@ -789,12 +731,11 @@ mod tests {
         for bad in ["", ".", "..", "a/b", "a b", "sixteen-bytes-xx", "eth0:1", "\u{7}"] {
             assert!(bad.parse::<InterfaceName>().is_err(), "{bad}");
         }
-        for good in ["10.0.0.1", "fd00::1", "mx.example.net", "mx", "MX.Example.NET."] {
-            assert!(good.parse::<Host>().is_ok(), "{good}");
+        for good in ["mx.example.net", "mx", "MX.Example.NET."] {
+            assert_eq!(host_name(good), Ok(good.trim_end_matches('.').to_ascii_lowercase()));
         }
-        for bad in ["", "300.1.1.1", "10.0.0", "0.0.0.0", "::", "224.0.0.1", "a..b", "-a.b", "a_b", "a b", "[fd00::1]"]
-        {
-            assert!(bad.parse::<Host>().is_err(), "{bad}");
+        for bad in ["", "300.1.1.1", "10.0.0", "::", "a..b", "-a.b", "a_b", "a b", "[fd00::1]"] {
+            assert!(host_name(bad).is_err(), "{bad}");
         }
         for good in ["10.0.0.1:2525", "[fd00::1]:25"] {
             assert_eq!(endpoint(good.parse().unwrap(), Delivery::Auto), Ok(()), "{good}");

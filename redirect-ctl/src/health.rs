@@ -393,7 +393,7 @@ mod tests {
         let SocketAddr::V4(address) = listener.local_addr().unwrap() else { unreachable!("loopback is IPv4") };
         let snapshot = |status| {
             let relays = [(2, relay(2, address, status))].into();
-            Snapshot { revision: 1, tables: Arc::new(Tables { relays, ..Tables::default() }) }
+            Snapshot { revision: 1, tables: Arc::new(Tables { relays, ..Tables::default() }), ..Snapshot::default() }
         };
         let (sender, snapshots) = watch::channel(snapshot(RelayStatus::Disabled));
         let settings = HealthSettings { interval: Some(WAIT / 20), timeout: WAIT, down_after: 1, up_after: 1 };
@@ -429,7 +429,8 @@ mod tests {
         let SocketAddr::V4(address) = listener.local_addr().unwrap() else { unreachable!("loopback is IPv4") };
         let relays = (1..).take(RELAYS).map(|id| (id, relay(id, address, RelayStatus::Enabled))).collect();
         let tables = Tables { relays, ..Tables::default() };
-        let (_sender, snapshots) = watch::channel(Snapshot { revision: 1, tables: Arc::new(tables) });
+        let (_sender, snapshots) =
+            watch::channel(Snapshot { revision: 1, tables: Arc::new(tables), ..Snapshot::default() });
         let interval = Some(Duration::from_hours(1));
         let settings = HealthSettings { interval, timeout: WAIT * 100, down_after: 1, up_after: 1 };
         let (prober, _health) = Prober::new(snapshots, settings);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use redirect_common::{maps, policy::POOL_SLOTS};
 
-/// Bytes of a request body. The largest legitimate one, a gateway with a long description, stays below 2 KiB.
+/// Bytes of a request body, files of routes apart. The largest legitimate one is a thousand keys of routes.
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
 /// Bytes of a request's head (request line and headers).
 pub const HEAD_BYTES_MAX: usize = 16 * 1024;
@@ -22,16 +22,22 @@ pub const API_DRAIN: Duration = Duration::from_secs(2);
 pub const PAGE_ROWS_DEFAULT: u32 = 100;
 /// Rows of a page at most; the cursor leads to the rest.
 pub const PAGE_ROWS_MAX: u32 = 1_000;
-/// Bytes of a name of a class, relay or gateway.
-pub const NAME_BYTES_MAX: usize = 64;
-/// Bytes of a gateway's description.
-pub const DESCRIPTION_BYTES_MAX: usize = 1_024;
 /// Bytes of a host name (RFC 1035 section 2.3.4).
 pub const HOST_BYTES_MAX: usize = 253;
 /// Bytes of an interface's name (`IFNAMSIZ` less the NUL).
 pub const INTERFACE_BYTES_MAX: usize = 15;
-/// Gateways: rows, not kernel slots; a bound so that the snapshot stays small.
-pub const GATEWAYS_MAX: u64 = 1_024;
+/// Gateways: each may hold connections of its own and is probed.
+pub const GATEWAYS_MAX: u64 = 256;
+/// Groups of gateways.
+pub const GROUPS_MAX: u64 = 64;
+/// Routes: some 300 bytes of memory each, and the table is built anew for each change.
+pub const ROUTES_MAX: u64 = 100_000;
+/// Managed domains.
+pub const MANAGED_DOMAINS_MAX: u64 = 10_000;
+/// Bytes of a file of routes: [`ROUTES_MAX`] lines of 160 bytes.
+pub const IMPORT_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Faults of such a file that an answer lists, and changes of each kind that a diff does.
+pub const IMPORT_LISTED_MAX: usize = 100;
 /// Interfaces, those of the file included.
 pub const INTERFACES_MAX: u64 = 1_024;
 
@@ -126,6 +132,8 @@ pub const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Addresses of a gateway that are tried.
 pub const GATEWAY_ADDRESSES_MAX: usize = 8;
 
+/// Bytes of a line with a password, or with the answer to a question, that the CLI reads.
+pub const LINE_BYTES_MAX: u64 = 1_024;
 /// Bytes of an answer that the CLI accepts.
 pub const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// The CLI's deadline for one answer where `--timeout` does not say.

@@ -2,17 +2,21 @@
 //!
 //! Who: the flow table, which the kernel filled when it redirected the connection. A connection that no flow explains came straight to the
 //! relay's port, and gets no identity: the relay is never an open one.
-//! Where to: the gateway of the class, else the one named `default`, read from the store's newest snapshot for each message. A gateway
+//! Where to: what the newest routing says of the class (see [`crate::routes::spec`]), asked anew for each message. A gateway
 //! that is the relay's own listener is refused, also when a host name leads there.
 
 use std::{net::SocketAddr, sync::Arc};
 
-use redirect_relay::{ClientAddr, Directory, Endpoint, Gateway, GatewayAddr, Identity, OriginalDst};
+use redirect_relay::{
+    ClientAddr, Directory, Endpoint, Gateway, GatewayAddr, Identity, OriginalDst,
+    gateway::{self, Host, Status},
+    route::{Query, Routing},
+};
 use tokio::{sync::watch, time::timeout};
 
 use crate::{
     dataplane::FlowReader,
-    desired::{self, DEFAULT_GATEWAY, GatewayStatus, Host, Snapshot, Tables},
+    desired::{Snapshot, Tables},
     limits,
 };
 
@@ -53,9 +57,10 @@ impl Directory for FlowDirectory {
 
     async fn gateway(&self, identity: &Identity) -> Option<Gateway> {
         let tables = self.tables();
-        let gateway = gateway_of(&tables, &identity.class)?;
+        let routing = Arc::clone(&self.snapshot.borrow().routing);
+        let gateway = gateway_of(&routing, &identity.class)?;
         let own: Vec<SocketAddr> = tables.own_endpoints().collect();
-        let addresses = match &gateway.host {
+        let addresses = match &gateway.address {
             Host::Address(ip) => vec![SocketAddr::new(*ip, gateway.port)],
             Host::Name(name) => {
                 let found =
@@ -80,9 +85,9 @@ impl Directory for FlowDirectory {
     }
 }
 
-/// The gateway that a class's mail goes to; `None` where none is set or it is disabled.
-fn gateway_of<'t>(tables: &'t Tables, class: &str) -> Option<&'t desired::Gateway> {
-    let name = tables.class(class)?.spec.gateway.as_ref().map_or(DEFAULT_GATEWAY, |name| name.as_str());
-    let gateway = tables.gateways.values().find(|gateway| gateway.name.as_str() == name)?;
-    (gateway.status == GatewayStatus::Enabled).then_some(gateway)
+/// The first gateway that a class's mail may go to, wherever it is for.
+fn gateway_of<'r>(routing: &'r Routing, class: &str) -> Option<&'r gateway::Gateway> {
+    let query = Query { domain: None, sender: None, class, size: 0, priority: 0 };
+    let members = routing.members(routing.decide(&query)?.target);
+    members.into_iter().map(|(_, gateway)| &**gateway).find(|gateway| gateway.status == Status::Enabled)
 }

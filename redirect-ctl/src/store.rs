@@ -8,8 +8,12 @@
 //! - The keys that a change touches are noted *before* its commit. A reader of revision `n` therefore finds every key of the changes up to
 //!   `n`; a note without a commit costs one needless look.
 //!
+//! Where mail goes is in `mail`.
+//!
 //! What the configuration file owns (the embedded relay, its interfaces) is stored too, marked as the file's, and follows the file at each
 //! start.
+
+mod mail;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -28,16 +32,23 @@ use std::{
 use ipnet::IpNet;
 use nix::fcntl::{Flock, FlockArg};
 use redirect_common::maps::{CLASSES_MAX, RELAYS_MAX};
+use redirect_relay::{
+    Domain,
+    gateway::{Gateway, Group},
+    route::{ManagedDomain, Route},
+};
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
+pub use self::mail::{RouteDiff, RouteFilter, RouteQuery};
 use crate::{
     dataplane::ClassId,
     desired::{
-        self, Action, Class, ClassSpec, EMBEDDED_RELAY, Gateway, Interface, InterfaceName, Limits, Name, PoolRelay,
-        Relay, RelaySpec, RelayStatus, Snapshot, Source, Subscriber, Tables, Weight,
+        self, Action, Class, ClassSpec, EMBEDDED_RELAY, Interface, InterfaceName, Limits, Name, PoolRelay, Relay,
+        RelaySpec, RelayStatus, Snapshot, Source, Subscriber, Tables, Weight,
     },
     limits,
+    routes::RouteKey,
 };
 
 /// A change of the desired state.
@@ -49,14 +60,58 @@ pub enum Change {
     DeleteClass(Name),
     PutRelay(RelaySpec),
     DeleteRelay(Name),
-    PutGateway(Gateway),
+    /// An account without a password keeps the one that is known for its user.
+    PutGateway(Box<Gateway>),
     DeleteGateway(Name),
+    PutGroup(Group),
+    DeleteGroup(Name),
+    PutRoute(Route),
+    DeleteRoute(RouteKey),
+    /// Those that pass the filter, if there are `count`.
+    DeleteRoutes {
+        filter: RouteFilter,
+        count: u64,
+    },
+    /// All of `routes`, which are distinct, or none; with `replace` the others go.
+    ImportRoutes {
+        routes: Vec<Route>,
+        replace: bool,
+    },
+    PutManagedDomain(ManagedDomain),
+    DeleteManagedDomain(Domain),
     PutInterface(Interface),
     DeleteInterface(InterfaceName),
     /// Removes subscribers that expired by `now_s`, a bounded number at a time.
     Expire {
         now_s: i64,
     },
+}
+
+impl Change {
+    /// Whether mail may go another way after it.
+    const fn concerns_mail(&self) -> bool {
+        match self {
+            Self::PutClass(_)
+            | Self::DeleteClass(_)
+            | Self::PutGateway(_)
+            | Self::DeleteGateway(_)
+            | Self::PutGroup(_)
+            | Self::DeleteGroup(_)
+            | Self::PutRoute(_)
+            | Self::DeleteRoute(_)
+            | Self::DeleteRoutes { .. }
+            | Self::ImportRoutes { .. }
+            | Self::PutManagedDomain(_)
+            | Self::DeleteManagedDomain(_) => true,
+            Self::PutSubscriber(_)
+            | Self::DeleteSubscriber(_)
+            | Self::PutRelay(_)
+            | Self::DeleteRelay(_)
+            | Self::PutInterface(_)
+            | Self::DeleteInterface(_)
+            | Self::Expire { .. } => false,
+        }
+    }
 }
 
 /// What a change did, and the revision at which it can be seen.
@@ -75,6 +130,8 @@ pub enum Outcome {
     Deleted,
     /// Subscribers that the expiry removed.
     Expired(usize),
+    /// Routes that went together.
+    Removed(usize),
 }
 
 /// What a resource is, in messages.
@@ -84,6 +141,9 @@ pub enum Kind {
     Class,
     Relay,
     Gateway,
+    Group,
+    Route,
+    ManagedDomain,
     Interface,
 }
 
@@ -94,9 +154,20 @@ impl Kind {
             Self::Class => "class",
             Self::Relay => "relay",
             Self::Gateway => "gateway",
+            Self::Group => "group",
+            Self::Route => "route",
+            Self::ManagedDomain => "managed domain",
             Self::Interface => "interface",
         }
     }
+}
+
+/// A member of a request that cannot be as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// RFC 6901.
+    pub pointer: String,
+    pub text: String,
 }
 
 /// Why the store refused.
@@ -107,6 +178,11 @@ pub enum Error {
     /// `pointer` (RFC 6901) is to the member of the request that refers to it.
     #[error("there is no {} {name}; create it first", .kind.name())]
     NoSuchReference { pointer: String, kind: Kind, name: String },
+    #[error("{}", .faults.first().map_or("", |fault| &fault.text))]
+    Invalid { faults: Vec<Fault> },
+    /// It does not go together with something else.
+    #[error("{text}")]
+    Conflict { text: String },
     #[error("{} {name} is in use by {by}", .kind.name())]
     InUse { kind: Kind, name: String, by: String },
     #[error("{} {name} is defined in {}; change it there and restart redirectd", .kind.name(), .file.display())]
@@ -244,7 +320,7 @@ pub fn open(path: &Path, resources: &FileResources) -> Result<(Store, Writer), E
         return Err(Error::Full { table, max: resources.subscribers_max, file: resources.file.clone() });
     }
 
-    let (snapshot_sender, snapshot) = watch::channel(read_snapshot(&connection)?);
+    let (snapshot_sender, snapshot) = watch::channel(read_snapshot(&connection, None)?);
     let (writer, jobs) = mpsc::channel(limits::STORE_QUEUE_MAX);
     let touched = Arc::new(Touched::default());
     let applied = Arc::new(AtomicU64::new(0));
@@ -314,6 +390,29 @@ impl Store {
         self.read(move |connection| select_subscribers(connection, &query)).await
     }
 
+    pub async fn route(&self, key: RouteKey) -> Result<Option<Route>, Error> {
+        self.read(move |connection| mail::select_route(connection, &key)).await
+    }
+
+    /// A page of routes in their order.
+    pub async fn routes(&self, query: RouteQuery) -> Result<Vec<Route>, Error> {
+        self.read(move |connection| mail::select_routes(connection, &query)).await
+    }
+
+    /// What [`Change::ImportRoutes`] would do.
+    pub async fn diff(&self, routes: Vec<Route>, replace: bool) -> Result<RouteDiff, Error> {
+        self.read(move |connection| mail::diff(connection, &routes, replace)).await
+    }
+
+    pub async fn managed_domain(&self, domain: Domain) -> Result<Option<ManagedDomain>, Error> {
+        self.read(move |connection| mail::select_managed(connection, &domain)).await
+    }
+
+    /// A page of managed domains in the order of their names.
+    pub async fn managed_domains(&self, after: Option<Domain>, rows_max: u32) -> Result<Vec<ManagedDomain>, Error> {
+        self.read(move |connection| mail::select_managed_page(connection, after.as_ref(), rows_max)).await
+    }
+
     /// Subscribers by class. Counting a million takes some 50 ms, so the result is kept for its revision.
     pub async fn subscriber_counts(&self) -> Result<BTreeMap<ClassId, u64>, Error> {
         let revision = self.snapshot.borrow().revision;
@@ -378,7 +477,7 @@ pub enum Scope {
     Touched,
 }
 
-/// The desired state at one revision.
+/// The desired state of the kernel at one revision; [`Snapshot::routing`] is empty.
 #[derive(Debug)]
 pub struct View {
     pub snapshot: Snapshot,
@@ -478,7 +577,7 @@ impl Touched {
 fn read_view(connection: &mut Connection, touched: &Touched, scope: Scope) -> Result<View, Error> {
     let transaction = connection.transaction()?;
     // The first read fixes the revision of the transaction; the notes are taken after it, so that none is missed.
-    let snapshot = read_snapshot(&transaction)?;
+    let snapshot = read_tables(&transaction)?;
     let notes = touched.take(snapshot.revision);
     let subscribers = match (scope, notes) {
         (Scope::Touched, Some(prefixes)) => {
@@ -563,6 +662,7 @@ impl Writer {
                 self.connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
             let mut revision = before.revision;
             let mut fill = self.fill;
+            let mut mail = false;
             for Job { change, reply } in group.by_ref() {
                 let mut savepoint = transaction.savepoint()?;
                 let mut step = Step {
@@ -576,6 +676,7 @@ impl Writer {
                 };
                 let answer = step.carry_out(&change).map(|outcome| {
                     if outcome != Outcome::Unchanged {
+                        mail |= change.concerns_mail();
                         revision += 1;
                     }
                     fill = step.fill;
@@ -590,7 +691,11 @@ impl Writer {
             if revision != before.revision {
                 transaction.execute("UPDATE state SET revision = ?1", [revision])?;
             }
-            let after = if revision == before.revision { before.clone() } else { read_snapshot(&transaction)? };
+            let after = if revision == before.revision {
+                before.clone()
+            } else {
+                read_snapshot(&transaction, (!mail).then_some(before))?
+            };
             transaction.commit()?;
             self.fill = fill;
             Ok(after)
@@ -625,7 +730,15 @@ impl Step<'_> {
             Change::PutRelay(spec) => self.put_relay(spec),
             Change::DeleteRelay(name) => self.delete_relay(name),
             Change::PutGateway(gateway) => self.put_gateway(gateway),
-            Change::DeleteGateway(name) => self.delete_gateway(name),
+            Change::DeleteGateway(name) => self.delete_target(Kind::Gateway, name),
+            Change::PutGroup(group) => self.put_group(group),
+            Change::DeleteGroup(name) => self.delete_target(Kind::Group, name),
+            Change::PutRoute(route) => self.put_route(route),
+            Change::DeleteRoute(key) => self.delete_route(key),
+            Change::DeleteRoutes { filter, count } => self.delete_routes(filter, *count),
+            Change::ImportRoutes { routes, replace } => self.import_routes(routes, *replace),
+            Change::PutManagedDomain(managed) => self.put_managed_domain(managed),
+            Change::DeleteManagedDomain(domain) => self.delete_managed_domain(domain),
             Change::PutInterface(interface) => self.put_interface(interface),
             Change::DeleteInterface(name) => self.delete_interface(name),
             Change::Expire { now_s } => self.expire(*now_s),
@@ -708,7 +821,8 @@ impl Step<'_> {
             })?);
         }
         if let Some(gateway) = &spec.gateway
-            && self.gateway(gateway)?.is_none()
+            && !self.has_target(Kind::Gateway, gateway)?
+            && !self.has_target(Kind::Group, gateway)?
         {
             return Err(Error::NoSuchReference {
                 pointer: "/gateway".to_owned(),
@@ -769,6 +883,8 @@ impl Step<'_> {
             };
             return Err(Error::InUse { kind: Kind::Class, name: name.to_string(), by });
         }
+        let sql = "SELECT key, count(*) OVER () FROM routes WHERE class = ?1 ORDER BY place, key LIMIT 3";
+        self.refuse_if_used(Kind::Class, name, &[("route", sql)])?;
         self.connection.execute("DELETE FROM class_relays WHERE class = ?1", [class.id])?;
         self.connection.execute("DELETE FROM classes WHERE id = ?1", [class.id])?;
         self.free(Kind::Class, class.id)?;
@@ -800,55 +916,11 @@ impl Step<'_> {
         if relay.source == Source::File {
             return Err(Error::OwnedByFile { kind: Kind::Relay, name: name.to_string(), file: self.file.to_owned() });
         }
-        self.refuse_if_classes_use(
-            Kind::Relay,
-            name,
-            "SELECT name FROM classes JOIN class_relays ON class = id WHERE relay = ?1 ORDER BY name",
-            params![relay.id],
-        )?;
+        let sql = "SELECT classes.name, count(*) OVER () FROM relays JOIN class_relays ON relay = relays.id
+             JOIN classes ON class = classes.id WHERE relays.name = ?1 ORDER BY classes.name LIMIT 3";
+        self.refuse_if_used(Kind::Relay, name, &[("class", sql)])?;
         self.connection.execute("DELETE FROM relays WHERE id = ?1", [relay.id])?;
         self.free(Kind::Relay, relay.id)?;
-        Ok(Outcome::Deleted)
-    }
-
-    fn put_gateway(&self, gateway: &Gateway) -> Result<Outcome, Error> {
-        if let desired::Host::Address(ip) = gateway.host {
-            let address = SocketAddr::new(ip, gateway.port);
-            let embedded = self.relay(&embedded_name())?;
-            if embedded.is_some_and(|relay| relay.spec.endpoints().any(|own| own == address)) {
-                return Err(Error::OwnListener { address });
-            }
-        }
-        let outcome = match self.gateway(&gateway.name)? {
-            Some(known) if known == *gateway => return Ok(Outcome::Unchanged),
-            Some(_) => Outcome::Replaced,
-            None => {
-                self.refuse_beyond(Kind::Gateway, "SELECT count(*) FROM gateways", limits::GATEWAYS_MAX)?;
-                Outcome::Created
-            }
-        };
-        self.connection.execute(
-            "INSERT INTO gateways (name, address, port, description, status) VALUES (?1, ?2, ?3, ?4, ?5)
-             ON CONFLICT (name) DO UPDATE SET address = excluded.address, port = excluded.port,
-                 description = excluded.description, status = excluded.status",
-            params![
-                gateway.name.as_str(),
-                gateway.host.to_string(),
-                gateway.port,
-                gateway.description,
-                gateway.status.name()
-            ],
-        )?;
-        Ok(outcome)
-    }
-
-    fn delete_gateway(&self, name: &Name) -> Result<Outcome, Error> {
-        if self.gateway(name)?.is_none() {
-            return Err(Error::NotFound { kind: Kind::Gateway, name: name.to_string() });
-        }
-        let sql = "SELECT name FROM classes WHERE gateway = ?1 ORDER BY name";
-        self.refuse_if_classes_use(Kind::Gateway, name, sql, params![name.as_str()])?;
-        self.connection.execute("DELETE FROM gateways WHERE name = ?1", [name.as_str()])?;
         Ok(Outcome::Deleted)
     }
 
@@ -907,30 +979,9 @@ impl Step<'_> {
         self.connection.prepare_cached(&sql)?.query_row([name.as_str()], relay_row).optional()?.transpose()
     }
 
-    fn gateway(&self, name: &Name) -> Result<Option<Gateway>, Error> {
-        let sql = format!("{SELECT_GATEWAY} WHERE name = ?1");
-        self.connection.prepare_cached(&sql)?.query_row([name.as_str()], gateway_row).optional()?.transpose()
-    }
-
     fn interface(&self, name: &InterfaceName) -> Result<Option<Interface>, Error> {
         let sql = format!("{SELECT_INTERFACE} WHERE name = ?1");
         self.connection.prepare_cached(&sql)?.query_row([name.as_str()], interface_row).optional()?.transpose()
-    }
-
-    fn refuse_if_classes_use(
-        &self,
-        kind: Kind,
-        name: &Name,
-        sql: &str,
-        key: &[&dyn rusqlite::ToSql],
-    ) -> Result<(), Error> {
-        let mut statement = self.connection.prepare_cached(sql)?;
-        let users = statement.query_map(key, |row| row.get::<_, String>(0))?.collect::<Result<Vec<_>, _>>()?;
-        match users.as_slice() {
-            [] => Ok(()),
-            [one] => Err(Error::InUse { kind, name: name.to_string(), by: format!("class {one}") }),
-            many => Err(Error::InUse { kind, name: name.to_string(), by: format!("classes {}", many.join(", ")) }),
-        }
     }
 
     fn refuse_beyond(&self, kind: Kind, sql: &str, max: u64) -> Result<(), Error> {
@@ -973,7 +1024,6 @@ const SELECT_SUBSCRIBER: &str =
 const SELECT_CLASS: &str = "SELECT id, name, action, on_relay_down, on_class_change, gateway, \
                             rate, burst, open_max, lock_after, lock_s FROM classes";
 const SELECT_RELAY: &str = "SELECT id, name, ipv4, ipv6, delivery, status, source FROM relays";
-const SELECT_GATEWAY: &str = "SELECT name, address, port, description, status FROM gateways";
 const SELECT_INTERFACE: &str = "SELECT name, role, hook, foreign_sources, source FROM interfaces";
 
 /// The outer result is SQLite's, the inner one ours: a row may be read well and hold nonsense.
@@ -1064,23 +1114,6 @@ fn relay_row(row: &Row<'_>) -> RowResult<Relay> {
     })())
 }
 
-fn gateway_row(row: &Row<'_>) -> RowResult<Gateway> {
-    let name: String = row.get(0)?;
-    let host: String = row.get(1)?;
-    let port = row.get(2)?;
-    let description = row.get(3)?;
-    let status: String = row.get(4)?;
-    Ok((|| {
-        Ok(Gateway {
-            name: word("a gateway name", &name)?,
-            host: word("a host", &host)?,
-            port,
-            description,
-            status: word("a status", &status)?,
-        })
-    })())
-}
-
 fn interface_row(row: &Row<'_>) -> RowResult<Interface> {
     let name: String = row.get(0)?;
     let role: String = row.get(1)?;
@@ -1123,20 +1156,33 @@ fn select_subscribers(connection: &Connection, query: &SubscriberQuery) -> Resul
     rows.map(|row| row?).collect()
 }
 
-fn read_snapshot(connection: &Connection) -> Result<Snapshot, Error> {
+/// With the routing of `before` where that is given: nothing changed it.
+fn read_snapshot(connection: &Connection, before: Option<&Snapshot>) -> Result<Snapshot, Error> {
+    let snapshot = read_tables(connection)?;
+    let routing = match before {
+        Some(before) => Arc::clone(&before.routing),
+        None => Arc::new(mail::read_routing(connection, &snapshot.tables)?),
+    };
+    Ok(Snapshot { routing, ..snapshot })
+}
+
+/// A snapshot without a routing.
+fn read_tables(connection: &Connection) -> Result<Snapshot, Error> {
     let revision = connection.prepare_cached("SELECT revision FROM state")?.query_row([], |row| row.get(0))?;
     let relays = read_rows(connection, SELECT_RELAY, relay_row)?;
     let classes = read_rows(connection, SELECT_CLASS, class_row)?;
     let classes = classes.into_iter().map(|class| with_pool(connection, class)).collect::<Result<Vec<_>, _>>()?;
-    let gateways = read_rows(connection, SELECT_GATEWAY, gateway_row)?;
+    let gateways = mail::read_gateways(connection)?;
+    let groups = mail::read_groups(connection)?;
     let interfaces = read_rows(connection, SELECT_INTERFACE, interface_row)?;
     let tables = Tables {
         relays: relays.into_iter().map(|relay| (relay.id, relay)).collect(),
         classes: classes.into_iter().map(|class| (class.id, class)).collect(),
         gateways: gateways.into_iter().map(|gateway| (gateway.name.clone(), gateway)).collect(),
+        groups: groups.into_iter().map(|group| (group.name.clone(), group)).collect(),
         interfaces: interfaces.into_iter().map(|interface| (interface.name.clone(), interface)).collect(),
     };
-    Ok(Snapshot { revision, tables: Arc::new(tables) })
+    Ok(Snapshot { revision, tables: Arc::new(tables), routing: Arc::default() })
 }
 
 fn read_rows<T>(connection: &Connection, sql: &str, read: fn(&Row<'_>) -> RowResult<T>) -> Result<Vec<T>, Error> {
@@ -1208,7 +1254,7 @@ fn connect(path: &Path) -> Result<Connection, Error> {
 }
 
 /// Each entry leads from the schema of its index to the next one; entries are never changed, only added.
-const MIGRATIONS: &[Migration] = &[first_schema, pools_and_limits, foreign_sources];
+const MIGRATIONS: &[Migration] = &[first_schema, pools_and_limits, foreign_sources, mail::mail_routing];
 
 type Migration = fn(&Transaction<'_>) -> Result<(), Error>;
 
@@ -1340,7 +1386,7 @@ fn foreign_sources(transaction: &Transaction<'_>) -> Result<(), Error> {
 /// Lets the file's own resources follow the file; a new revision only where that changes anything.
 fn adopt_file(connection: &mut Connection, file: &FileResources) -> Result<(), Error> {
     let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-    let before = read_snapshot(&transaction)?;
+    let before = read_tables(&transaction)?;
     let known = before.tables.relay(EMBEDDED_RELAY);
     let spec = RelaySpec {
         name: embedded_name(),
@@ -1357,7 +1403,7 @@ fn adopt_file(connection: &mut Connection, file: &FileResources) -> Result<(), E
         }
         write_interface(&transaction, &Interface { source: Source::File, ..interface.clone() })?;
     }
-    if read_snapshot(&transaction)?.tables != before.tables {
+    if read_tables(&transaction)?.tables != before.tables {
         transaction.execute("UPDATE state SET revision = revision + 1", [])?;
     }
     transaction.commit()?;

@@ -22,7 +22,7 @@ use super::{
     error::Problem,
     types::{
         APPLIED_HEADER, EventLine, EventQuery, ExplainQuery, Explanation, FlowList, FlowListQuery, Lock, LockPut,
-        Original, OriginalQuery, Page, Stats, Status, paths,
+        Original, OriginalQuery, Page, RouteExplainQuery, RouteExplanation, Stats, Status, paths,
     },
 };
 use crate::{desired, limits};
@@ -139,6 +139,17 @@ impl Client {
         let body = serde_json::to_vec(body).map_err(|error| Error::Answer(error.to_string()))?;
         let answer = self.request(Method::PUT, &with_key(path, key), body).await?;
         Ok((decode(&answer.body)?, answer.changed()?))
+    }
+
+    /// A custom verb that makes a revision.
+    pub async fn post<T: DeserializeOwned>(&self, target: &str, body: &impl Serialize) -> Result<(T, Changed), Error> {
+        let body = serde_json::to_vec(body).map_err(|error| Error::Answer(error.to_string()))?;
+        let answer = self.request(Method::POST, target, body).await?;
+        Ok((decode(&answer.body)?, answer.changed()?))
+    }
+
+    pub async fn explain_route(&self, query: &RouteExplainQuery) -> Result<RouteExplanation, Error> {
+        self.get(&format!("{}?{}", paths::ROUTES_EXPLAIN, query_text(query)?)).await
     }
 
     pub async fn delete(&self, path: &str, key: &impl Display) -> Result<Changed, Error> {

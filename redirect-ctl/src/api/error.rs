@@ -52,6 +52,7 @@ pub enum Code {
     NoSuchPath,
     MethodNotAllowed,
     InUse,
+    Conflict,
     OwnedByFile,
     TooMany,
     TooLarge,
@@ -72,6 +73,7 @@ impl Code {
             Self::NoSuchPath => "no_such_path",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::InUse => "in_use",
+            Self::Conflict => "conflict",
             Self::OwnedByFile => "owned_by_file",
             Self::TooMany => "too_many",
             Self::TooLarge => "too_large",
@@ -89,7 +91,7 @@ impl Code {
             Self::Forbidden => StatusCode::FORBIDDEN,
             Self::NotFound | Self::NoSuchPath => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::InUse | Self::OwnedByFile | Self::TooMany => StatusCode::CONFLICT,
+            Self::InUse | Self::Conflict | Self::OwnedByFile | Self::TooMany => StatusCode::CONFLICT,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Invalid => StatusCode::UNPROCESSABLE_ENTITY,
@@ -127,6 +129,21 @@ impl ApiError {
         }
     }
 
+    /// Several values that cannot be, and one sentence for all.
+    pub fn faults(detail: String, errors: Vec<FieldError>) -> Self {
+        Self { code: Code::Invalid, detail, errors }
+    }
+
+    /// Says no more than where the fault is, if what was sent there may be a password.
+    pub(super) fn silent_about_passwords(mut self) -> Self {
+        let secret = |pointer: &str| pointer == "/account" || pointer.starts_with("/account/password");
+        if let Some(error) = self.errors.iter_mut().find(|error| secret(&error.pointer)) {
+            "is not as it must be; see /openapi.json".clone_into(&mut error.detail);
+            self.detail = format!("{}: {}", error.pointer, error.detail);
+        }
+        self
+    }
+
     pub fn problem(&self) -> Problem {
         let status = self.code.status();
         Problem {
@@ -155,6 +172,13 @@ impl From<store::Error> for ApiError {
             store::Error::NotFound { .. } => Self::new(Code::NotFound, text),
             store::Error::NoSuchReference { pointer, .. } => Self::at(Code::Invalid, &pointer, &text),
             store::Error::OwnListener { .. } => Self::at(Code::Invalid, "/address", &text),
+            store::Error::Invalid { faults } => {
+                let errors = faults.into_iter().map(|fault| FieldError { pointer: fault.pointer, detail: fault.text });
+                let errors: Vec<_> = errors.collect();
+                let text = errors.iter().map(|error| format!("{}: {}", error.pointer, error.detail));
+                Self::faults(text.collect::<Vec<_>>().join("; "), errors)
+            }
+            store::Error::Conflict { .. } => Self::new(Code::Conflict, text),
             store::Error::InUse { .. } => Self::new(Code::InUse, text),
             store::Error::OwnedByFile { .. } => Self::new(Code::OwnedByFile, text),
             store::Error::TooMany { .. } | store::Error::Full { .. } => Self::new(Code::TooMany, text),

@@ -1,13 +1,17 @@
 //! Extractors that refuse in the API's own words: a problem with a pointer instead of a framework's sentence.
 
-use std::str::FromStr;
+use std::{fmt, str::FromStr};
 
 use axum::{
     body::to_bytes,
     extract::{FromRequest, FromRequestParts, Path, Query, Request},
     http::{header, request::Parts},
 };
-use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeOwned, Error, IgnoredAny, MapAccess, Visitor},
+};
+use serde_json::{Map, Value};
 use serde_path_to_error::Segment;
 
 use super::error::{ApiError, Code};
@@ -16,7 +20,7 @@ use crate::{desired::Invalid, limits};
 /// The key in the path, in its own type.
 pub(super) struct Key<K>(pub(super) K);
 
-impl<S: Send + Sync, K: FromStr<Err = Invalid>> FromRequestParts<S> for Key<K> {
+impl<S: Send + Sync, K: FromStr<Err: fmt::Display>> FromRequestParts<S> for Key<K> {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
@@ -26,7 +30,9 @@ impl<S: Send + Sync, K: FromStr<Err = Invalid>> FromRequestParts<S> for Key<K> {
         let [(name, text)] = params.as_slice() else {
             return Err(ApiError::new(Code::Internal, "the path has no key"));
         };
-        text.parse().map(Self).map_err(|invalid| ApiError::invalid(&format!("/{name}"), &invalid))
+        text.parse()
+            .map(Self)
+            .map_err(|fault: K::Err| ApiError::invalid(&format!("/{name}"), &Invalid(fault.to_string())))
     }
 }
 
@@ -46,6 +52,57 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Params<T> {
                 Err(ApiError::at(Code::InvalidQuery, &format!("?{name}"), text))
             }
         }
+    }
+}
+
+/// A body whose type needs something of the path.
+pub(super) struct Members(Map<String, Value>);
+
+impl<'de> Deserialize<'de> for Members {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Each;
+
+        impl<'de> Visitor<'de> for Each {
+            type Value = Members;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Members, A::Error> {
+                let mut members = Map::new();
+                while let Some((name, value)) = access.next_entry::<String, Value>()? {
+                    if members.contains_key(&name) {
+                        return Err(A::Error::custom(format_args!("duplicate field `{name}`")));
+                    }
+                    members.insert(name, value);
+                }
+                Ok(Members(members))
+            }
+        }
+
+        deserializer.deserialize_map(Each)
+    }
+}
+
+impl Members {
+    /// The resource whose `key` is the path's; in the body it may be left out, or be the same. `read_only` members are ignored.
+    pub(super) fn resource<T: DeserializeOwned>(
+        mut self,
+        key: &'static str,
+        in_path: &str,
+        read_only: &[&str],
+    ) -> Result<T, ApiError> {
+        for member in read_only {
+            self.0.remove(*member);
+        }
+        let said = self.0.insert(key.to_owned(), Value::from(in_path));
+        if let Some(said) = said.filter(|said| !said.is_null() && said.as_str() != Some(in_path)) {
+            let text = format!("{said} is not the {in_path} of the path; leave it out");
+            return Err(ApiError::at(Code::Invalid, &format!("/{key}"), &text));
+        }
+        let text = Value::Object(self.0).to_string();
+        from_json(text.as_bytes())
     }
 }
 

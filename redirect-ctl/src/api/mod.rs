@@ -8,6 +8,7 @@ pub mod client;
 pub mod error;
 pub mod events;
 mod extract;
+mod mail;
 pub mod server;
 pub mod types;
 
@@ -35,9 +36,9 @@ use self::{
     extract::{Body, Key, Params},
     types::{
         APPLIED_HEADER, Check, Class, ClassPut, Count, DataplaneStatus, EventLine, EventQuery, EventsStatus,
-        ExplainQuery, Explanation, Flow, FlowList, FlowListQuery, FlowsStatus, ForeignSourcesStatus, Gateway,
-        GatewayPut, Interface, InterfaceCount, InterfacePut, Lock, LockPut, Original, OriginalQuery, Page, PoolState,
-        Readiness, ReasonCount, Relay, RelayPut, Stats, Status, Subscriber, SubscriberListQuery, SubscriberPut, paths,
+        ExplainQuery, Explanation, Flow, FlowList, FlowListQuery, FlowsStatus, ForeignSourcesStatus, Interface,
+        InterfaceCount, InterfacePut, Lock, LockPut, Original, OriginalQuery, Page, PoolState, Readiness, ReasonCount,
+        Relay, RelayPut, Stats, Status, Subscriber, SubscriberListQuery, SubscriberPut, paths,
     },
 };
 use crate::{
@@ -107,8 +108,16 @@ fn routes() -> OpenApiRouter<Arc<AppState>> {
         .routes(routes!(get_relay, put_relay, delete_relay))
         .routes(routes!(list_interfaces))
         .routes(routes!(get_interface, put_interface, delete_interface))
-        .routes(routes!(list_gateways))
-        .routes(routes!(get_gateway, put_gateway, delete_gateway))
+        .routes(routes!(mail::list_gateways))
+        .routes(routes!(mail::get_gateway, mail::put_gateway, mail::delete_gateway))
+        .routes(routes!(mail::list_groups))
+        .routes(routes!(mail::get_group, mail::put_group, mail::delete_group))
+        .routes(routes!(mail::list_routes))
+        .routes(routes!(mail::get_route, mail::put_route, mail::delete_route))
+        .routes(routes!(mail::delete_routes))
+        .routes(routes!(mail::explain_route))
+        .routes(routes!(mail::list_managed_domains))
+        .routes(routes!(mail::get_managed_domain, mail::put_managed_domain, mail::delete_managed_domain))
         .routes(routes!(list_flows))
         .routes(routes!(get_original))
         .routes(routes!(list_locks))
@@ -335,53 +344,6 @@ async fn put_interface(
     responses((status = 204), (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
 async fn delete_interface(State(app): App, Key(name): Key<InterfaceName>) -> Result<Response, ApiError> {
     change(&app, Change::DeleteInterface(name), ()).await
-}
-
-// Gateways
-
-#[utoipa::path(get, path = paths::GATEWAYS, tag = "gateways", responses((status = 200, body = Page<Gateway>)))]
-async fn list_gateways(State(app): App) -> Json<Page<Gateway>> {
-    all(app.store.snapshot().tables.gateways.values().map(Gateway::from))
-}
-
-#[utoipa::path(get, path = paths::GATEWAY, tag = "gateways", params(("name" = String, Path)),
-    responses((status = 200, body = Gateway), (status = 404, body = Problem), (status = 422, body = Problem)))]
-async fn get_gateway(State(app): App, Key(name): Key<Name>) -> Result<Json<Gateway>, ApiError> {
-    let tables = app.store.snapshot().tables;
-    Ok(Json(tables.gateways.get(&name).ok_or_else(|| not_found(Kind::Gateway, &name))?.into()))
-}
-
-#[utoipa::path(put, path = paths::GATEWAY, tag = "gateways", params(("name" = String, Path)), request_body = GatewayPut,
-    responses((status = 200, body = Gateway), (status = 201, body = Gateway), (status = 400, body = Problem),
-    (status = 409, body = Problem), (status = 422, body = Problem)))]
-async fn put_gateway(
-    State(app): App,
-    Key(name): Key<Name>,
-    Body(body): Body<GatewayPut>,
-) -> Result<Response, ApiError> {
-    same_key("/name", &name, body.name.as_ref())?;
-    if body.port == 0 {
-        return Err(ApiError::invalid("/port", &Invalid("0 is not a port; give one from 1 to 65535".to_owned())));
-    }
-    if body.description.len() > limits::DESCRIPTION_BYTES_MAX || body.description.chars().any(char::is_control) {
-        let text = format!("give one line of at most {} bytes", limits::DESCRIPTION_BYTES_MAX);
-        return Err(ApiError::invalid("/description", &Invalid(text)));
-    }
-    let gateway = desired::Gateway {
-        name,
-        host: body.address,
-        port: body.port,
-        description: body.description,
-        status: body.status,
-    };
-    let answer = Gateway::from(&gateway);
-    change(&app, Change::PutGateway(gateway), answer).await
-}
-
-#[utoipa::path(delete, path = paths::GATEWAY, tag = "gateways", params(("name" = String, Path)),
-    responses((status = 204), (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
-async fn delete_gateway(State(app): App, Key(name): Key<Name>) -> Result<Response, ApiError> {
-    change(&app, Change::DeleteGateway(name), ()).await
 }
 
 // What the kernel does
@@ -723,10 +685,18 @@ struct Done {
 
 impl Done {
     fn answer(&self, body: impl serde::Serialize) -> Response {
-        let mut response = match self.outcome {
-            Outcome::Created => (StatusCode::CREATED, Json(body)).into_response(),
-            Outcome::Replaced | Outcome::Unchanged => Json(body).into_response(),
-            Outcome::Deleted | Outcome::Expired(_) => StatusCode::NO_CONTENT.into_response(),
+        let status = match self.outcome {
+            Outcome::Created => StatusCode::CREATED,
+            Outcome::Replaced | Outcome::Unchanged => StatusCode::OK,
+            Outcome::Deleted | Outcome::Expired(_) | Outcome::Removed(_) => StatusCode::NO_CONTENT,
+        };
+        self.with_headers(status, body)
+    }
+
+    fn with_headers(&self, status: StatusCode, body: impl serde::Serialize) -> Response {
+        let mut response = match status {
+            StatusCode::NO_CONTENT => status.into_response(),
+            status => (status, Json(body)).into_response(),
         };
         let etag = HeaderValue::from_str(&format!("\"{}\"", self.revision)).expect("digits in quotes");
         response.headers_mut().insert(header::ETAG, etag);

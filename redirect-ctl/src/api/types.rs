@@ -9,17 +9,19 @@ use std::{
 };
 
 use redirect_common::maps;
+use redirect_relay::{Domain, gateway::PriorityRange, route};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::{
     dataplane::{FlowDelivery, FlowState, Hook, InterfaceCounter, MapMemory, Mode, RelayId, Role},
     desired::{
-        self, Action, Counted, Delivery, Fallback, GatewayStatus, Host, InterfaceName, Limits, Name, OnClassChange,
-        Origin, PoolRelay, Prefix, RelayStatus, Source, Tables, Time,
+        self, Action, Counted, Delivery, Fallback, InterfaceName, Limits, Name, OnClassChange, Origin, PoolRelay,
+        Prefix, RelayStatus, Source, Tables, Time,
     },
     health::{self, Health, HealthState},
     reconcile::task::{InterfaceStatus as ObservedInterface, Observed},
+    routes::RouteKey,
 };
 
 /// Every path of the API. `{…}` stands for a key.
@@ -34,6 +36,14 @@ pub mod paths {
     pub const INTERFACE: &str = "/v1/interfaces/{name}";
     pub const GATEWAYS: &str = "/v1/gateways";
     pub const GATEWAY: &str = "/v1/gateways/{name}";
+    pub const GROUPS: &str = "/v1/groups";
+    pub const GROUP: &str = "/v1/groups/{name}";
+    pub const ROUTES: &str = "/v1/routes";
+    pub const ROUTE: &str = "/v1/routes/{key}";
+    pub const ROUTES_DELETE: &str = "/v1/routes:delete";
+    pub const ROUTES_EXPLAIN: &str = "/v1/routes:explain";
+    pub const MANAGED_DOMAINS: &str = "/v1/managed-domains";
+    pub const MANAGED_DOMAIN: &str = "/v1/managed-domains/{domain}";
     pub const FLOWS: &str = "/v1/flows";
     pub const FLOWS_ORIGINAL: &str = "/v1/flows:original";
     pub const LOCKS: &str = "/v1/locks";
@@ -59,6 +69,14 @@ pub mod paths {
         INTERFACE,
         GATEWAYS,
         GATEWAY,
+        GROUPS,
+        GROUP,
+        ROUTES,
+        ROUTE,
+        ROUTES_DELETE,
+        ROUTES_EXPLAIN,
+        MANAGED_DOMAINS,
+        MANAGED_DOMAIN,
         FLOWS,
         FLOWS_ORIGINAL,
         LOCKS,
@@ -151,7 +169,7 @@ pub struct Class {
     pub on_relay_down: Fallback,
     pub on_class_change: OnClassChange,
     pub limits: Limits,
-    /// Where the embedded relay hands the mail to; null: the gateway named `default`.
+    /// The gateway or group that its mail goes to, unless a route says otherwise; null: the one named `default`.
     pub gateway: Option<Name>,
 }
 
@@ -358,49 +376,135 @@ fn auto_hook() -> Hook {
     Hook::Auto
 }
 
-/// An upstream SMTP server that the embedded relay hands mail to.
+/// A route and its key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Gateway {
-    pub name: Name,
-    pub address: Host,
-    pub port: u16,
-    pub description: String,
-    pub status: GatewayStatus,
+pub struct Route {
+    pub key: RouteKey,
+    #[serde(flatten)]
+    pub route: route::Route,
 }
 
-impl From<&desired::Gateway> for Gateway {
-    fn from(gateway: &desired::Gateway) -> Self {
-        Self {
-            name: gateway.name.clone(),
-            address: gateway.host.clone(),
-            port: gateway.port,
-            description: gateway.description.clone(),
-            status: gateway.status,
-        }
+impl From<route::Route> for Route {
+    fn from(route: route::Route) -> Self {
+        Self { key: RouteKey::of(&route), route }
     }
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+/// What a route has besides its key; what the key says may be said again.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct GatewayPut {
+pub struct RoutePut {
     /// If given, the same as in the path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<Name>,
-    pub address: Host,
-    #[serde(default = "smtp_port")]
-    pub port: u16,
+    pub key: Option<RouteKey>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain: Option<route::Pattern>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<u16>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sender: Option<route::SenderPattern>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<Name>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<route::SizeRange>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<PriorityRange>,
+    /// The gateway that it leads to; or give `group`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<Name>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<Name>,
     #[serde(default)]
-    pub description: String,
-    #[serde(default = "enabled")]
-    pub status: GatewayStatus,
+    pub note: String,
 }
 
-fn smtp_port() -> u16 {
-    redirect_common::SMTP_PORT
+#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub struct RouteListQuery {
+    /// Rows of the page; 100 where not given, 1000 at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+    /// `next_cursor` of the page before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+    /// Only routes of this domain and of those below it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub within: Option<String>,
+    /// Only routes to this gateway or group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    /// Only routes on the condition of this class.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<String>,
 }
 
-fn enabled() -> GatewayStatus {
-    GatewayStatus::Enabled
+/// Which routes to delete, and how many there are: another number of them is a conflict, and nothing is deleted.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RouteDelete {
+    /// Those of this domain and of those below it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub within: Option<Domain>,
+    /// Those to this gateway or group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<Name>,
+    /// Those on the condition of this class.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<Name>,
+    /// Those with these keys.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys: Option<Vec<RouteKey>>,
+    /// The number that is expected. Without any condition all routes are meant.
+    pub count: u64,
+}
+
+/// What was deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Deleted {
+    pub count: u64,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub struct RouteExplainQuery {
+    /// The sender: an address, a domain, or `<>`.
+    pub from: String,
+    /// The recipient: an address or a domain.
+    pub rcpt: String,
+    /// The subscriber's class.
+    pub class: String,
+    /// Octets that the client declares; 0 where not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// Of the message, -9 to 9; 0 where not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<i8>,
+}
+
+/// Which way a message would go, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RouteExplanation {
+    /// The look-ups in their order, in sentences.
+    pub text: Vec<String>,
+    #[serde(flatten)]
+    pub decision: route::Explanation,
+    /// Of the configuration.
+    pub revision: u64,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub struct ManagedDomainListQuery {
+    /// Rows of the page; 100 where not given, 1000 at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+    /// `next_cursor` of the page before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
 }
 
 /// A redirected TCP connection.

@@ -14,6 +14,7 @@ async fn main() -> ExitCode {
     let mut env = Env {
         stdout: &mut io::stdout().lock(),
         stderr: &mut io::stderr().lock(),
+        stdin: &mut io::stdin().lock(),
         getenv: &|name| env::var(name).ok(),
         is_terminal: io::stdout().is_terminal(),
     };

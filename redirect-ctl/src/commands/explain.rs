@@ -1,4 +1,4 @@
-//! `explain SRC DST`: what would become of a new connection, and why.
+//! `explain SRC DST` and `explain --from A --rcpt B --class C`: what would become of a new connection, or of a message, and why.
 
 use super::{
     Context, Error,
@@ -6,19 +6,30 @@ use super::{
     output::{Table, duration, joined, or_dash},
 };
 use crate::{
-    api::types::{ExplainQuery, Explanation, PoolState},
+    api::types::{ExplainQuery, Explanation, PoolState, RouteExplainQuery},
     cli,
 };
 
 pub(super) async fn run(context: &mut Context<'_>, args: cli::Explain) -> Result<(), Error> {
-    let query = ExplainQuery {
-        source: args.source.to_string(),
-        destination: args.destination,
-        sport: args.sport,
-        interface: args.interface.map(|interface| interface.to_string()),
-    };
-    let explanation = context.client.explain(&query).await?;
-    context.print(&explanation, table)
+    match (args.source, args.destination, args.rcpt, args.from, args.class) {
+        (Some(source), Some(destination), ..) => {
+            let query = ExplainQuery {
+                source: source.to_string(),
+                destination,
+                sport: args.sport,
+                interface: args.interface.map(|interface| interface.to_string()),
+            };
+            let explanation = context.client.explain(&query).await?;
+            context.print(&explanation, table)
+        }
+        (_, _, Some(rcpt), Some(from), Some(class)) => {
+            let (size, priority) = (args.size, args.priority);
+            let query = RouteExplainQuery { from, rcpt, class: class.to_string(), size, priority };
+            let explanation = context.client.explain_route(&query).await?;
+            context.done(&explanation, &explanation.text.join("\n"))
+        }
+        _ => Err(Error::Usage("give SRC and DST, or --rcpt, --from and --class".to_owned())),
+    }
 }
 
 fn table(explanation: &Explanation) -> Table {

@@ -1,12 +1,22 @@
-//! `gateway list|get|set|delete`.
+//! `gateway list|get|set|enable|drain|disable|delete`.
+
+use std::{
+    fs::File,
+    io::{BufRead, BufReader, Read},
+    path::Path,
+};
+
+use redirect_relay::gateway::{Account, Egress, Gateway, GatewayLimits, Name, Pin, Secret, Status, Verification};
+use serde_json::Value;
 
 use super::{
     Context, Error,
-    output::{Table, or_dash},
+    output::{Table, joined, or_dash, word},
 };
 use crate::{
-    api::types::{Gateway, GatewayPut, paths},
-    cli::GatewayVerb,
+    api::{client, types::paths},
+    cli::{GatewaySet, GatewayVerb},
+    limits,
 };
 
 pub(super) async fn run(context: &mut Context<'_>, verb: GatewayVerb) -> Result<(), Error> {
@@ -14,16 +24,12 @@ pub(super) async fn run(context: &mut Context<'_>, verb: GatewayVerb) -> Result<
         GatewayVerb::List => context.list(paths::GATEWAYS, table).await,
         GatewayVerb::Get { name } => context.get(paths::GATEWAY, &name, table).await,
         GatewayVerb::Set(args) => {
-            let body = GatewayPut {
-                name: None,
-                address: args.address,
-                port: args.port,
-                description: args.description,
-                status: args.status,
-            };
-            let (answer, changed): (Gateway, _) = context.client.put(paths::GATEWAY, &args.name, &body).await?;
-            context.set(&format!("gateway {}", answer.name), &answer, changed)
+            let gateway = gateway(context, *args)?;
+            put(context, &gateway).await
         }
+        GatewayVerb::Enable { name } => set_status(context, &name, Status::Enabled).await,
+        GatewayVerb::Drain { name } => set_status(context, &name, Status::Draining).await,
+        GatewayVerb::Disable { name } => set_status(context, &name, Status::Disabled).await,
         GatewayVerb::Delete { name } => {
             let changed = context.client.delete(paths::GATEWAY, &name).await?;
             context.deleted(&format!("gateway {name}"), changed)
@@ -31,15 +37,115 @@ pub(super) async fn run(context: &mut Context<'_>, verb: GatewayVerb) -> Result<
     }
 }
 
+async fn put(context: &mut Context<'_>, gateway: &Gateway) -> Result<(), Error> {
+    let (answer, changed): (Gateway, _) =
+        context.client.put(paths::GATEWAY, &gateway.name, &with_password(gateway)?).await?;
+    context.set(&format!("gateway {}", answer.name), &answer, changed)
+}
+
+/// Reads the gateway and writes it back with another status; it keeps its password.
+async fn set_status(context: &mut Context<'_>, name: &Name, status: Status) -> Result<(), Error> {
+    let gateway: Gateway = context.client.resource(paths::GATEWAY, name).await?;
+    put(context, &Gateway { status, ..gateway }).await
+}
+
+/// What the API gets: a password does not serialise by itself.
+fn with_password(gateway: &Gateway) -> Result<Value, Error> {
+    let mut body = serde_json::to_value(gateway).map_err(|error| client::Error::Answer(error.to_string()))?;
+    if let Some(account) = gateway.account.as_ref().filter(|account| !account.password.expose().is_empty()) {
+        body["account"]["password"] = account.password.expose().into();
+    }
+    Ok(body)
+}
+
+fn gateway(context: &mut Context<'_>, args: GatewaySet) -> Result<Gateway, Error> {
+    let password = match &args.password_file {
+        None => Secret::default(),
+        Some(path) if path == Path::new("-") => first_line(&mut *context.stdin, path)?,
+        Some(path) => {
+            let file = File::open(path).map_err(|error| Error::Failed(format!("{}: {error}", path.display())))?;
+            first_line(file, path)?
+        }
+    };
+    let account = args.username.map(|username| Account {
+        mechanism: args.mechanism,
+        username,
+        password,
+        allow_unprotected: args.allow_unprotected,
+    });
+    Ok(Gateway {
+        name: args.name,
+        description: args.description,
+        address: args.address,
+        port: args.port,
+        encryption: args.encryption,
+        verification: verification(&args.verification, args.ca_file, args.pin)?,
+        sni: args.sni,
+        account,
+        status: args.status,
+        weight: args.weight,
+        priorities: args.priorities,
+        limits: GatewayLimits {
+            connections_max: args.connections_max,
+            messages_per_second_max: args.messages_per_second_max,
+            recipients_per_message_max: args.recipients_per_message_max,
+        },
+        egress: Egress {
+            strategy: args.strategy,
+            addresses: args.egress,
+            block_patterns: args.block_patterns,
+            suspension_s: super::whole_seconds(args.suspension),
+        },
+        proxy_protocol: args.proxy_protocol,
+        xclient: args.xclient,
+        allow_local: args.allow_local,
+    })
+}
+
+fn verification(mode: &str, file: Option<std::path::PathBuf>, pin: Option<Pin>) -> Result<Verification, Error> {
+    match (mode, file, pin) {
+        ("ca", file, None) => Ok(Verification::Ca { file }),
+        ("pin", None, Some(sha256)) => Ok(Verification::Pin { sha256 }),
+        ("none", None, None) => Ok(Verification::None),
+        (_, Some(_), _) => Err(Error::Usage("--ca-file goes with --verification ca".to_owned())),
+        (_, None, _) => Err(Error::Usage("--pin goes with --verification pin, and needs it".to_owned())),
+    }
+}
+
+/// A password, without the end of its line.
+fn first_line(source: impl Read, path: &Path) -> Result<Secret, Error> {
+    let failed = |why: &dyn std::fmt::Display| Error::Failed(format!("{}: {why}", path.display()));
+    let mut line = String::new();
+    BufReader::new(source.take(limits::LINE_BYTES_MAX)).read_line(&mut line).map_err(|error| failed(&error))?;
+    let password = line.trim_end_matches(['\r', '\n']);
+    if password.is_empty() {
+        return Err(failed(&"its first line is empty"));
+    }
+    Ok(Secret::new(password.to_owned()))
+}
+
 fn table(gateways: &[Gateway]) -> Table {
     let row = |gateway: &Gateway| {
+        let verification = match &gateway.verification {
+            Verification::None => "none".to_owned(),
+            Verification::Ca { .. } => "ca".to_owned(),
+            Verification::Pin { .. } => "pin".to_owned(),
+        };
+        let egress = gateway.egress.addresses.iter().map(|egress| egress.address.to_string());
         [
             gateway.name.to_string(),
             gateway.address.to_string(),
             gateway.port.to_string(),
-            gateway.status.to_string(),
+            word(&gateway.encryption),
+            verification,
+            or_dash(gateway.account.as_ref().map(|account| &account.username)),
+            gateway.weight.to_string(),
+            or_dash(Some(joined(egress))),
+            word(&gateway.status),
             or_dash(Some(&gateway.description)),
         ]
     };
-    Table::new(["NAME", "ADDRESS", "PORT", "STATUS", "DESCRIPTION"], gateways.iter().map(row))
+    let header =
+        ["NAME", "ADDRESS", "PORT", "ENCRYPTION", "VERIFICATION", "USER", "WEIGHT", "EGRESS", "STATUS", "DESCRIPTION"];
+    Table::new(header, gateways.iter().map(row))
 }

@@ -5,17 +5,20 @@ mod class;
 mod explain;
 mod flow;
 mod gateway;
+mod group;
 mod interface;
 mod lock;
+mod managed_domain;
 mod output;
 mod postfix_check;
 mod relay;
+mod route;
 mod stats;
 mod status;
 mod subscriber;
 
 use std::{
-    io::{self, Write},
+    io::{self, Read, Write},
     path::PathBuf,
     time::Duration,
 };
@@ -31,6 +34,7 @@ use crate::{
     },
     cli::{Cli, Noun, Output},
     config::DEFAULT_SOCKET,
+    limits,
 };
 
 /// What a command takes from the world.
@@ -39,6 +43,7 @@ pub struct Env<'a> {
     pub stdout: &'a mut dyn Write,
     /// One line for each problem.
     pub stderr: &'a mut dyn Write,
+    pub stdin: &'a mut dyn Read,
     pub getenv: &'a dyn Fn(&str) -> Option<String>,
     /// Whether somebody looks at `stdout` as it is written.
     pub is_terminal: bool,
@@ -122,6 +127,7 @@ async fn dispatch(env: &mut Env<'_>, cli: Cli) -> Result<(), Error> {
         client: Client::new(&socket, cli.timeout),
         stdout: env.stdout,
         stderr: env.stderr,
+        stdin: env.stdin,
         output: cli.output,
         headers: !cli.no_headers,
         is_terminal: env.is_terminal,
@@ -137,6 +143,9 @@ async fn dispatch(env: &mut Env<'_>, cli: Cli) -> Result<(), Error> {
         Noun::Relay(verb) => relay::run(&mut context, verb).await,
         Noun::Interface(verb) => interface::run(&mut context, verb).await,
         Noun::Gateway(verb) => gateway::run(&mut context, verb).await,
+        Noun::Group(verb) => group::run(&mut context, verb).await,
+        Noun::Route(verb) => route::run(&mut context, verb).await,
+        Noun::ManagedDomain(verb) => managed_domain::run(&mut context, verb).await,
         Noun::PostfixCheck(args) => postfix_check::run(&mut context, &args, cli.timeout).await,
     }
 }
@@ -151,6 +160,7 @@ struct Context<'a> {
     client: Client,
     stdout: &'a mut dyn Write,
     stderr: &'a mut dyn Write,
+    stdin: &'a mut dyn Read,
     output: Output,
     headers: bool,
     is_terminal: bool,
@@ -202,6 +212,38 @@ impl Context<'_> {
                 changed.revision
             );
             writeln!(self.stderr, "redirect-ctl: {text}")?;
+        }
+        Ok(())
+    }
+
+    /// Lists a collection that comes in pages: up to `wanted` rows of it, or all.
+    async fn pages<T: Serialize + DeserializeOwned, Q: Serialize>(
+        &mut self,
+        path: &str,
+        what: &str,
+        wanted: Option<u32>,
+        query: impl Fn(u32, Option<String>) -> Q,
+        table: fn(&[T]) -> Table,
+    ) -> Result<(), Error> {
+        let wanted = wanted.map_or(usize::MAX, |rows| rows as usize);
+        let mut items: Vec<T> = Vec::new();
+        let mut cursor = None;
+        let more = loop {
+            let rows = u32::try_from(wanted - items.len()).unwrap_or(u32::MAX).min(limits::PAGE_ROWS_MAX);
+            let page: Page<T> = self.client.page(path, &query(rows, cursor)).await?;
+            items.extend(page.items);
+            cursor = page.next_cursor;
+            if cursor.is_none() || items.len() >= wanted {
+                break cursor.is_some();
+            }
+        };
+        self.print(&items, |items| table(items))?;
+        if more {
+            writeln!(
+                self.stderr,
+                "redirect-ctl: showing the first {} {what}; use --all, or raise --limit",
+                items.len()
+            )?;
         }
         Ok(())
     }

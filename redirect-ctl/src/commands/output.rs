@@ -30,6 +30,14 @@ pub(super) fn or_dash<T: ToString>(value: Option<T>) -> String {
     value.map(|value| value.to_string()).filter(|text| !text.is_empty()).unwrap_or_else(|| "-".to_owned())
 }
 
+/// The word that the API has for a value.
+pub(super) fn word(value: &impl serde::Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(word)) => word,
+        other => unreachable!("a word of the API is text: {other:?}"),
+    }
+}
+
 /// A list in one word, so that it is one column for `awk`.
 pub(super) fn joined(words: impl Iterator<Item = String>) -> String {
     words.collect::<Vec<_>>().join(",")

@@ -5,10 +5,9 @@ use super::{
     output::{Table, or_dash},
 };
 use crate::{
-    api::types::{Page, Subscriber, SubscriberListQuery, SubscriberPut, paths},
+    api::types::{Subscriber, SubscriberListQuery, SubscriberPut, paths},
     cli::{SubscriberList, SubscriberSet, SubscriberVerb},
     desired::Time,
-    limits,
 };
 
 pub(super) async fn run(context: &mut Context<'_>, verb: SubscriberVerb) -> Result<(), Error> {
@@ -24,32 +23,11 @@ pub(super) async fn run(context: &mut Context<'_>, verb: SubscriberVerb) -> Resu
 }
 
 async fn list(context: &mut Context<'_>, args: SubscriberList) -> Result<(), Error> {
-    let wanted = if args.all { usize::MAX } else { args.limit as usize };
-    let mut query = SubscriberListQuery {
-        class: args.class.map(|class| class.to_string()),
-        within: args.within.map(|within| within.to_string()),
-        ..SubscriberListQuery::default()
-    };
-    let mut items: Vec<Subscriber> = Vec::new();
-    let more = loop {
-        let rows = u32::try_from(wanted - items.len()).unwrap_or(u32::MAX).min(limits::PAGE_ROWS_MAX);
-        query.limit = Some(rows);
-        let page: Page<Subscriber> = context.client.page(paths::SUBSCRIBERS, &query).await?;
-        items.extend(page.items);
-        query.cursor = page.next_cursor;
-        if query.cursor.is_none() || items.len() >= wanted {
-            break query.cursor.is_some();
-        }
-    };
-    context.print(&items, |items| table(items))?;
-    if more {
-        writeln!(
-            context.stderr,
-            "redirect-ctl: showing the first {} subscribers; use --all, or raise --limit",
-            items.len()
-        )?;
-    }
-    Ok(())
+    let wanted = (!args.all).then_some(args.limit);
+    let (class, within) = (args.class.map(|class| class.to_string()), args.within.map(|within| within.to_string()));
+    let query =
+        |rows, cursor| SubscriberListQuery { limit: Some(rows), cursor, class: class.clone(), within: within.clone() };
+    context.pages(paths::SUBSCRIBERS, "subscribers", wanted, query, table).await
 }
 
 async fn set(context: &mut Context<'_>, args: SubscriberSet) -> Result<(), Error> {

@@ -10,11 +10,12 @@ use std::{
 };
 
 use redirect_common::{parse::Family, reason::Reason};
+use redirect_relay::gateway::Host as Address;
 
 use super::{event::EventRecord, task::Stage};
 use crate::{
     dataplane::{Connection, Dataplane, RelayId},
-    desired::{Delivery, Host as Address, Tables},
+    desired::{Delivery, Tables},
     host::{self, Host, Wanted, foreign::Counts},
     limits,
 };
@@ -233,7 +234,7 @@ fn wanted(tables: &Tables) -> Wanted {
         gateways: tables
             .gateways
             .values()
-            .filter_map(|gateway| match gateway.host {
+            .filter_map(|gateway| match gateway.address {
                 Address::Address(IpAddr::V4(address)) => Some(address),
                 _ => None,
             })

@@ -223,7 +223,9 @@ async fn mail_goes_from_a_redirected_client_to_the_gateway_of_its_class() {
     let mail = tokio::spawn(sink(gateway));
     // The class's own gateway, not the default one.
     lab.put("/v1/gateways/default", r#"{"address":"192.0.2.1"}"#).await.expect(201);
-    lab.put("/v1/gateways/mx", &format!(r#"{{"address":"localhost","port":{port}}}"#)).await.expect(201);
+    lab.put("/v1/gateways/mx", &format!(r#"{{"address":"localhost","port":{port},"allow_local":true}}"#))
+        .await
+        .expect(201);
     lab.put("/v1/classes/configured", r#"{"action":"redirect","relays":[{"name":"embedded"}],"gateway":"mx"}"#)
         .await
         .expect(200);

@@ -6,6 +6,7 @@ mod binary;
 mod cli;
 mod daemon;
 mod health;
+mod mail;
 mod observe;
 mod reconcile;
 mod store;

@@ -15,6 +15,10 @@ use redirect_ctl::{
     },
     store::{self, Change, Error, FileResources, Outcome, Scope, Store, Subscribers},
 };
+use redirect_relay::{
+    gateway::{Encryption, Gateway},
+    route::{Query, Target},
+};
 use tempfile::TempDir;
 
 fn file() -> FileResources {
@@ -121,7 +125,15 @@ async fn interfaces_of_an_earlier_version_serve_no_foreign_sources() {
     drop(store);
     writer.join().unwrap();
     let old = rusqlite::Connection::open(&path).unwrap();
-    old.execute_batch("ALTER TABLE interfaces DROP COLUMN foreign_sources; PRAGMA user_version = 2").unwrap();
+    old.execute_batch(
+        "ALTER TABLE interfaces DROP COLUMN foreign_sources;
+         DROP TABLE group_members; DROP TABLE routes; DROP TABLE managed_domains; ALTER TABLE targets RENAME TO gateways;
+         ALTER TABLE gateways DROP COLUMN kind; ALTER TABLE gateways DROP COLUMN spec; ALTER TABLE gateways DROP COLUMN password;
+         ALTER TABLE gateways ADD COLUMN address TEXT NOT NULL DEFAULT ''; ALTER TABLE gateways ADD COLUMN port INTEGER NOT NULL DEFAULT 25;
+         ALTER TABLE gateways ADD COLUMN description TEXT NOT NULL DEFAULT ''; ALTER TABLE gateways ADD COLUMN status TEXT NOT NULL DEFAULT '';
+         PRAGMA user_version = 2",
+    )
+    .unwrap();
     drop(old);
     let (store, _writer) = open(&path);
     assert_eq!(store.snapshot().tables, before);
@@ -262,6 +274,15 @@ async fn a_store_of_the_first_schema_keeps_its_classes_and_relays() {
     assert_eq!((gold.on_class_change, gold.limits), (OnClassChange::Reset, Limits::default()));
     assert_eq!(gold.on_relay_down, Fallback::Block);
     assert_eq!(snapshot.tables.relay("postfix").unwrap().spec.status, RelayStatus::Enabled);
+    let mx = Gateway {
+        encryption: Encryption::None,
+        allow_local: true,
+        ..Gateway::new("mx".parse().unwrap(), "192.0.2.1".parse().unwrap(), 25)
+    };
+    assert_eq!(snapshot.tables.gateways.values().collect::<Vec<_>>(), [&mx], "in cleartext, as it was");
+    assert_eq!(gold.gateway.as_ref(), Some(&mx.name));
+    let query = Query { domain: None, sender: None, class: "gold", size: 0, priority: 0 };
+    assert_eq!(snapshot.routing.decide(&query).unwrap().target, &Target::Gateway(mx.name));
     assert_eq!(store.subscriber("10.0.0.0/8".parse().unwrap()).await.unwrap().unwrap().class.as_str(), "gold");
 
     // What holds of a store that was made today holds of this one: users keep what they use.
@@ -269,6 +290,8 @@ async fn a_store_of_the_first_schema_keeps_its_classes_and_relays() {
     assert!(matches!(refused, Err(Error::InUse { by, .. }) if by == "class gold"));
     let refused = store.change(Change::DeleteClass("gold".parse().unwrap())).await;
     assert!(matches!(refused, Err(Error::InUse { .. })));
+    let refused = store.change(Change::DeleteGateway("mx".parse().unwrap())).await;
+    assert!(matches!(refused, Err(Error::InUse { by, .. }) if by == "class gold"));
     drop(store);
     writer.join().unwrap();
     let (store, _writer) = open(&path);

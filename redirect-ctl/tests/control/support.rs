@@ -153,7 +153,16 @@ impl Lab {
 
     /// Runs `redirect-ctl` in process against this daemon.
     pub(crate) async fn ctl(&self, args: &[&str]) -> Output {
-        ctl(&format!("unix://{}", self.settings.sockets[0].display()), args).await
+        self.ctl_with(args, "").await
+    }
+
+    /// The same with something on its standard input.
+    pub(crate) async fn ctl_with(&self, args: &[&str], stdin: &str) -> Output {
+        run_ctl(&format!("unix://{}", self.settings.sockets[0].display()), args, stdin).await
+    }
+
+    pub(crate) async fn post(&self, target: &str, body: &str) -> Answer {
+        self.request("POST", target, Some(body)).await
     }
 }
 
@@ -216,11 +225,21 @@ pub(crate) struct Output {
 }
 
 pub(crate) async fn ctl(host: &str, args: &[&str]) -> Output {
+    run_ctl(host, args, "").await
+}
+
+async fn run_ctl(host: &str, args: &[&str], stdin: &str) -> Output {
     let args: Vec<String> = std::iter::once("redirect-ctl").chain(args.iter().copied()).map(str::to_owned).collect();
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     let getenv = |name: &str| (name == "REDIRECT_HOST").then(|| host.to_owned());
     let code = commands::run(
-        &mut Env { stdout: &mut stdout, stderr: &mut stderr, getenv: &getenv, is_terminal: false },
+        &mut Env {
+            stdout: &mut stdout,
+            stderr: &mut stderr,
+            stdin: &mut stdin.as_bytes(),
+            getenv: &getenv,
+            is_terminal: false,
+        },
         &args,
     )
     .await;

@@ -238,7 +238,7 @@ pub struct Route {
 }
 
 pub(crate) const fn usual_order() -> u16 {
-    100
+    Route::USUAL_ORDER
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
@@ -247,6 +247,9 @@ const fn is_usual_order(order: &u16) -> bool {
 }
 
 impl Route {
+    /// The order of a route that says nothing of it.
+    pub const USUAL_ORDER: u16 = 100;
+
     pub fn new(domain: Pattern, target: Target) -> Self {
         Self { domain, order: usual_order(), conditions: Conditions::default(), target, note: String::new() }
     }

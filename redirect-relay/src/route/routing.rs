@@ -38,6 +38,8 @@ pub enum RoutingFault {
     NameTaken(Name),
     #[error("group {0} has no members, or more than {GROUP_MEMBERS_MAX}")]
     GroupSize(Name),
+    #[error("the description of group {0} must be one line of at most {DESCRIPTION_MAX} octets")]
+    GroupDescription(Name),
     #[error("group {group} has the gateway {gateway} twice")]
     MemberTwice { group: Name, gateway: Name },
     #[error("group {group} has the gateway {gateway}, which does not exist")]
@@ -165,6 +167,9 @@ impl Routing {
         let name = group.name.clone();
         if !(1..=GROUP_MEMBERS_MAX).contains(&group.members.len()) {
             faults.push(RoutingFault::GroupSize(name.clone()));
+        }
+        if group.description.len() > DESCRIPTION_MAX || group.description.chars().any(char::is_control) {
+            faults.push(RoutingFault::GroupDescription(name.clone()));
         }
         let mut seen = BTreeSet::new();
         for member in &group.members {
@@ -557,6 +562,7 @@ mod tests {
         twice.groups[0].members.push(member);
         let mut other = twice.groups[0].clone();
         other.members.clear();
+        other.description = "two\nlines".to_owned();
         twice.groups.push(other);
         twice.gateways[1].port = 0;
         let faults = Routing::build(twice).unwrap_err();
@@ -567,6 +573,7 @@ mod tests {
                 "a is the name of two gateways or groups",
                 "group g has the gateway b twice",
                 "group g has no members, or more than 64",
+                "the description of group g must be one line of at most 1024 octets",
                 "g is the name of two gateways or groups",
             ]
         );

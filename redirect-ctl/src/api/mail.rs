@@ -1,0 +1,258 @@
+//! Handlers of what says where mail goes: gateways, groups, routes, managed domains.
+
+use axum::{Json, extract::State, http::StatusCode, response::Response};
+use redirect_relay::{
+    Domain,
+    gateway::{Gateway, Group},
+    route::{ManagedDomain, Query, SenderPattern, Target},
+};
+
+use super::{
+    App, all, change, class_in_query, commit,
+    error::{ApiError, Code, Problem},
+    extract::{Body, Key, Members, Params},
+    in_query, not_found, page_rows, same_key,
+    types::{
+        Deleted, ManagedDomainListQuery, Page, Route, RouteDelete, RouteExplainQuery, RouteExplanation, RouteListQuery,
+        RoutePut, paths,
+    },
+};
+use crate::{
+    desired::{Invalid, Name},
+    routes::RouteKey,
+    store::{Change, Kind, Outcome, RouteFilter, RouteQuery},
+};
+
+// Gateways
+
+#[utoipa::path(get, path = paths::GATEWAYS, tag = "gateways", responses((status = 200, body = Page<Gateway>)))]
+pub(super) async fn list_gateways(State(app): App) -> Json<Page<Gateway>> {
+    all(app.store.snapshot().tables.gateways.values().cloned())
+}
+
+#[utoipa::path(get, path = paths::GATEWAY, tag = "gateways", params(("name" = String, Path)),
+    responses((status = 200, body = Gateway), (status = 404, body = Problem), (status = 422, body = Problem)))]
+pub(super) async fn get_gateway(State(app): App, Key(name): Key<Name>) -> Result<Json<Gateway>, ApiError> {
+    let tables = app.store.snapshot().tables;
+    Ok(Json(tables.gateways.get(&name).ok_or_else(|| not_found(Kind::Gateway, &name))?.clone()))
+}
+
+/// Without `name`, or with the one of the path. An account without a password keeps the known one, if its user is the same; without an account none is
+/// kept.
+#[utoipa::path(put, path = paths::GATEWAY, tag = "gateways", params(("name" = String, Path)), request_body = Gateway,
+    responses((status = 200, body = Gateway), (status = 201, body = Gateway), (status = 400, body = Problem),
+    (status = 409, body = Problem), (status = 422, body = Problem)))]
+pub(super) async fn put_gateway(
+    State(app): App,
+    Key(name): Key<Name>,
+    Body(members): Body<Members>,
+) -> Result<Response, ApiError> {
+    let gateway: Gateway = members.resource("name", name.as_str(), &[]).map_err(ApiError::silent_about_passwords)?;
+    change(&app, Change::PutGateway(Box::new(gateway.clone())), gateway).await
+}
+
+#[utoipa::path(delete, path = paths::GATEWAY, tag = "gateways", params(("name" = String, Path)),
+    responses((status = 204), (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
+pub(super) async fn delete_gateway(State(app): App, Key(name): Key<Name>) -> Result<Response, ApiError> {
+    change(&app, Change::DeleteGateway(name), ()).await
+}
+
+// Groups
+
+#[utoipa::path(get, path = paths::GROUPS, tag = "groups", responses((status = 200, body = Page<Group>)))]
+pub(super) async fn list_groups(State(app): App) -> Json<Page<Group>> {
+    all(app.store.snapshot().tables.groups.values().cloned())
+}
+
+#[utoipa::path(get, path = paths::GROUP, tag = "groups", params(("name" = String, Path)),
+    responses((status = 200, body = Group), (status = 404, body = Problem), (status = 422, body = Problem)))]
+pub(super) async fn get_group(State(app): App, Key(name): Key<Name>) -> Result<Json<Group>, ApiError> {
+    let tables = app.store.snapshot().tables;
+    Ok(Json(tables.groups.get(&name).ok_or_else(|| not_found(Kind::Group, &name))?.clone()))
+}
+
+/// Without `name`, or with the one of the path.
+#[utoipa::path(put, path = paths::GROUP, tag = "groups", params(("name" = String, Path)), request_body = Group,
+    responses((status = 200, body = Group), (status = 201, body = Group), (status = 400, body = Problem), (status = 409, body = Problem),
+    (status = 422, body = Problem)))]
+pub(super) async fn put_group(
+    State(app): App,
+    Key(name): Key<Name>,
+    Body(members): Body<Members>,
+) -> Result<Response, ApiError> {
+    let group: Group = members.resource("name", name.as_str(), &[])?;
+    change(&app, Change::PutGroup(group.clone()), group).await
+}
+
+#[utoipa::path(delete, path = paths::GROUP, tag = "groups", params(("name" = String, Path)),
+    responses((status = 204), (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
+pub(super) async fn delete_group(State(app): App, Key(name): Key<Name>) -> Result<Response, ApiError> {
+    change(&app, Change::DeleteGroup(name), ()).await
+}
+
+// Routes
+
+const KEY_IN_PATH: &str = "DOMAIN, .DOMAIN or *, and what else tells the route from others: ;order=N;sender=PATTERN;class=NAME;size=MIN..MAX;\
+                           priority=MIN..MAX, each where it is so, in this order";
+
+#[utoipa::path(get, path = paths::ROUTES, tag = "routes", params(RouteListQuery),
+    responses((status = 200, body = Page<Route>), (status = 422, body = Problem)))]
+pub(super) async fn list_routes(
+    State(app): App,
+    Params(query): Params<RouteListQuery>,
+) -> Result<Json<Page<Route>>, ApiError> {
+    let rows_max = page_rows(query.limit)?;
+    let after = query.cursor.as_deref().map(|cursor| in_query("cursor", cursor.parse())).transpose()?;
+    let within = query.within.as_deref().map(|within| in_query("within", domain(within))).transpose()?;
+    let name = |member: &'static str, text: Option<String>| {
+        text.map(|text| in_query(member, text.parse::<Name>().map_err(Invalid::from))).transpose()
+    };
+    let (target, class) = (name("target", query.target)?, name("class", query.class)?);
+    let filter = RouteFilter { within, target, class, keys: None };
+    // One row more than asked for tells whether there is another page.
+    let mut rows = app.store.routes(RouteQuery { after, filter, rows_max: rows_max + 1 }).await?;
+    let more = rows.len() > rows_max as usize;
+    rows.truncate(rows_max as usize);
+    let next_cursor = rows.last().filter(|_| more).map(|last| RouteKey::of(last).to_string());
+    Ok(Json(Page { items: rows.into_iter().map(Route::from).collect(), next_cursor }))
+}
+
+#[utoipa::path(get, path = paths::ROUTE, tag = "routes", params(("key" = String, Path, description = KEY_IN_PATH)),
+    responses((status = 200, body = Route), (status = 404, body = Problem), (status = 422, body = Problem)))]
+pub(super) async fn get_route(State(app): App, Key(key): Key<RouteKey>) -> Result<Json<Route>, ApiError> {
+    let route = app.store.route(key.clone()).await?.ok_or_else(|| not_found(Kind::Route, &key))?;
+    Ok(Json(route.into()))
+}
+
+#[utoipa::path(put, path = paths::ROUTE, tag = "routes", params(("key" = String, Path, description = KEY_IN_PATH)), request_body = RoutePut,
+    responses((status = 200, body = Route), (status = 201, body = Route), (status = 400, body = Problem), (status = 409, body = Problem),
+    (status = 422, body = Problem)))]
+pub(super) async fn put_route(
+    State(app): App,
+    Key(key): Key<RouteKey>,
+    Body(body): Body<RoutePut>,
+) -> Result<Response, ApiError> {
+    same_key("/key", &key, body.key.as_ref())?;
+    let conditions = &key.conditions;
+    let others = [
+        ("domain", body.domain.is_none_or(|domain| domain == key.domain)),
+        ("order", body.order.is_none_or(|order| order == key.order)),
+        ("sender", body.sender.is_none() || body.sender == conditions.sender),
+        ("class", body.class.is_none() || body.class == conditions.class),
+        ("size", body.size.is_none() || body.size == conditions.size),
+        ("priority", body.priority.is_none() || body.priority == conditions.priority),
+    ];
+    if let Some((member, _)) = others.into_iter().find(|(_, same)| !same) {
+        let text = "is not what the key in the path says; leave it out, or put it into the key".to_owned();
+        return Err(ApiError::invalid(&format!("/{member}"), &Invalid(text)));
+    }
+    let target = match (body.gateway, body.group) {
+        (Some(gateway), None) => Target::Gateway(gateway),
+        (None, Some(group)) => Target::Group(group),
+        (None, None) => return Err(ApiError::at(Code::Invalid, "/gateway", "give a gateway, or a group")),
+        (Some(_), Some(_)) => return Err(ApiError::at(Code::Invalid, "/group", "give a gateway or a group, not both")),
+    };
+    let route = key.with(target, body.note);
+    change(&app, Change::PutRoute(route.clone()), Route::from(route)).await
+}
+
+#[utoipa::path(delete, path = paths::ROUTE, tag = "routes", params(("key" = String, Path, description = KEY_IN_PATH)),
+    responses((status = 204), (status = 404, body = Problem), (status = 422, body = Problem)))]
+pub(super) async fn delete_route(State(app): App, Key(key): Key<RouteKey>) -> Result<Response, ApiError> {
+    change(&app, Change::DeleteRoute(key), ()).await
+}
+
+/// Deletes many routes at once, if they are as many as the request says.
+#[utoipa::path(post, path = paths::ROUTES_DELETE, tag = "routes", request_body = RouteDelete,
+    responses((status = 200, body = Deleted), (status = 400, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
+pub(super) async fn delete_routes(
+    State(app): App,
+    Body(RouteDelete { within, target, class, keys, count }): Body<RouteDelete>,
+) -> Result<Response, ApiError> {
+    let filter = RouteFilter { within, target, class, keys };
+    let done = commit(&app, Change::DeleteRoutes { filter, count }).await?;
+    let count = if let Outcome::Removed(count) = done.outcome { count as u64 } else { 0 };
+    Ok(done.with_headers(StatusCode::OK, Deleted { count }))
+}
+
+/// Which route and which gateways would a message take, and why?
+#[utoipa::path(get, path = paths::ROUTES_EXPLAIN, tag = "routes", params(RouteExplainQuery),
+    responses((status = 200, body = RouteExplanation), (status = 400, body = Problem), (status = 422, body = Problem)))]
+pub(super) async fn explain_route(
+    State(app): App,
+    Params(query): Params<RouteExplainQuery>,
+) -> Result<Json<RouteExplanation>, ApiError> {
+    let snapshot = app.store.snapshot();
+    class_in_query(&snapshot.tables, &query.class)?;
+    let domain_of = |text: &str| domain(text.rsplit_once('@').map_or(text, |(_, domain)| domain));
+    let sender = match in_query(
+        "from",
+        query.from.parse::<SenderPattern>().or_else(|_| domain_of(&query.from).map(SenderPattern::Exact)),
+    )? {
+        SenderPattern::Null => None,
+        SenderPattern::Exact(domain) => Some(domain),
+        SenderPattern::Suffix(_) => {
+            return Err(ApiError::invalid("?from", &Invalid("give an address, a domain, or <>".to_owned())));
+        }
+    };
+    let recipient = in_query("rcpt", domain_of(&query.rcpt))?;
+    let decision = snapshot.routing.explain(&Query {
+        domain: Some(recipient.as_str()),
+        sender: sender.as_ref().map(Domain::as_str),
+        class: &query.class,
+        size: query.size.unwrap_or(0),
+        priority: query.priority.unwrap_or(0),
+    });
+    let text = decision.to_string().lines().map(str::to_owned).collect();
+    Ok(Json(RouteExplanation { text, decision, revision: snapshot.revision }))
+}
+
+fn domain(text: &str) -> Result<Domain, Invalid> {
+    text.parse().map_err(|error: redirect_relay::InvalidDomain| Invalid(error.to_string()))
+}
+
+// Managed domains
+
+#[utoipa::path(get, path = paths::MANAGED_DOMAINS, tag = "managed domains", params(ManagedDomainListQuery),
+    responses((status = 200, body = Page<ManagedDomain>), (status = 422, body = Problem)))]
+pub(super) async fn list_managed_domains(
+    State(app): App,
+    Params(query): Params<ManagedDomainListQuery>,
+) -> Result<Json<Page<ManagedDomain>>, ApiError> {
+    let rows_max = page_rows(query.limit)?;
+    let after = query.cursor.as_deref().map(|cursor| in_query("cursor", domain(cursor))).transpose()?;
+    let mut rows = app.store.managed_domains(after, rows_max + 1).await?;
+    let more = rows.len() > rows_max as usize;
+    rows.truncate(rows_max as usize);
+    let next_cursor = rows.last().filter(|_| more).map(|last| last.domain.to_string());
+    Ok(Json(Page { items: rows, next_cursor }))
+}
+
+#[utoipa::path(get, path = paths::MANAGED_DOMAIN, tag = "managed domains", params(("domain" = String, Path)),
+    responses((status = 200, body = ManagedDomain), (status = 404, body = Problem), (status = 422, body = Problem)))]
+pub(super) async fn get_managed_domain(
+    State(app): App,
+    Key(domain): Key<Domain>,
+) -> Result<Json<ManagedDomain>, ApiError> {
+    let managed = app.store.managed_domain(domain.clone()).await?;
+    Ok(Json(managed.ok_or_else(|| not_found(Kind::ManagedDomain, &domain))?))
+}
+
+/// Without `domain`, or with the one of the path.
+#[utoipa::path(put, path = paths::MANAGED_DOMAIN, tag = "managed domains", params(("domain" = String, Path)), request_body = ManagedDomain,
+    responses((status = 200, body = ManagedDomain), (status = 201, body = ManagedDomain), (status = 400, body = Problem),
+    (status = 409, body = Problem), (status = 422, body = Problem)))]
+pub(super) async fn put_managed_domain(
+    State(app): App,
+    Key(domain): Key<Domain>,
+    Body(members): Body<Members>,
+) -> Result<Response, ApiError> {
+    let managed: ManagedDomain = members.resource("domain", domain.as_str(), &[])?;
+    change(&app, Change::PutManagedDomain(managed.clone()), managed).await
+}
+
+#[utoipa::path(delete, path = paths::MANAGED_DOMAIN, tag = "managed domains", params(("domain" = String, Path)),
+    responses((status = 204), (status = 404, body = Problem), (status = 422, body = Problem)))]
+pub(super) async fn delete_managed_domain(State(app): App, Key(domain): Key<Domain>) -> Result<Response, ApiError> {
+    change(&app, Change::DeleteManagedDomain(domain), ()).await
+}
