@@ -58,3 +58,26 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_dry_run_reckons_with_the_connection_that_a_syn_would_end() {
+    for ip in IPS {
+        let mut tables = tables(REDIRECT);
+        for class in [REDIRECT, OTHER] {
+            tables.classes.insert(class, redirecting().with_limits(Limits { open_max: 1, ..Limits::default() }));
+        }
+        let syn = FrameBuilder::syn(ip);
+        establish(&tables, &syn);
+        let told = |tables: &MemoryTables, syn: &FrameBuilder| {
+            let dry = DryRun::new(tables.clone());
+            handle(&mut syn.build(), Link::Ethernet, &dry, Direction::Forward).reason
+        };
+        let another = FrameBuilder { client_port: 41_000, ..syn.clone() };
+        assert_eq!(told(&tables, &another), Reason::OpenLimited);
+        set_class(&tables, OTHER);
+        tables.epoch += 1;
+        assert_eq!(told(&tables, &another), Reason::OpenLimited);
+        assert_eq!(told(&tables, &syn), Reason::FlowNew);
+        assert_eq!(up(&tables, &syn), Reason::FlowNew);
+    }
+}

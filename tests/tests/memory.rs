@@ -1,0 +1,38 @@
+//! What the tables cost, as the kernel says.
+#![expect(clippy::unwrap_used, reason = "a test ends at its first failure")]
+
+use std::collections::BTreeMap;
+
+use redirect_common::maps::{ENTRIES_PER_FLOW, names};
+use redirect_ctl::dataplane::{
+    Dataplane as _,
+    kernel::{Capacities, KernelDataplane},
+};
+
+/// A power of two, as the kernel's buckets are: a million costs no more for each.
+const CAPACITY: u32 = 1 << 17;
+
+#[test]
+fn a_million_subscribers_or_flows_cost_no_more_than_said() {
+    let dataplane = KernelDataplane::load(Capacities { flows_max: CAPACITY, subscribers_max: CAPACITY }).unwrap();
+    let memory: BTreeMap<_, _> = dataplane.memory().unwrap().into_iter().map(|map| (map.name.clone(), map)).collect();
+    let each = |name: &str| {
+        let map = &memory[name];
+        map.bytes as f64 / map.capacity as f64
+    };
+    let two = f64::from(ENTRIES_PER_FLOW);
+    // In bytes for one, or MB for a million: what docs/operate.md says, and a little for what does not grow.
+    for (what, bytes, most) in [
+        ("IPv4 host", each(names::HOSTS_V4), 81.0),
+        ("IPv6 host", each(names::HOSTS_V6), 89.0),
+        ("IPv4 flow", each(names::FLOWS_V4) * two, 225.0),
+        ("IPv6 flow", each(names::FLOWS_V6) * two, 321.0),
+    ] {
+        println!("{what}: {bytes:.1} bytes");
+        assert!(bytes <= most, "{what}: {bytes}");
+    }
+    // Set aside on use.
+    for name in [names::PREFIXES_V4, names::PREFIXES_V6] {
+        assert!(memory[name].bytes < 4096, "{name}: {}", memory[name].bytes);
+    }
+}
