@@ -76,12 +76,12 @@ pub fn parse(frame: &[u8]) {
 }
 
 /// Every frame of a story is counted once, is changed where its verdict says so and nowhere else, keeps every checksum as right as it was,
-/// and goes between the two whose connection it is; the tables stay whole. The input is a [`Story`].
+/// and goes between the two whose connection it is; the tables stay whole. The input is a `Story`.
 pub fn handle(input: &[u8]) {
     reasons(input);
 }
 
-/// The ways out that the frames of a story take, after [`handle`]'s checks.
+/// The ways out that the frames of a story take, after [`handle()`]'s checks.
 pub fn reasons(story: &[u8]) -> Vec<Reason> {
     let mut reasons = Vec::new();
     let Some((setting, mut steps)) = story.split_first() else { return reasons };
@@ -110,8 +110,8 @@ pub fn reasons(story: &[u8]) -> Vec<Reason> {
     reasons
 }
 
-/// As [`handle`], for an error about a flow that is there; and an error that quotes a packet of the flow to whoever sent that is translated,
-/// and no other. The input is a byte of [`Error`]'s choices, and the ICMP message without its checksum.
+/// As [`handle()`], for an error about a flow that is there; and an error that quotes a packet of the flow to whoever sent that is translated,
+/// and no other. The input is a byte of `Error`'s choices, and the ICMP message without its checksum.
 pub fn icmp(input: &[u8]) {
     let Some((&choices, message)) = input.split_first() else { return };
     let error = Error::of(choices);
@@ -537,7 +537,7 @@ fn frames() -> Vec<(Link, FrameBuilder)> {
     frames
 }
 
-/// The input of [`handle`], being written.
+/// The input of [`handle()`], being written.
 struct Story(Vec<u8>);
 
 impl Story {
