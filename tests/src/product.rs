@@ -57,6 +57,14 @@ hook = "{hook}"
     )
 }
 
+/// What must be back where it was once nobody is connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holdings {
+    pub descriptors: usize,
+    /// Each is a task.
+    pub sessions: u64,
+}
+
 impl Product {
     /// Starts the daemon with this configuration, which must name `api.sock` in the lab's folder, and waits until it is ready.
     pub fn start(lab: &Lab, configuration: &str) -> Result<Self> {
@@ -105,6 +113,15 @@ impl Product {
     #[must_use]
     pub fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// What the daemon holds at the moment.
+    pub fn holdings(&self, lab: &Lab) -> Result<Holdings> {
+        let status = self.json(lab, &["status"])?;
+        let sessions = status["relay"]["sessions_active"].as_u64().context("status tells the sessions")?;
+        let folder = PathBuf::from(format!("/proc/{}/fd", self.daemon.id()));
+        let descriptors = fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))?.count();
+        Ok(Holdings { descriptors, sessions })
     }
 
     /// Ends the daemon without a chance to tidy up.

@@ -61,6 +61,12 @@ impl Client {
         Ok(Self { reader: BufReader::new(writer.try_clone()?), writer })
     }
 
+    /// Bounds each further read and write; without this they may take [`PATIENCE`].
+    pub fn lose_patience(&self, limit: Duration) -> io::Result<()> {
+        self.writer.set_read_timeout(Some(limit))?;
+        self.writer.set_write_timeout(Some(limit))
+    }
+
     /// Reads one reply; an end of the connection is an error of kind `UnexpectedEof`.
     pub fn reply(&mut self) -> io::Result<Reply> {
         let mut lines = Vec::new();

@@ -9,6 +9,7 @@ mod demo;
 mod exec;
 mod fuzz;
 mod kernels;
+mod mail;
 mod postfix;
 mod setup;
 mod test;

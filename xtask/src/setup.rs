@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     exec::{self, Root},
-    postfix,
+    mail, postfix,
 };
 
 /// Reads LLVM bitcode of rustc's LLVM or older only, and rustc 1.95 has LLVM 22: hence the version and [`LLVM_VERSIONS`].
@@ -82,29 +82,38 @@ impl Tool {
 struct Missing {
     tools: Vec<&'static Tool>,
     sink: bool,
+    mail: Vec<&'static mail::Program>,
     core: bool,
     linker: bool,
 }
 
 impl Missing {
     fn find() -> Result<Self> {
+        let mut mail = Vec::new();
+        for program in &mail::PROGRAMS {
+            if !program.is_present()? {
+                mail.push(program);
+            }
+        }
         Ok(Self {
             tools: TOOLS.iter().filter(|tool| !tool.is_present()).collect(),
             sink: !postfix::is_present()?,
+            mail,
             core: !core_is_present(),
             linker: !linker_is_present(),
         })
     }
 
     fn nothing(&self) -> bool {
-        self.tools.is_empty() && !self.sink && !self.core && !self.linker
+        self.tools.is_empty() && !self.sink && self.mail.is_empty() && !self.core && !self.linker
     }
 }
 
 pub(crate) fn run() -> Result<ExitCode> {
     if !ensure()? {
         exec::say(format!(
-            "ready: core for bpf, bpf-linker, Postfix's smtp-sink and {} tools are in place",
+            "ready: core for bpf, bpf-linker, Postfix's smtp-sink, {} mail programs and {} tools are in place",
+            mail::PROGRAMS.len(),
             TOOLS.len()
         ));
     }
@@ -125,6 +134,13 @@ pub(crate) fn ensure() -> Result<bool> {
         );
         postfix::unpack()?;
     }
+    for program in missing.mail {
+        exec::say(format!(
+            "unpacking Debian's package {} (not installing it): meets the relay in the tests",
+            program.package
+        ));
+        program.unpack()?;
+    }
     if missing.core {
         install_core()?;
     }
@@ -133,9 +149,9 @@ pub(crate) fn ensure() -> Result<bool> {
     }
 
     let left = Missing::find()?;
-    let tools = left.tools.iter().map(|tool| tool.package);
+    let packages = left.tools.iter().map(|tool| tool.package).chain(left.mail.iter().map(|program| program.package));
     let others = [("smtp-sink", left.sink), ("core for bpf", left.core), ("bpf-linker", left.linker)];
-    let absent: Vec<_> = tools.chain(others.iter().filter(|(_, absent)| *absent).map(|(name, _)| *name)).collect();
+    let absent: Vec<_> = packages.chain(others.iter().filter(|(_, absent)| *absent).map(|(name, _)| *name)).collect();
     if !absent.is_empty() {
         bail!("installed without an error, but still absent: {}; look at `apt-get install` or PATH", absent.join(", "));
     }
