@@ -118,6 +118,15 @@ async fn start_and_wait(
         });
     }
 
+    {
+        // After the relay's sessions, which hand their connections back when they end.
+        let (relay, stop) = (Arc::clone(&relay), stops.reconciler.clone());
+        tasks.spawn("the care of gateways", async move {
+            redirect_relay::tend(relay, stop).await;
+            Ok(())
+        });
+    }
+
     let stop = stops.reconciler.clone();
     let here = runtime::Handle::current();
     tasks.spawn_blocking("the reconciler", move || {

@@ -127,10 +127,6 @@ pub const DETACH_WAIT: Duration = Duration::from_secs(5);
 pub const RELAY_DRAIN: Duration = Duration::from_secs(5);
 /// Connections that wait to be accepted by a listener of the relay; the kernel takes no more than `net.core.somaxconn`, 4,096 by default.
 pub const RELAY_ACCEPT_QUEUE: u32 = 4_096;
-/// Resolving a gateway's name.
-pub const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Addresses of a gateway that are tried.
-pub const GATEWAY_ADDRESSES_MAX: usize = 8;
 
 /// Bytes of a line with a password, or with the answer to a question, that the CLI reads.
 pub const LINE_BYTES_MAX: u64 = 1_024;

@@ -95,7 +95,34 @@ impl Recipient {
     }
 }
 
+impl Sender {
+    /// The domain by which routes know the sender.
+    pub(crate) fn domain(&self) -> Option<crate::domain::Domain> {
+        match self {
+            Self::Null => None,
+            Self::Mailbox(mailbox) => mailbox.domain(),
+        }
+    }
+}
+
+impl Recipient {
+    /// The domain by which routes know the recipient.
+    pub(crate) fn domain(&self) -> Option<crate::domain::Domain> {
+        match self {
+            Self::Postmaster => None,
+            Self::Mailbox(mailbox) => mailbox.domain(),
+        }
+    }
+}
+
 impl Mailbox {
+    fn domain(&self) -> Option<crate::domain::Domain> {
+        match &self.domain {
+            Domain::Name(name) => name.parse().ok(),
+            Domain::Literal(_) => None,
+        }
+    }
+
     fn is_ascii(&self) -> bool {
         let domain_is_ascii = match &self.domain {
             Domain::Name(name) => name.is_ascii(),

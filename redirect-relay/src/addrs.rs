@@ -42,11 +42,6 @@ address! {
     /// The server that the subscriber dialled before the flow was redirected.
     OriginalDst
 }
-address! {
-    /// An address of a gateway.
-    GatewayAddr
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

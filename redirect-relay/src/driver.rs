@@ -5,7 +5,6 @@
 
 use std::{
     cell::RefCell,
-    collections::VecDeque,
     future::{Future, poll_fn},
     io,
     mem::MaybeUninit,
@@ -18,8 +17,8 @@ use std::{
 
 use socket2::SockRef;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
-    net::{TcpListener, TcpStream, lookup_host},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
     sync::Semaphore,
     task::spawn_blocking,
     time::{Instant, Sleep, sleep, sleep_until, timeout},
@@ -35,17 +34,19 @@ use crate::{
     auth::{Credentials, Users},
     buffer::Buffer,
     client::Client,
+    gateway::{Attempt, Lease, OpenError, OpenReason, quit},
     limits::{READ_MAX, VERIFICATIONS_MAX},
     policy::Tls,
     quota::{Account, Kind, Present, Subscriber},
     record::{Outcome, Record},
-    relay::{Directory, Endpoint, Gateway, Identity, Relay},
+    relay::{Directory, Identity, Relay},
     reply::Reply,
     session::{
-        Action, CONNECTIONS_OVER_QUOTA, EARLY_TALK, NO_CLASS, NOT_IDENTIFIED, NOT_REACHED, Note, Session,
+        Action, CONNECTIONS_OVER_QUOTA, EARLY_TALK, Granted, NO_CLASS, NOT_IDENTIFIED, NOT_REACHED, Note, Session,
         TOO_MANY_SESSIONS, Verdict,
     },
     splice,
+    stream::Stream,
     upstream::Failure,
 };
 
@@ -291,12 +292,6 @@ fn send_now(stream: &TcpStream, reply: &Reply) {
     let _ = SockRef::from(stream).send(out.filled());
 }
 
-/// Half-closes and waits for the other side's end.
-async fn linger(mut stream: TcpStream) -> io::Result<()> {
-    stream.shutdown().await?;
-    drain(stream).await
-}
-
 /// Waits for the other side's end.
 async fn drain(mut stream: TcpStream) -> io::Result<()> {
     let mut rest = LINGER_OCTETS_MAX;
@@ -310,50 +305,18 @@ async fn drain(mut stream: TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// QUIT, and the gateway's 221, which we do not need but which it likes to deliver.
-async fn quit(mut stream: TcpStream) -> io::Result<()> {
-    stream.write_all(b"QUIT\r\n").await?;
-    linger(stream).await
-}
-
 /// What an errand brings home.
 enum Found {
-    Gateway(Option<Gateway>),
-    /// With the addresses that were not needed.
-    Connection(TcpStream, VecDeque<SocketAddr>),
+    /// The attempt, so that it can go on from there.
+    Connection(Box<Attempt>, Result<Box<Lease>, OpenError>),
     Verdict(Verdict),
-    Nothing,
 }
 
-type Errand<'a> = Pin<Box<dyn Future<Output = Found> + Send + 'a>>;
+type Errand = Pin<Box<dyn Future<Output = Found> + Send>>;
 
-/// The time that is left is shared evenly, so that one dead address cannot use up the chance of the next.
-async fn connect(mut untried: VecDeque<SocketAddr>, until: Instant) -> Found {
-    while let Some(address) = untried.pop_front() {
-        let shares = u32::try_from(untried.len()).unwrap_or(u32::MAX).saturating_add(1);
-        let share = until.saturating_duration_since(Instant::now()) / shares;
-        match timeout(share, TcpStream::connect(address)).await {
-            Ok(Ok(stream)) if stream.set_nodelay(true).is_ok() => return Found::Connection(stream, untried),
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => debug!(%address, %error, "cannot connect to the gateway"),
-            Err(_) => debug!(%address, "the gateway does not answer"),
-        }
-    }
-    Found::Nothing
-}
-
-async fn resolve_and_connect(gateway: Gateway, until: Instant) -> Found {
-    let addresses = match gateway.endpoint {
-        Endpoint::Addresses(addresses) => addresses.iter().map(|address| address.get()).collect(),
-        Endpoint::Host { name, port } => match lookup_host((&*name, port)).await {
-            Ok(addresses) => addresses.collect(),
-            Err(error) => {
-                debug!(gateway = %gateway.name, host = %name, %error, "cannot resolve the gateway");
-                return Found::Nothing;
-            }
-        },
-    };
-    connect(addresses, until).await
+async fn obtain(mut attempt: Box<Attempt>, until: Instant) -> Found {
+    let found = attempt.next(until).await.map(Box::new);
+    Found::Connection(attempt, found)
 }
 
 /// Looks at a password where it keeps no session waiting.
@@ -375,9 +338,11 @@ struct Conversation<'a, D> {
     relay: &'a Relay<D>,
     session: Session,
     client: Client,
-    gateway: Option<TcpStream>,
-    errand: Option<Errand<'a>>,
-    untried: VecDeque<SocketAddr>,
+    gateway: Option<Box<Lease>>,
+    errand: Option<Errand>,
+    attempt: Option<Box<Attempt>>,
+    /// The gateway's side holds octets that were written.
+    unflushed: bool,
     tasks: TaskTracker,
     /// When the timer goes off. It may be earlier than needed: deadlines mostly move back, and then it is left alone.
     armed: Option<Instant>,
@@ -393,7 +358,8 @@ impl<'a, D: Directory> Conversation<'a, D> {
             client: Client::Plain(client),
             gateway: None,
             errand: None,
-            untried: VecDeque::new(),
+            attempt: None,
+            unflushed: false,
             tasks,
             armed: None,
             draining: false,
@@ -451,26 +417,37 @@ impl<'a, D: Directory> Conversation<'a, D> {
     fn act(&mut self) {
         while let Some(action) = self.session.next_action() {
             match action {
-                Action::FindGateway => {
-                    let directory = &self.relay.directory;
-                    let identity = self.session.identity().clone();
-                    self.errand = Some(Box::pin(async move { Found::Gateway(directory.gateway(&identity).await) }));
+                Action::AskRouting => {
+                    let routing = self.relay.directory.routing();
+                    self.session.on_routing(routing, now());
                 }
-                Action::Connect { gateway, until } => {
-                    self.errand = Some(Box::pin(resolve_and_connect(gateway, until.into())));
+                Action::Connect { want, fresh, until } => {
+                    let attempt =
+                        Box::new(Attempt::new(&self.relay.fleet, *want, self.relay.directory.listeners(), fresh));
+                    self.errand = Some(Box::pin(obtain(attempt, until.into())));
                 }
                 Action::ConnectNext { until } => {
-                    self.errand = Some(Box::pin(connect(std::mem::take(&mut self.untried), until.into())));
+                    if let Some(attempt) = self.attempt.take() {
+                        self.errand = Some(Box::pin(obtain(attempt, until.into())));
+                    }
+                }
+                Action::Release => {
+                    self.attempt = None;
+                    if let Some(stream) = self.gateway.take().and_then(|lease| lease.release()) {
+                        self.quit(stream);
+                    }
+                }
+                Action::SuspendEgress => {
+                    if let Some(lease) = &self.gateway {
+                        lease.suspend_egress();
+                    }
                 }
                 Action::Hangup { quit: politely } => {
                     self.errand = None;
-                    if let Some(stream) = self.gateway.take()
+                    if let Some(lease) = self.gateway.take()
                         && politely
                     {
-                        let limit = self.relay.settings.timeouts.farewell;
-                        self.tasks.spawn(async move {
-                            let _ = timeout(limit, quit(stream)).await;
-                        });
+                        self.quit(lease.into_stream());
                     }
                 }
                 Action::Handshake(certificate) => self.client.begin_handshake(&certificate),
@@ -482,6 +459,13 @@ impl<'a, D: Directory> Conversation<'a, D> {
                 Action::Note(note) => self.note(note),
             }
         }
+    }
+
+    fn quit(&self, stream: Stream) {
+        let limit = self.relay.settings.timeouts.farewell;
+        self.tasks.spawn(async move {
+            let _ = timeout(limit, quit(stream)).await;
+        });
     }
 
     fn poll_client_write(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -512,9 +496,26 @@ impl<'a, D: Directory> Conversation<'a, D> {
 
     fn poll_gateway_write(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let out = self.session.gateway_out();
-        let Some(gateway) = self.gateway.as_mut().filter(|_| !out.is_empty()) else { return Poll::Pending };
-        match ready!(Pin::new(gateway).poll_write(cx, out)) {
-            Ok(octets) if octets > 0 => self.session.gateway_sent(octets, now()),
+        let Some(lease) = &mut self.gateway else { return Poll::Pending };
+        let stream = Pin::new(lease.stream());
+        if out.is_empty() {
+            // TLS keeps what the socket does not take.
+            if self.unflushed {
+                let flushed = ready!(stream.poll_flush(cx));
+                self.unflushed = false;
+                if flushed.is_err() {
+                    self.session.on_gateway_closed(now());
+                    self.act();
+                }
+                return Poll::Ready(());
+            }
+            return Poll::Pending;
+        }
+        match ready!(stream.poll_write(cx, out)) {
+            Ok(octets) if octets > 0 => {
+                self.unflushed = true;
+                self.session.gateway_sent(octets, now());
+            }
             _ => self.session.on_gateway_closed(now()),
         }
         self.act();
@@ -546,7 +547,7 @@ impl<'a, D: Directory> Conversation<'a, D> {
         ready!(poll_read(
             cx,
             false,
-            |cx, buffer| Pin::new(&mut *gateway).poll_read(cx, buffer),
+            |cx, buffer| Pin::new(gateway.stream()).poll_read(cx, buffer),
             |read| match read {
                 Ok([]) | Err(_) => session.on_gateway_closed(now()),
                 Ok(bytes) => session.on_gateway_octets(bytes, now()),
@@ -561,15 +562,26 @@ impl<'a, D: Directory> Conversation<'a, D> {
         let found = ready!(errand.as_mut().poll(cx));
         self.errand = None;
         match found {
-            Found::Gateway(gateway) => self.session.on_gateway(gateway, now()),
-            Found::Connection(stream, untried) => {
-                self.relay.meters.gateway_connections.increment();
-                self.gateway = Some(stream);
-                self.untried = untried;
-                self.session.on_connected(now());
+            Found::Connection(attempt, Ok(lease)) => {
+                self.attempt = Some(attempt);
+                if !lease.reused {
+                    self.relay.meters.gateway_connections.increment();
+                }
+                let granted = Granted {
+                    gateway: Arc::clone(lease.gateway()),
+                    capabilities: Arc::clone(lease.capabilities()),
+                    from_egress: lease.egress().is_some(),
+                    reused: lease.reused,
+                };
+                self.gateway = Some(lease);
+                self.unflushed = false;
+                self.session.on_connected(granted, now());
+            }
+            Found::Connection(attempt, Err(error)) => {
+                self.attempt = Some(attempt);
+                self.session.on_unreachable(error, now());
             }
             Found::Verdict(verdict) => self.session.on_verified(verdict, now()),
-            Found::Nothing => self.session.on_unreachable(now()),
         }
         Poll::Ready(())
     }
@@ -634,9 +646,12 @@ impl<'a, D: Directory> Conversation<'a, D> {
                 debug!(%subscriber, kind = kind.as_str(), "over quota");
             }
             Note::PlaceLost => meters.tarpit_lost.increment(),
-            Note::GatewayUnreachable => {
+            Note::GatewayUnreachable(error) => {
                 meters.gateway_failures.increment();
-                debug!(%subscriber, "the gateway is unreachable");
+                if error.reason == OpenReason::Timeout {
+                    meters.gateway_timeouts.increment();
+                }
+                debug!(%subscriber, %error, "no gateway can be reached");
             }
             Note::GatewayFailed(failure) => {
                 meters.gateway_failures.increment();

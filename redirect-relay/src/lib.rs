@@ -2,19 +2,20 @@
 //!
 //! Cut-through: nothing is stored. The client's 250 for a message is the gateway's 250, passed on; the gateway gets the
 //! final dot only after the client's exact CRLF "." CRLF. The relay knows nothing of packets or BPF: the caller tells it,
-//! through [`Directory`], who the client is, where it meant to go and which gateway serves its class.
+//! through [`Directory`], who the client is, where it meant to go, and where mail goes: gateways, groups of them and routes.
 //!
 //! Spoken to clients: HELO, EHLO, MAIL, RCPT, DATA, BDAT, RSET, NOOP, QUIT, VRFY (252) with PIPELINING (RFC 2920), SIZE
 //! (RFC 1870), CHUNKING (RFC 3030), ENHANCEDSTATUSCODES (RFC 2034), LIMITS (RFC 9422), and as the class's [`Policy`] says
 //! 8BITMIME (RFC 6152), SMTPUTF8 (RFC 6531), DSN (RFC 3461), STARTTLS (RFC 3207) and AUTH (RFC 4954). Spoken to gateways: the same without CHUNKING, as far as
-//! the gateway offers it.
+//! the gateway offers it; there AUTH is PLAIN, LOGIN or SCRAM-SHA-256, and XCLIENT and the PROXY protocol come on top.
 //!
 //! | module | owns |
 //! |---|---|
 //! | `session` | one client's session: octets and events in, octets and actions out |
-//! | `upstream` | the conversation with a gateway, likewise |
+//! | `upstream` | the conversation with a gateway from MAIL on, likewise |
 //! | `command`, `address`, `dsn` | the strict grammar of what clients say |
-//! | `gateway`, `domain`, `route` | gateways and routes: what the operator says of them, and which one takes a message |
+//! | `gateway` | gateways: what the operator says of them, how a connection to one begins, which of them is used |
+//! | `route`, `domain` | which gateway is for which recipient |
 //! | `reply` | replies, both directions |
 //! | `data`, `chunk` | the framing of a body: ended by a dot, or counted |
 //! | `policy`, `auth`, `certificate` | what a class's clients are offered; who they are, and TLS with them |
@@ -22,7 +23,7 @@
 //! | `splice` | sessions that are passed through to the server dialled |
 //! | `trace` | the `Received:` field |
 //! | `limits` | every bound and every wait |
-//! | `driver`, `client` | sockets, timers, tasks: with `splice` the only modules that do IO |
+//! | `driver`, `client`, `stream` | sockets, timers, tasks: with `splice` and `gateway` (`dial`, `fleet`, `resolve`, `tend`, `verify`) all IO |
 //! | `relay`, `addrs`, `record`, `counters`, `buffer` | what the caller gives and gets; values |
 
 mod address;
@@ -50,20 +51,23 @@ pub mod route;
 mod schema;
 mod session;
 mod splice;
+mod stream;
 mod tarpit;
 mod trace;
 mod upstream;
 
 pub use crate::{
-    addrs::{ClientAddr, GatewayAddr, OriginalDst},
+    addrs::{ClientAddr, OriginalDst},
     auth::{Users, Verifier, VerifierInvalid},
     certificate::{Certificate, CertificateInvalid},
     counters::Counters,
     domain::{Domain, InvalidDomain},
     driver::run,
+    gateway::tend,
     limits::{Limits, Timeouts},
     policy::{Access, Auth, Extensions, Lock, Policy, Tls},
     quota::{Kind, Quota, Rate},
-    relay::{Directory, Endpoint, Gateway, Identity, Relay, Settings},
+    relay::{Directory, Identity, Relay, Settings},
+    reply::ReplyError,
     tarpit::Tarpit,
 };

@@ -5,11 +5,13 @@ use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 use jiff::Timestamp;
 
 use crate::{
-    addrs::{ClientAddr, GatewayAddr, OriginalDst},
+    addrs::{ClientAddr, OriginalDst},
     counters::{Counters, Meters},
+    gateway::{Capabilities, Fleet, Gateway, GatewayState, VerifyReport},
     limits::{Limits, Timeouts},
     policy::Policy,
     quota::{self, Presence},
+    route::Routing,
     tarpit::Places,
 };
 
@@ -23,30 +25,16 @@ pub struct Identity {
     pub policy: Arc<Policy>,
 }
 
-/// A server that takes the mail of a class.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Gateway {
-    /// What the operator calls it: for logs.
-    pub name: Arc<str>,
-    pub endpoint: Endpoint,
-}
-
-/// Where a gateway is found.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Endpoint {
-    /// Tried in this order.
-    Addresses(Arc<[GatewayAddr]>),
-    /// Resolved at each connect, through the system's resolver.
-    Host { name: Arc<str>, port: u16 },
-}
-
 /// The caller's knowledge of subscribers and gateways.
 pub trait Directory: Send + Sync + 'static {
     /// Who connected from `peer` to our socket `local`. `None`: the source has no class, and gets no service.
     fn identify(&self, peer: SocketAddr, local: SocketAddr) -> impl Future<Output = Option<Identity>> + Send;
 
-    /// The gateway for a client's next message; asked once for each, at MAIL. The answer holds for the whole transaction.
-    fn gateway(&self, identity: &Identity) -> impl Future<Output = Option<Gateway>> + Send;
+    /// Where mail goes at the moment; asked for at each MAIL, so it must be at hand. The transaction keeps it to its end.
+    fn routing(&self) -> Arc<Routing>;
+
+    /// Where this relay listens: no gateway may be there, whatever it allows, for mail would go in circles.
+    fn listeners(&self) -> Vec<SocketAddr>;
 
     /// The client's subscriber abuses the relay: keep it away for `duration`. Called from a session's task, so it must not
     /// block. Who has no means to do so need not implement it; the session ends all the same.
@@ -105,15 +93,18 @@ pub struct Relay<D> {
     pub(crate) quotas: Arc<quota::Table>,
     pub(crate) presence: Arc<Presence>,
     pub(crate) places: Arc<Places>,
+    pub(crate) fleet: Arc<Fleet>,
 }
 
 impl<D: Directory> Relay<D> {
     pub fn new(settings: Settings, directory: D) -> Self {
+        let settings = Arc::new(settings);
         Self {
             quotas: Arc::new(quota::Table::new(settings.quota_entries_max)),
             presence: Arc::default(),
             places: Places::new(settings.tarpit_max),
-            settings: Arc::new(settings),
+            fleet: Arc::new(Fleet::new(Arc::clone(&settings))),
+            settings,
             directory,
             meters: Meters::default(),
         }
@@ -122,6 +113,21 @@ impl<D: Directory> Relay<D> {
     /// What was given to [`Relay::new`].
     pub const fn directory(&self) -> &D {
         &self.directory
+    }
+
+    /// How the gateways of the directory are.
+    pub fn gateways(&self) -> Vec<GatewayState> {
+        self.fleet.report(&self.directory.routing())
+    }
+
+    /// Tries a gateway, saved or not, as mail would use it, up to a MAIL that is given up.
+    pub async fn verify(&self, gateway: &Gateway) -> VerifyReport {
+        self.fleet.verify(gateway, &self.directory.listeners()).await
+    }
+
+    /// What every gateway that takes mail offers, as far as EHLO has told; `None` before any has.
+    pub fn common_capabilities(&self) -> Option<Capabilities> {
+        self.fleet.common(&self.directory.routing())
     }
 
     pub fn counters(&self) -> Counters {

@@ -36,6 +36,11 @@ impl Reply {
         Self { code, ..self }
     }
 
+    /// What the reply says besides its codes; lines are separated by LF.
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+
     pub(crate) fn write(&self, out: &mut Buffer) {
         let Self { code, subject, detail, text } = self;
         let mut lines = text.split('\n').peekable();
@@ -49,7 +54,7 @@ impl Reply {
 
 /// Why a gateway's reply cannot be believed. After one of these nobody knows which command the next reply belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum ReplyError {
+pub enum ReplyError {
     #[error("a reply line is too long")]
     LineTooLong,
     #[error("a reply has too many lines")]

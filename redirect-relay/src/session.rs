@@ -33,6 +33,8 @@ use crate::{
     chunk::Stuffer,
     command::{self, Chunk, Command, Grammar, Mail, NEEDS_SMTPUTF8, Rcpt, Refusal},
     data::Scanner,
+    domain::Domain,
+    gateway::{Capabilities, Gateway, Introduction, OpenError, OpenReason, Stage as OpenStage, Want},
     limits::Limits,
     limits::{
         ANY_LINE_MAX, AUTH_LINE_MAX, CHUNK_SMALL, HOPS_MAX, RECIPIENTS_IN_FLIGHT, TEXT_LINE_MAX, TO_CLIENT_HIGH,
@@ -41,8 +43,9 @@ use crate::{
     policy::{Auth, Extensions},
     quota::{self, Account, Kind},
     record::{Cause, Outcome, Record},
-    relay::{Gateway, Identity, Settings},
+    relay::{Identity, Settings},
     reply::Reply,
+    route::{Query, Routing, Target},
     tarpit::{Place, Places},
     trace::{self, Helo, Hops, With},
     upstream::{Event, Failure, Upstream},
@@ -57,18 +60,24 @@ pub(crate) use self::{flow::CONNECTIONS_OVER_QUOTA, login::Verdict};
 /// What the driver must do. At most one gateway connection or attempt exists at a time.
 #[derive(Debug)]
 pub(crate) enum Action {
-    /// Ask the directory, then call [`Session::on_gateway`]. Replaces an earlier question.
-    FindGateway,
-    /// Connect, then call [`Session::on_connected`] or [`Session::on_unreachable`]. All addresses share the time `until`.
+    /// Tell the routing of the moment with [`Session::on_routing`].
+    AskRouting,
+    /// Connect to a gateway, then call [`Session::on_connected`] or [`Session::on_unreachable`]. All that may be tried
+    /// shares the time `until`. `fresh`: not a connection that has served before.
     Connect {
-        gateway: Gateway,
+        want: Box<Want>,
+        fresh: bool,
         until: Instant,
     },
-    /// Connect to the next address of the same gateway.
+    /// Go on behind the latest connection: the next address, or the next gateway.
     ConnectNext {
         until: Instant,
     },
-    /// Forget a question or attempt under way and close the gateway connection, with QUIT if that is in order.
+    /// The connection is fit for another message.
+    Release,
+    /// Leave out the address that the connection came from: it is on a block list. Comes before its `Hangup`.
+    SuspendEgress,
+    /// Forget an attempt under way and close the gateway connection, with QUIT if that is in order.
     Hangup {
         quit: bool,
     },
@@ -87,7 +96,7 @@ pub(crate) enum Action {
 }
 
 /// Things worth counting that are no message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Note {
     ClientTimeout,
     /// We ended the session for what the client did.
@@ -96,11 +105,25 @@ pub(crate) enum Note {
     AuthFailed,
     OverQuota(Kind),
     PlaceLost,
-    GatewayUnreachable,
+    GatewayUnreachable(OpenError),
     GatewayFailed(Failure),
 }
 
+/// A connection to a gateway, ready for MAIL.
+#[derive(Debug, Clone)]
+pub(crate) struct Granted {
+    pub(crate) gateway: Arc<Gateway>,
+    pub(crate) capabilities: Arc<Capabilities>,
+    /// It leaves from one of the gateway's egress addresses.
+    pub(crate) from_egress: bool,
+    /// It served an earlier message, so it may have been closed meanwhile without any fault.
+    pub(crate) reused: bool,
+}
+
 use self::flow::OVER_QUOTA;
+
+/// The priority of a message that says nothing of it (RFC 6710 section 4).
+const USUAL_PRIORITY: i8 = 0;
 
 /// Answers to those who get no session.
 pub(crate) const NO_CLASS: Reply = Reply::new(554, 7, 1, "No mail service for your address");
@@ -141,6 +164,10 @@ const SHUTDOWN: Reply = Reply::new(421, 3, 2, "Service is shutting down");
 const NO_GATEWAY: Reply = Reply::new(451, 3, 5, "No mail gateway is configured");
 const GATEWAY_UNREACHABLE: Reply = Reply::new(451, 4, 1, "The mail gateway does not answer");
 const GATEWAY_REFUSES: Reply = Reply::new(451, 3, 2, "The mail gateway refuses service");
+const GATEWAY_BUSY: Reply = Reply::new(451, 3, 2, "The mail gateway cannot take messages at the moment");
+const GATEWAY_INSECURE: Reply = Reply::new(451, 7, 5, "The connection to the mail gateway cannot be secured");
+const GATEWAY_DENIES: Reply = Reply::new(451, 7, 0, "The mail gateway does not accept our account");
+const OTHER_ROUTE: Reply = Reply::new(452, 5, 3, "Another route, send to this recipient separately");
 const GATEWAY_LOST: Reply = Reply::new(451, 4, 2, "The connection to the mail gateway is lost");
 const OUTCOME_UNKNOWN: Reply = Reply::new(451, 4, 2, "Outcome unknown, the message may have been delivered");
 
@@ -224,8 +251,12 @@ struct Chunks {
 struct Transaction {
     mail: Mail,
     stage: Stage,
-    /// The gateway of this message, once known.
-    gateway: Option<Gateway>,
+    /// Where mail goes, from the first command of the transaction to its end.
+    routing: Option<Arc<Routing>>,
+    /// Where the message goes: its latest recipient's route, until one is accepted.
+    target: Option<Target>,
+    /// The gateway that has it, or had it last.
+    gateway: Option<Arc<Gateway>>,
     /// RCPTs without an answer, oldest first. They are kept so that a fresh connection can repeat them.
     waiting: VecDeque<Rcpt>,
     accepted: u32,
@@ -250,8 +281,10 @@ enum OwnRefusal {
 
 #[derive(Debug)]
 enum Stage {
-    /// The directory is asked.
+    /// The directory is asked for the routing.
     Lookup,
+    /// The first recipient is awaited.
+    Routed,
     /// A connection is being made.
     Opening(Opening),
     /// MAIL is with the gateway, or accepted by it.
@@ -263,18 +296,17 @@ enum Stage {
 #[derive(Debug, Clone)]
 struct Opening {
     since: Instant,
-    /// What recipients are told if no connection comes of it: why the latest one failed.
-    otherwise: Reply,
+    /// What recipients are told if no connection comes of it: why the latest one was of no use, if there was one.
+    otherwise: Option<Reply>,
 }
 
 #[derive(Debug)]
 struct Link {
-    gateway: Gateway,
+    target: Target,
+    granted: Granted,
     upstream: Upstream,
-    opening: Opening,
-    /// It served an earlier transaction, so it may have been closed meanwhile without any fault.
-    reused: bool,
-    idle_deadline: Instant,
+    /// When its opening began.
+    since: Instant,
 }
 
 #[derive(Debug)]
@@ -378,10 +410,7 @@ impl Session {
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let link = self.link.as_ref().and_then(|link| link.upstream.deadline());
         let write = self.write_deadline.filter(|_| !self.client_out().is_empty());
-        [self.client_wait(), write, self.held_until, self.opening_deadline(), self.idle_deadline(), link]
-            .into_iter()
-            .flatten()
-            .min()
+        [self.client_wait(), write, self.held_until, self.opening_deadline(), link].into_iter().flatten().min()
     }
 
     pub(crate) fn on_deadline(&mut self, now: Instant) {
@@ -398,10 +427,8 @@ impl Session {
             return self.end(&CLIENT_TIMEOUT, Cause::ClientTimeout, now);
         }
         if over(self.opening_deadline()) {
-            self.on_unreachable(now);
-        }
-        if over(self.idle_deadline()) {
-            self.hangup();
+            let reason = OpenReason::Timeout;
+            self.on_unreachable(OpenError { stage: OpenStage::Tcp, reason }, now);
         }
         if let Some(link) = &mut self.link {
             link.upstream.on_deadline(now);
@@ -486,49 +513,36 @@ impl Session {
 
     // ---- The gateway ----
 
-    pub(crate) fn on_gateway(&mut self, gateway: Option<Gateway>, now: Instant) {
-        let Some(transaction) = &mut self.transaction else { return };
-        if !matches!(transaction.stage, Stage::Lookup) {
-            return;
-        }
-        transaction.gateway.clone_from(&gateway);
-        match (gateway, &mut self.link) {
-            (None, _) => self.refuse_recipients(&NO_GATEWAY, now),
-            (Some(gateway), Some(link)) if link.gateway == gateway => {
-                link.reused = true;
-                self.start_upstream(now);
-            }
-            (Some(gateway), _) => {
-                // The directory's time counts: the client waits for both.
-                let since = transaction.started;
-                transaction.stage = Stage::Opening(Opening { since, otherwise: GATEWAY_UNREACHABLE });
-                self.hangup();
-                self.actions.push_back(Action::Connect { gateway, until: since + self.settings.timeouts.connect });
-            }
+    pub(crate) fn on_routing(&mut self, routing: Arc<Routing>, now: Instant) {
+        let Some(transaction) = self.transaction.as_mut().filter(|t| matches!(t.stage, Stage::Lookup)) else { return };
+        transaction.stage = Stage::Routed;
+        let only = routing.only_target(&self.identity.class).cloned();
+        transaction.routing = Some(routing);
+        // The recipients cannot change it: the connection is made while the client still speaks.
+        if let Some(target) = only {
+            self.open(&target, now);
         }
         self.advance(now);
     }
 
-    pub(crate) fn on_connected(&mut self, now: Instant) {
-        let Some(Transaction { stage: Stage::Opening(opening), gateway: Some(gateway), .. }) = &self.transaction else {
+    pub(crate) fn on_connected(&mut self, granted: Granted, now: Instant) {
+        let Some(transaction) = &mut self.transaction else { return self.hangup() };
+        let (Stage::Opening(Opening { since, .. }), Some(target)) = (&transaction.stage, &transaction.target) else {
             return self.hangup();
         };
-        let (gateway, opening) = (gateway.clone(), opening.clone());
-        let upstream = Upstream::new(Arc::clone(&self.settings), now);
-        self.link = Some(Box::new(Link { gateway, upstream, opening, reused: false, idle_deadline: now }));
+        transaction.gateway = Some(Arc::clone(&granted.gateway));
+        let upstream = Upstream::new(Arc::clone(&self.settings), Arc::clone(&granted.capabilities));
+        self.link = Some(Box::new(Link { target: target.clone(), granted, upstream, since: *since }));
         self.start_upstream(now);
         self.advance(now);
     }
 
-    /// No address of the gateway takes a connection.
-    pub(crate) fn on_unreachable(&mut self, now: Instant) {
-        let reply = match self.transaction.as_ref().map(|transaction| &transaction.stage) {
-            Some(Stage::Lookup) => GATEWAY_UNREACHABLE,
-            Some(Stage::Opening(opening)) => opening.otherwise.clone(),
-            Some(Stage::Live | Stage::Refused(_)) | None => return,
-        };
+    /// No gateway can be reached, and nothing is left to try.
+    pub(crate) fn on_unreachable(&mut self, error: OpenError, now: Instant) {
+        let Some(Transaction { stage: Stage::Opening(opening), .. }) = &self.transaction else { return };
+        let reply = opening.otherwise.clone().unwrap_or_else(|| unreachable_reply(&error));
         self.hangup();
-        self.actions.push_back(Action::Note(Note::GatewayUnreachable));
+        self.actions.push_back(Action::Note(Note::GatewayUnreachable(error)));
         self.refuse_recipients(&reply, now);
         self.advance(now);
     }
@@ -601,15 +615,9 @@ impl Session {
     fn opening_deadline(&self) -> Option<Instant> {
         let transaction = self.transaction.as_ref()?;
         match transaction.stage {
-            Stage::Lookup => Some(transaction.started + self.settings.timeouts.connect),
-            Stage::Opening(Opening { since, .. }) => Some(since + self.settings.timeouts.connect),
-            Stage::Live | Stage::Refused(_) => None,
+            Stage::Opening(Opening { since, .. }) => Some(since + self.settings.timeouts.open),
+            Stage::Lookup | Stage::Routed | Stage::Live | Stage::Refused(_) => None,
         }
-    }
-
-    fn idle_deadline(&self) -> Option<Instant> {
-        let link = self.link.as_ref()?;
-        (self.transaction.is_none() && link.upstream.is_quiet()).then_some(link.idle_deadline)
     }
 
     // ---- Progress ----
@@ -619,6 +627,10 @@ impl Session {
         loop {
             while let Some(event) = self.link.as_mut().and_then(|link| link.upstream.next_event()) {
                 self.on_event(event, now);
+            }
+            if self.transaction.is_none() && self.link.as_ref().is_some_and(|link| link.upstream.is_free()) {
+                self.link = None;
+                self.actions.push_back(Action::Release);
             }
             if !self.chunk_from_input(now) && !self.response_from_input(now) && !self.next_command(now) {
                 break;
@@ -633,7 +645,8 @@ impl Session {
         if self.client_ended && short {
             return self.end(&CLIENT_CUT, Cause::ClientLost, now);
         }
-        if !matches!(self.phase, Phase::Command | Phase::Auth(_)) || self.recipients_waiting() > 0 {
+        let waits = self.recipients_waiting() > 0 || self.awaits_routing();
+        if waits || !matches!(self.phase, Phase::Command | Phase::Auth(_)) {
             return;
         }
         if self.draining && self.transaction.is_none() {
@@ -644,6 +657,10 @@ impl Session {
         }
     }
 
+    fn awaits_routing(&self) -> bool {
+        self.transaction.as_ref().is_some_and(|transaction| matches!(transaction.stage, Stage::Lookup))
+    }
+
     fn recipients_waiting(&self) -> usize {
         self.transaction.as_ref().map_or(0, |transaction| transaction.waiting.len())
     }
@@ -651,7 +668,7 @@ impl Session {
     /// Takes one command if it may be taken now.
     fn next_command(&mut self, now: Instant) -> bool {
         let ready = matches!(self.phase, Phase::Command) && self.to_client.len() < TO_CLIENT_HIGH && !self.is_held();
-        if !ready || (self.draining && self.transaction.is_none()) {
+        if !ready || self.awaits_routing() || (self.draining && self.transaction.is_none()) {
             return false;
         }
         let Some((length, parsed)) = command::next(self.input.filled(), self.grammar()) else { return false };
@@ -674,10 +691,34 @@ impl Session {
     /// Whether a command may follow RCPTs that have no answer: only one that the gateway will answer too.
     fn may_join(&self, parsed: &Result<Command, Refusal>, now: Instant) -> bool {
         let Some(transaction) = &self.transaction else { return true };
+        let Ok(Command::Rcpt(rcpt)) = parsed else { return false };
         let waiting = transaction.waiting.len();
-        matches!(parsed, Ok(Command::Rcpt(rcpt)) if self.own_refusal(rcpt, now).is_none())
+        self.own_refusal(rcpt, now).is_none()
             && waiting < RECIPIENTS_IN_FLIGHT
-            && u64::from(transaction.accepted) + (waiting as u64) < u64::from(self.settings.limits.recipients_max)
+            && u64::from(transaction.accepted) + (waiting as u64) < u64::from(self.recipients_max())
+            && self.target_of(rcpt).is_some_and(|target| transaction.target.as_ref() == Some(target))
+    }
+
+    /// Where a recipient's mail goes. `None`: there is no route.
+    fn target_of(&self, rcpt: &Rcpt) -> Option<&Target> {
+        let transaction = self.transaction.as_ref()?;
+        let (domain, sender) = (rcpt.recipient.domain(), transaction.mail.sender.domain());
+        let query = Query {
+            domain: domain.as_ref().map(Domain::as_str),
+            sender: sender.as_ref().map(Domain::as_str),
+            class: &self.identity.class,
+            size: transaction.mail.size.unwrap_or(0),
+            priority: USUAL_PRIORITY,
+        };
+        Some(transaction.routing.as_ref()?.decide(&query)?.target)
+    }
+
+    /// Recipients of one message: the gateway may take fewer than we do.
+    fn recipients_max(&self) -> u32 {
+        let gateway = self.link.as_ref().map(|link| &link.granted);
+        let configured = gateway.and_then(|granted| granted.gateway.limits.recipients_per_message_max);
+        let offered = gateway.and_then(|granted| granted.capabilities.recipients_max);
+        [configured, offered].into_iter().flatten().fold(self.settings.limits.recipients_max, u32::min)
     }
 
     fn on_command(&mut self, command: Command, now: Instant) {
@@ -789,6 +830,8 @@ impl Session {
         self.transaction = Some(Transaction {
             mail,
             stage: Stage::Lookup,
+            routing: None,
+            target: None,
             gateway: None,
             waiting: VecDeque::new(),
             accepted: 0,
@@ -798,7 +841,7 @@ impl Session {
             bound: false,
             started: now,
         });
-        self.actions.push_back(Action::FindGateway);
+        self.actions.push_back(Action::AskRouting);
         self.answer(&SENDER_OK, now);
     }
 
@@ -823,18 +866,26 @@ impl Session {
                 OwnRefusal::Quota(kind) => self.refuse_quota(kind, &OVER_QUOTA, now),
             };
         }
+        let Some(target) = self.target_of(&rcpt).cloned() else { return self.refuse_recipient(&NO_GATEWAY, now) };
+        let recipients_max = self.recipients_max();
         let Some(transaction) = &mut self.transaction else { return };
-        if let Stage::Refused(reply) = &transaction.stage {
-            transaction.refusal = Some(reply.code);
-            let reply = reply.clone();
+        let elsewhere = transaction.target.as_ref() != Some(&target);
+        if transaction.accepted >= recipients_max || (elsewhere && transaction.accepted > 0) {
+            transaction.overshoot += 1;
+            let reply = if elsewhere { OTHER_ROUTE } else { TOO_MANY_RECIPIENTS };
+            if transaction.overshoot > self.settings.limits.recipients_overshoot_max {
+                return self.cut(&reply.with_code(421), now);
+            }
             return self.answer(&reply, now);
         }
-        if transaction.accepted >= self.settings.limits.recipients_max {
-            transaction.overshoot += 1;
-            if transaction.overshoot > self.settings.limits.recipients_overshoot_max {
-                return self.cut(&TOO_MANY_RECIPIENTS.with_code(421), now);
-            }
-            return self.answer(&TOO_MANY_RECIPIENTS, now);
+        // No recipient is waiting for an answer then: see `may_join`.
+        if elsewhere {
+            self.open(&target, now);
+        }
+        let Some(transaction) = &mut self.transaction else { return };
+        if let Stage::Refused(reply) = &transaction.stage {
+            let reply = reply.clone();
+            return self.refuse_recipient(&reply, now);
         }
         self.charge(Kind::Recipients, 1, now);
         let Some(transaction) = &mut self.transaction else { return };
@@ -864,6 +915,49 @@ impl Session {
             let used_up = |kind: &Kind| !self.has(*kind, now);
             [Kind::Recipients, Kind::InvalidRecipients].into_iter().find(used_up).map(OwnRefusal::Quota)
         }
+    }
+
+    fn refuse_recipient(&mut self, reply: &Reply, now: Instant) {
+        if let Some(transaction) = &mut self.transaction {
+            transaction.refusal = Some(reply.code);
+        }
+        self.answer(reply, now);
+    }
+
+    /// Begins the way to `target`, of which no recipient has been accepted.
+    fn open(&mut self, target: &Target, now: Instant) {
+        let Some(transaction) = &mut self.transaction else { return };
+        transaction.target = Some(target.clone());
+        transaction.bound = false;
+        // The latest message's connection, which is still busy with RSET. Who is introduced once is introduced by that HELO.
+        if let Some(link) = self.link.as_mut().filter(|link| link.target == *target && !link.granted.gateway.xclient) {
+            link.granted.reused = true;
+            link.since = now;
+            transaction.gateway = Some(Arc::clone(&link.granted.gateway));
+            return self.start_upstream(now);
+        }
+        self.connect(false, None, now, now);
+    }
+
+    /// Makes a connection to the message's target in place of the one there is. All tries since `since` share the time.
+    fn connect(&mut self, fresh: bool, otherwise: Option<Reply>, since: Instant, now: Instant) {
+        self.hangup();
+        let until = since + self.settings.timeouts.open;
+        let (Some(transaction), Some(helo)) = (&mut self.transaction, &self.helo) else { return };
+        let (Some(routing), Some(target)) = (&transaction.routing, &transaction.target) else { return };
+        let introduction = Introduction {
+            client: self.identity.client,
+            original: self.identity.original,
+            helo: helo.name.clone(),
+            extended: helo.extended,
+        };
+        let want =
+            Want { routing: Arc::clone(routing), target: target.clone(), introduction, priority: USUAL_PRIORITY };
+        transaction.stage = Stage::Opening(Opening { since, otherwise });
+        if until <= now {
+            return self.on_unreachable(OpenError { stage: OpenStage::Tcp, reason: OpenReason::Timeout }, now);
+        }
+        self.actions.push_back(Action::Connect { want: Box::new(want), fresh, until });
     }
 
     fn data(&mut self, now: Instant) {
@@ -972,7 +1066,9 @@ impl Session {
     fn on_event(&mut self, event: Event, now: Instant) {
         match event {
             Event::Mail(reply) if reply.is_positive() => {}
+            Event::Mail(reply) if self.goes_elsewhere(&reply, true) => self.go_on(reply, now),
             Event::Mail(reply) => self.refuse_recipients(&reply, now),
+            Event::Rcpt(reply) if self.goes_elsewhere(&reply, false) => self.go_on(reply, now),
             Event::Rcpt(reply) => self.on_recipient(reply, now),
             Event::Data(reply) => match (&self.phase, reply.code) {
                 (Phase::AwaitGo(AwaitGo::Chunk(chunk)), 354) => {
@@ -1060,23 +1156,52 @@ impl Session {
         }
     }
 
-    /// Another address or a fresh connection may serve, as long as the client knows nothing of this one.
+    /// Whether a refusal is no verdict on the message yet: while the client knows nothing of this connection, another
+    /// gateway may take what this one cannot for the moment, and another address of ours what a block list keeps out.
+    fn goes_elsewhere(&self, reply: &Reply, mail: bool) -> bool {
+        let (Some(transaction), Some(link)) = (&self.transaction, &self.link) else { return false };
+        let temporary = mail && reply.code / 100 == 4;
+        let blocked = link.granted.from_egress && link.granted.gateway.egress.is_block(reply.text());
+        !transaction.bound && matches!(transaction.stage, Stage::Live) && !reply.is_positive() && (temporary || blocked)
+    }
+
+    /// On to the next gateway, or to the same one from another address or by a fresh connection.
+    fn go_on(&mut self, reply: Reply, now: Instant) {
+        let Some(link) = &self.link else { return };
+        let since = link.since;
+        if link.granted.from_egress && link.granted.gateway.egress.is_block(reply.text()) {
+            self.actions.push_back(Action::SuspendEgress);
+            return self.connect(true, Some(reply), since, now);
+        }
+        if link.granted.reused {
+            return self.connect(true, Some(reply), now, now);
+        }
+        self.connect_next(reply, since, now);
+    }
+
+    fn connect_next(&mut self, otherwise: Reply, since: Instant, now: Instant) {
+        self.hangup();
+        let until = since + self.settings.timeouts.open;
+        let Some(transaction) = &mut self.transaction else { return };
+        if until <= now {
+            return self.refuse_recipients(&otherwise, now);
+        }
+        transaction.stage = Stage::Opening(Opening { since, otherwise: Some(otherwise) });
+        self.actions.push_back(Action::ConnectNext { until });
+    }
+
+    /// Another gateway or a fresh connection may serve, as long as the client knows nothing of this one.
     fn reopen_or_refuse(&mut self, link: &Link, failure: Failure, now: Instant) {
         let Some(transaction) = &mut self.transaction else { return };
         if !matches!(transaction.stage, Stage::Live) {
             return;
         }
-        let otherwise = if matches!(failure, Failure::Refused(_)) { GATEWAY_REFUSES } else { GATEWAY_LOST };
-        let connect = self.settings.timeouts.connect;
-        if link.reused && !transaction.bound && failure != Failure::Timeout {
-            transaction.stage = Stage::Opening(Opening { since: now, otherwise });
-            self.actions.push_back(Action::Connect { gateway: link.gateway.clone(), until: now + connect });
-        } else if !link.upstream.is_ready() && now < link.opening.since + connect {
-            let since = link.opening.since;
-            transaction.stage = Stage::Opening(Opening { since, otherwise });
-            self.actions.push_back(Action::ConnectNext { until: since + connect });
+        if transaction.bound {
+            self.refuse_recipients(&GATEWAY_LOST, now);
+        } else if link.granted.reused && failure != Failure::Timeout {
+            self.connect(true, Some(GATEWAY_LOST), now, now);
         } else {
-            self.refuse_recipients(&otherwise, now);
+            self.connect_next(GATEWAY_LOST, link.since, now);
         }
     }
 
@@ -1134,19 +1259,18 @@ impl Session {
             self.charge(Kind::Octets, octets, now);
         }
         match (&transaction.stage, &mut self.link) {
-            (Stage::Lookup | Stage::Opening(_), _) => self.hangup(),
+            (Stage::Opening(_), _) => self.hangup(),
             // Half a message ends with the connection.
             (_, Some(_)) if transaction.chunks.is_some() => self.hangup(),
             (Stage::Live | Stage::Refused(_), Some(link)) => {
                 link.upstream.rset(now);
-                link.idle_deadline = now + self.settings.timeouts.gateway_idle;
             }
-            (Stage::Live | Stage::Refused(_), None) => {}
+            (Stage::Lookup | Stage::Routed | Stage::Live | Stage::Refused(_), _) => {}
         }
         // MAIL alone, given up, concerns nobody.
         if transaction.accepted > 0 || transaction.refusal.is_some() || !transaction.waiting.is_empty() {
             self.actions.push_back(Action::Record(Record {
-                gateway: transaction.gateway.map(|gateway| gateway.name),
+                gateway: transaction.gateway.map(|gateway| gateway.name.as_str().into()),
                 octets,
                 recipients: transaction.accepted,
                 outcome,
@@ -1226,6 +1350,24 @@ impl Session {
 
     fn spoke(&mut self, now: Instant) {
         self.write_deadline.get_or_insert(now + self.settings.timeouts.client_write);
+    }
+}
+
+/// What recipients are told when no connection could be made.
+fn unreachable_reply(error: &OpenError) -> Reply {
+    match (&error.reason, error.stage) {
+        (OpenReason::Unusable(_), _) => GATEWAY_BUSY,
+        (OpenReason::NoGateway(_) | OpenReason::Loop(_) | OpenReason::Forbidden(_) | OpenReason::NoEgress, _) => {
+            NO_GATEWAY
+        }
+        (OpenReason::Tls(_), _) | (OpenReason::NotOffered(_) | OpenReason::Refused { .. }, OpenStage::Starttls) => {
+            GATEWAY_INSECURE
+        }
+        (OpenReason::Unprotected | OpenReason::Sasl(_), _)
+        | (OpenReason::NotOffered(_) | OpenReason::Refused { .. }, OpenStage::Auth) => GATEWAY_DENIES,
+        (OpenReason::NotOffered(_) | OpenReason::Refused { .. }, _) => GATEWAY_REFUSES,
+        (_, OpenStage::Dns | OpenStage::Tcp) => GATEWAY_UNREACHABLE,
+        (_, _) => GATEWAY_LOST,
     }
 }
 

@@ -1,8 +1,6 @@
-//! Our side of the conversation with a gateway: requests in, events out, no sockets and no clock of its own.
+//! Our side of the conversation with a gateway, from MAIL on: requests in, events out, no sockets and no clock of its own.
 //!
 //! ```text
-//!  Banner --220--> Ehlo --250--> Ready <------------------------------.
-//!                   `--5xx--> Helo --250--> Ready                     |
 //!  Ready: MAIL, RCPT, RSET (several on the way if PIPELINING), DATA --354--> body, dot --reply--> Ready
 //! ```
 //!
@@ -20,6 +18,7 @@ use std::{
 use crate::{
     buffer::Buffer,
     command::{Body, Mail, Rcpt},
+    gateway::Capabilities,
     limits::Timeouts,
     relay::Settings,
     reply::{Reply, ReplyError, ReplyReader},
@@ -37,9 +36,6 @@ enum Request {
 /// What the next reply answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
-    Banner,
-    Ehlo,
-    Helo,
     Mail,
     Rcpt,
     /// A command of a transaction that is given up; only `Rset` after it counts.
@@ -71,8 +67,6 @@ pub(crate) enum Failure {
     Closed,
     #[error("the gateway said 421")]
     Shutdown,
-    #[error("the gateway refused to serve: {0}")]
-    Refused(u16),
     #[error("the gateway talked out of turn")]
     OutOfTurn,
     #[error("the gateway gave a reply that does not fit: {0}")]
@@ -81,6 +75,9 @@ pub(crate) enum Failure {
     Malformed(#[from] ReplyError),
     #[error("the gateway did not answer in time")]
     Timeout,
+    /// As `Timeout`, to the end of an earlier transaction: it says nothing of this one.
+    #[error("the gateway did not answer RSET in time")]
+    NotReset,
 }
 
 /// What the gateway remembers of our commands.
@@ -93,30 +90,18 @@ enum Transaction {
     Body,
 }
 
-/// What the gateway's EHLO reply offers.
-#[derive(Debug, Default, Clone, Copy)]
-#[expect(clippy::struct_excessive_bools, reason = "each is an extension of its own")]
-struct Offers {
-    pipelining: bool,
-    size: bool,
-    eight_bit_mime: bool,
-    smtputf8: bool,
-    dsn: bool,
-}
-
 const NO_SMTPUTF8: Reply = Reply::new(550, 6, 7, "The mail gateway does not take internationalized mail");
 const NO_EIGHT_BIT: Reply = Reply::new(554, 6, 3, "The mail gateway does not take 8-bit text");
 
 #[derive(Debug)]
 pub(crate) struct Upstream {
     settings: Arc<Settings>,
-    offers: Offers,
-    ready: bool,
-    /// EHLO or HELO is due.
-    hello: Option<Step>,
+    offers: Arc<Capabilities>,
     requests: VecDeque<Request>,
     unanswered: VecDeque<Step>,
     transaction: Transaction,
+    /// MAIL was refused: what follows it is void.
+    refused: bool,
     reader: ReplyReader,
     out: Buffer,
     events: VecDeque<Event>,
@@ -126,34 +111,33 @@ pub(crate) struct Upstream {
 }
 
 impl Upstream {
-    /// The TCP connection exists; the banner is awaited.
-    pub(crate) fn new(settings: Arc<Settings>, now: Instant) -> Self {
-        let mut upstream = Self {
+    /// MAIL may follow.
+    pub(crate) fn new(settings: Arc<Settings>, offers: Arc<Capabilities>) -> Self {
+        Self {
             settings,
-            offers: Offers::default(),
-            ready: false,
-            hello: None,
+            offers,
             requests: VecDeque::new(),
-            unanswered: VecDeque::from([Step::Banner]),
+            unanswered: VecDeque::new(),
             transaction: Transaction::None,
+            refused: false,
             reader: ReplyReader::default(),
             out: Buffer::default(),
             events: VecDeque::new(),
             failed: false,
             reply_deadline: None,
             write_deadline: None,
-        };
-        upstream.arm(now);
-        upstream
-    }
-
-    pub(crate) const fn is_ready(&self) -> bool {
-        self.ready
+        }
     }
 
     /// No command without a reply and no half message: a QUIT is in order.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.ready && self.transaction != Transaction::Body && self.unanswered.is_empty() && self.out.is_empty()
+        let idle = self.unanswered.is_empty() && self.requests.is_empty() && self.out.is_empty();
+        idle && !self.failed && self.transaction != Transaction::Body
+    }
+
+    /// Quiet, and without a transaction: another one may follow.
+    pub(crate) fn is_free(&self) -> bool {
+        self.is_quiet() && self.transaction == Transaction::None
     }
 
     pub(crate) fn next_event(&mut self) -> Option<Event> {
@@ -161,11 +145,15 @@ impl Upstream {
     }
 
     pub(crate) fn mail(&mut self, mail: Mail, now: Instant) {
+        self.refused = false;
         self.request(Request::Mail(mail), now);
     }
 
     pub(crate) fn rcpt(&mut self, rcpt: Rcpt, now: Instant) {
-        self.request(Request::Rcpt(rcpt), now);
+        // Its MAIL has had its event, and there is none for this.
+        if !self.refused {
+            self.request(Request::Rcpt(rcpt), now);
+        }
     }
 
     /// Only when every RCPT has its event: a gateway that answers 354 to a message without recipients needs a dot.
@@ -220,13 +208,7 @@ impl Upstream {
             let Some(&step) = self.unanswered.front() else {
                 return self.fail(Failure::OutOfTurn);
             };
-            let offers = &mut self.offers;
-            let result = self.reader.read(&mut bytes, |line| {
-                if step == Step::Ehlo {
-                    offers.note(line);
-                }
-            });
-            match result {
+            match self.reader.read(&mut bytes, |_| {}) {
                 Ok(None) => {}
                 Ok(Some(reply)) => {
                     self.unanswered.pop_front();
@@ -251,7 +233,8 @@ impl Upstream {
 
     pub(crate) fn on_deadline(&mut self, now: Instant) {
         if self.deadline().is_some_and(|deadline| deadline <= now) {
-            self.fail(Failure::Timeout);
+            let reset = matches!(self.unanswered.front(), Some(Step::Void | Step::Rset));
+            self.fail(if reset { Failure::NotReset } else { Failure::Timeout });
         }
     }
 
@@ -265,12 +248,7 @@ impl Upstream {
         if self.failed {
             return;
         }
-        if let Some(step) = self.hello.take() {
-            let verb = if step == Step::Ehlo { "EHLO" } else { "HELO" };
-            let line = format!("{verb} {}\r\n", self.settings.hostname);
-            self.send(step, now, &line);
-        }
-        while self.ready && (self.unanswered.is_empty() || self.offers.pipelining) {
+        while self.unanswered.is_empty() || self.offers.pipelining {
             // A lone MAIL waits for its first RCPT, for the client has its answer: one packet less each way.
             if self.offers.pipelining && self.requests.len() == 1 && matches!(self.requests[0], Request::Mail(_)) {
                 return;
@@ -293,7 +271,7 @@ impl Upstream {
             return self.refuse_mail(NO_SMTPUTF8);
         }
         let mut line = format!("MAIL FROM:{}", mail.sender);
-        if let Some(size) = mail.size.filter(|_| self.offers.size) {
+        if let Some(size) = mail.size.filter(|_| self.offers.size.is_some()) {
             write!(line, " SIZE={size}").expect("a string takes every write");
         }
         match mail.body {
@@ -339,11 +317,6 @@ impl Upstream {
         let closing = code == 421;
         let reply = if closing { reply.with_code(451) } else { reply };
         match (step, code / 100) {
-            (Step::Banner, 2) if code == 220 => self.hello = Some(Step::Ehlo),
-            // A server without EHLO refuses it for good (section 3.2); one that is busy or broken says so with 4xx.
-            (Step::Ehlo, 5) => self.hello = Some(Step::Helo),
-            (Step::Ehlo | Step::Helo, 2) if code == 250 => self.ready = true,
-            (Step::Banner | Step::Ehlo | Step::Helo, _) => return self.fail(Failure::Refused(code)),
             (Step::Mail, 2) => self.events.push_back(Event::Mail(reply)),
             (Step::Mail, 4 | 5) => self.refuse_mail(reply),
             (Step::Rcpt, 2 | 4 | 5) => self.events.push_back(Event::Rcpt(reply)),
@@ -373,6 +346,7 @@ impl Upstream {
     /// The transaction stays as it was: of a MAIL that was sent the gateway may remember something. Postfix 3.7 holds the next message to the SIZE of
     /// the refused one until it sees RSET.
     fn refuse_mail(&mut self, reply: Reply) {
+        self.refused = true;
         let next = self.requests.iter().position(|r| !matches!(r, Request::Rcpt(_))).unwrap_or(self.requests.len());
         self.requests.drain(..next);
         for step in self.unanswered.iter_mut().filter(|step| **step == Step::Rcpt) {
@@ -392,10 +366,9 @@ impl Upstream {
 
     /// The wait for the oldest unanswered command begins.
     fn arm(&mut self, now: Instant) {
-        let Timeouts { greeting, mail, recipient, data, verdict, .. } = self.settings.timeouts;
+        let Timeouts { mail, recipient, data, verdict, .. } = self.settings.timeouts;
         self.reply_deadline = self.unanswered.front().map(|step| {
             now + match step {
-                Step::Banner | Step::Ehlo | Step::Helo => greeting,
                 Step::Mail | Step::Rset => mail,
                 Step::Rcpt | Step::Void | Step::VoidRcpt => recipient,
                 Step::Data => data,
@@ -414,17 +387,5 @@ impl Upstream {
 fn write_parameter(line: &mut String, name: &str, value: Option<&impl fmt::Display>) {
     if let Some(value) = value {
         write!(line, " {name}={value}").expect("a string takes every write");
-    }
-}
-
-impl Offers {
-    /// The first line of the reply is a greeting; taken for a keyword it would have to be a gateway of that name.
-    fn note(&mut self, line: &str) {
-        let keyword = line.split(' ').next().unwrap_or_default();
-        self.pipelining |= keyword.eq_ignore_ascii_case("PIPELINING");
-        self.size |= keyword.eq_ignore_ascii_case("SIZE");
-        self.eight_bit_mime |= keyword.eq_ignore_ascii_case("8BITMIME");
-        self.smtputf8 |= keyword.eq_ignore_ascii_case("SMTPUTF8");
-        self.dsn |= keyword.eq_ignore_ascii_case("DSN");
     }
 }

@@ -15,6 +15,7 @@ async fn a_message_arrives_byte_for_byte() {
     client.expect("250 2.0.0 queued").await;
     client.ask("QUIT", "221 2.0.0").await;
     client.ended().await;
+    let counters = relay.stop().await;
     let seen = gateway.until("QUIT", |seen| seen.commands.last().is_some_and(|c| c == "QUIT")).await;
     assert_eq!(seen.messages, [BODY.as_bytes()]);
     assert_eq!(
@@ -23,7 +24,6 @@ async fn a_message_arrives_byte_for_byte() {
     );
     assert!(seen.traces[0].starts_with("Received: from pc.example ([127.0.0.1])\r\n\tby relay.example with ESMTP"));
     assert!(seen.traces[0].contains("(class configured;\r\n\tfor original destination [198.51.100.9]:25);\r\n"));
-    let counters = relay.stop().await;
     assert_eq!((counters.messages_accepted, counters.octets_accepted), (1, BODY.len() as u64));
 }
 

@@ -4,6 +4,7 @@
 
 mod delivery;
 mod faults;
+mod gateways;
 mod security;
 mod sessions;
 mod support;

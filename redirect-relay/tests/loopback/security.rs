@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use redirect_relay::{Auth, Certificate, Policy, Settings, Tls, Users, Verifier};
+use redirect_relay::{Auth, Certificate, Policy, Settings, Tls, Users, Verifier, route::Routing};
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, ServerName, pem::PemObject},
@@ -78,7 +78,8 @@ fn site(policy: Policy, gateway: SocketAddr) -> Site {
         class: Some("configured"),
         policy: Arc::new(policy),
         original,
-        gateway: Mutex::new(Some(at(&[gateway]))),
+        routing: Mutex::new(Arc::new(Routing::build(at(&[gateway])).unwrap())),
+        listeners: Mutex::default(),
         locks: AtomicU32::new(0),
     }
 }
@@ -102,7 +103,7 @@ async fn a_message_over_tls() {
     client.ask("QUIT\r\n", "221").await;
     let mut rest = Vec::new();
     client.0.read_to_end(&mut rest).await.expect("close_notify");
-    let seen = gateway.until("QUIT", |seen| seen.commands.last().is_some_and(|c| c == "QUIT")).await;
+    let seen = gateway.until("the message", |seen| seen.messages.len() == 1).await;
     assert_eq!(seen.messages, [body.as_bytes()]);
     assert!(seen.traces[0].contains(" with ESMTPS (class"), "{}", seen.traces[0]);
     assert_eq!(relay.stop().await.messages_accepted, 1);
@@ -205,7 +206,8 @@ fn passing_through(original: SocketAddr, settings: Settings) -> impl Future<Outp
         class: Some("business"),
         policy: Arc::new(policy),
         original,
-        gateway: Mutex::new(None),
+        routing: Mutex::default(),
+        listeners: Mutex::default(),
         locks: AtomicU32::new(0),
     };
     Running::at_site(settings, site)

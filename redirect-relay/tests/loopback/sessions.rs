@@ -3,13 +3,13 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Mutex,
+        Arc, Mutex,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
 };
 
-use redirect_relay::{Directory, Gateway, Identity, Lock, Policy, Quota, Rate, Relay, Settings, run};
+use redirect_relay::{Directory, Identity, Lock, Policy, Quota, Rate, Relay, Settings, route::Routing, run};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -69,8 +69,12 @@ impl Directory for Slow {
         })
     }
 
-    async fn gateway(&self, _identity: &Identity) -> Option<Gateway> {
-        std::future::pending().await
+    fn routing(&self) -> Arc<Routing> {
+        Arc::default()
+    }
+
+    fn listeners(&self) -> Vec<SocketAddr> {
+        Vec::new()
     }
 }
 
@@ -90,7 +94,7 @@ async fn a_directory_that_does_not_answer() {
     let mut client = start(Duration::ZERO).await;
     client.greet().await;
     client.ask("MAIL FROM:<a@b.example>", "250").await;
-    client.ask("RCPT TO:<c@d.example>", "451 4.4.1").await;
+    client.ask("RCPT TO:<c@d.example>", "451 4.3.5").await;
 }
 
 /// The last reply arrives although the client has sent more than was read.
@@ -318,7 +322,8 @@ async fn attack_29_connections_of_one_subscriber() {
             class: Some("configured"),
             policy: std::sync::Arc::new(policy),
             original: "198.51.100.9:25".parse().unwrap(),
-            gateway: Mutex::new(None),
+            routing: Mutex::default(),
+            listeners: Mutex::default(),
             locks: AtomicU32::new(0),
         };
         let relay = Running::at_site(settings(), site).await;

@@ -10,25 +10,30 @@ use std::{
 };
 
 use redirect_relay::{
-    ClientAddr, Counters, Directory, Endpoint, Gateway, GatewayAddr, Identity, OriginalDst, Policy, Relay, Settings,
-    run,
+    ClientAddr, Counters, Directory, Identity, OriginalDst, Policy, Relay, Settings,
+    gateway::{Balance, Encryption, Gateway, Group, Member},
+    route::{Pattern, Route, Routing, RoutingSpec, Target},
+    run, tend,
 };
+use rustls::ServerConfig;
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader},
     net::{TcpListener, TcpSocket, TcpStream},
-    task::JoinHandle,
+    task::{JoinHandle, JoinSet},
 };
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) const BODY: &str = "Subject: x\r\n\r\nHello\r\n";
 
-/// Knows every client by the class given, and one gateway.
+/// Knows every client by the class given.
 pub(crate) struct Site {
     pub(crate) class: Option<&'static str>,
     pub(crate) policy: Arc<Policy>,
     /// Where every client meant to go.
     pub(crate) original: SocketAddr,
-    pub(crate) gateway: Mutex<Option<Endpoint>>,
+    pub(crate) routing: Mutex<Arc<Routing>>,
+    pub(crate) listeners: Mutex<Vec<SocketAddr>>,
     /// How often a subscriber was to be locked.
     pub(crate) locks: AtomicU32,
 }
@@ -43,9 +48,12 @@ impl Directory for Site {
         })
     }
 
-    async fn gateway(&self, _identity: &Identity) -> Option<Gateway> {
-        let endpoint = self.gateway.lock().unwrap().clone()?;
-        Some(Gateway { name: "g".into(), endpoint })
+    fn routing(&self) -> Arc<Routing> {
+        Arc::clone(&self.routing.lock().unwrap())
+    }
+
+    fn listeners(&self) -> Vec<SocketAddr> {
+        self.listeners.lock().unwrap().clone()
     }
 
     fn lock(&self, _identity: &Identity, _duration: Duration) {
@@ -53,8 +61,33 @@ impl Directory for Site {
     }
 }
 
-pub(crate) fn at(addresses: &[SocketAddr]) -> Endpoint {
-    Endpoint::Addresses(addresses.iter().map(|address| GatewayAddr::new(*address)).collect())
+/// A plain gateway at an address.
+pub(crate) fn plain(name: &str, address: SocketAddr) -> Gateway {
+    let host = address.ip().to_string().parse().unwrap();
+    let mut gateway = Gateway::new(name.parse().unwrap(), host, address.port());
+    gateway.encryption = Encryption::None;
+    gateway.allow_local = true;
+    gateway
+}
+
+/// Everything goes to these, in this order.
+pub(crate) fn to(gateways: Vec<Gateway>) -> RoutingSpec {
+    let members = gateways
+        .iter()
+        .enumerate()
+        .map(|(rank, gateway)| Member { gateway: gateway.name.clone(), rank: u16::try_from(rank).unwrap() });
+    let group = Group {
+        name: "group".parse().unwrap(),
+        description: String::new(),
+        balance: Balance::default(),
+        members: members.collect(),
+    };
+    let route = Route::new(Pattern::Default, Target::Group(group.name.clone()));
+    RoutingSpec { gateways, groups: vec![group], routes: vec![route], managed: Vec::new() }
+}
+
+pub(crate) fn at(addresses: &[SocketAddr]) -> RoutingSpec {
+    to(addresses.iter().enumerate().map(|(index, address)| plain(&format!("g{index}"), *address)).collect())
 }
 
 pub(crate) struct Running {
@@ -65,12 +98,14 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    pub(crate) async fn start(settings: Settings, class: Option<&'static str>, gateway: Option<Endpoint>) -> Self {
+    pub(crate) async fn start(settings: Settings, class: Option<&'static str>, routing: Option<RoutingSpec>) -> Self {
+        let routing = Routing::build(routing.unwrap_or_default()).unwrap();
         let site = Site {
             class,
             policy: Arc::default(),
             original: "198.51.100.9:25".parse().unwrap(),
-            gateway: Mutex::new(gateway),
+            routing: Mutex::new(Arc::new(routing)),
+            listeners: Mutex::default(),
             locks: AtomicU32::new(0),
         };
         Self::at_site(settings, site).await
@@ -111,6 +146,7 @@ impl Running {
     pub(crate) async fn stop(self) -> Counters {
         self.shutdown.cancel();
         self.task.await.unwrap();
+        tend(Arc::clone(&self.relay), self.shutdown).await;
         let counters = self.relay.counters();
         assert_eq!(counters.sessions_active, 0);
         counters
@@ -200,6 +236,9 @@ pub(crate) enum Do {
 pub(crate) enum Stage {
     Banner,
     Ehlo,
+    Starttls,
+    Xclient,
+    Auth,
     Mail,
     Rcpt,
     Data,
@@ -207,6 +246,7 @@ pub(crate) enum Stage {
     Body,
     Dot,
     Rset,
+    Quit,
 }
 
 /// What a gateway saw.
@@ -214,6 +254,10 @@ pub(crate) enum Stage {
 pub(crate) struct Seen {
     pub(crate) connections: usize,
     pub(crate) commands: Vec<String>,
+    /// Headers of the PROXY protocol, without the signature.
+    pub(crate) headers: Vec<Vec<u8>>,
+    /// Where connections came from.
+    pub(crate) peers: Vec<SocketAddr>,
     /// Messages that came to their dot, unstuffed, without our trace field.
     pub(crate) messages: Vec<Vec<u8>>,
     pub(crate) traces: Vec<String>,
@@ -221,10 +265,30 @@ pub(crate) struct Seen {
     pub(crate) cut: usize,
 }
 
+/// What a gateway is, besides what it does at a stage.
+#[derive(Clone, Default)]
+pub(crate) struct Nature {
+    pub(crate) tls: Option<Arc<ServerConfig>>,
+    /// TLS from the first octet.
+    pub(crate) implicit: bool,
+    /// Keywords besides those of [`OFFERS`].
+    pub(crate) offers: Vec<&'static str>,
+    /// Each connection begins with a PROXY header.
+    pub(crate) proxy: bool,
+}
+
+trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
+
+type Line = BufReader<Box<dyn Wire>>;
+
 #[derive(Clone)]
 pub(crate) struct FakeGateway {
     pub(crate) address: SocketAddr,
     pub(crate) seen: Arc<Mutex<Seen>>,
+    nature: Nature,
+    task: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
 
 pub(crate) type Script = Vec<(Stage, Do)>;
@@ -233,23 +297,58 @@ pub(crate) const OFFERS: &str = "250-g\r\n250-PIPELINING\r\n250-SIZE 0\r\n250 8B
 
 impl FakeGateway {
     pub(crate) fn start(script: Script) -> Self {
+        Self::with(Nature::default(), script)
+    }
+
+    pub(crate) fn with(nature: Nature, script: Script) -> Self {
         // A thousand sessions connect at once. Where the queue overflows, SYN cookies let a client believe in a connection
         // that the server has forgotten, and it would wait for the banner until its deadline.
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let listener = socket.listen(4096).unwrap();
-        let gateway = Self { address: listener.local_addr().unwrap(), seen: Arc::default() };
+        let address = listener.local_addr().unwrap();
+        let gateway = Self { address, seen: Arc::default(), nature, task: Arc::default() };
         let this = gateway.clone();
-        tokio::spawn(async move {
+        let task = tokio::spawn(async move {
+            let mut connections = JoinSet::new();
             loop {
-                let (stream, _) = listener.accept().await.unwrap();
+                let (stream, peer) = listener.accept().await.unwrap();
                 stream.set_nodelay(true).unwrap();
-                this.seen.lock().unwrap().connections += 1;
+                {
+                    let mut seen = this.seen.lock().unwrap();
+                    seen.connections += 1;
+                    seen.peers.push(peer);
+                }
                 let (this, script) = (this.clone(), script.clone());
-                tokio::spawn(async move { this.serve(BufReader::new(stream), &script).await });
+                connections.spawn(async move { this.serve(stream, &script).await });
+                while connections.try_join_next().is_some() {}
             }
         });
+        *gateway.task.lock().unwrap() = Some(task);
         gateway
+    }
+
+    /// Ends all that the gateway does.
+    pub(crate) async fn stop(&self) {
+        let task = self.task.lock().unwrap().take().expect("stopped once");
+        task.abort();
+        let _ = task.await;
+    }
+
+    fn offers(&self) -> String {
+        let mut offers = OFFERS.replace("250 8", "250-8");
+        for offer in &self.nature.offers {
+            offers.extend(["250-", offer, "\r\n"]);
+        }
+        if self.nature.tls.is_some() && !self.nature.implicit {
+            offers += "250-STARTTLS\r\n";
+        }
+        offers + "250 HELP\r\n"
+    }
+
+    async fn encrypt(&self, stream: impl Wire + 'static) -> Option<Line> {
+        let acceptor = TlsAcceptor::from(self.nature.tls.clone().expect("the gateway has a certificate"));
+        Some(BufReader::new(Box::new(acceptor.accept(stream).await.ok()?)))
     }
 
     pub(crate) fn seen(&self) -> Seen {
@@ -269,7 +368,7 @@ impl FakeGateway {
     }
 
     /// Does what the script has for the stage, or says `usual`. Whether to go on.
-    async fn act(stream: &mut BufReader<TcpStream>, script: &Script, stage: Stage, usual: &str) -> bool {
+    async fn act(stream: &mut Line, script: &Script, stage: Stage, usual: &str) -> bool {
         let act = script.iter().find(|(at, _)| *at == stage).map(|(_, act)| act.clone());
         let (text, go_on) = match act.unwrap_or_else(|| Do::Say(usual.to_owned())) {
             Do::Say(text) => (text, true),
@@ -281,11 +380,20 @@ impl FakeGateway {
                 (String::new(), false)
             }
         };
-        stream.write_all(text.as_bytes()).await.is_ok() && go_on
+        stream.write_all(text.as_bytes()).await.is_ok() && stream.flush().await.is_ok() && go_on
     }
 
-    async fn serve(&self, mut stream: BufReader<TcpStream>, script: &Script) -> Option<()> {
+    async fn serve(&self, mut tcp: TcpStream, script: &Script) -> Option<()> {
         let go = |go_on: bool| go_on.then_some(());
+        if self.nature.proxy {
+            let mut header = vec![0; 16];
+            tcp.read_exact(&mut header).await.ok()?;
+            let mut rest = vec![0; usize::from(header[15])];
+            tcp.read_exact(&mut rest).await.ok()?;
+            self.seen.lock().unwrap().headers.push([&header[12..], &rest].concat());
+        }
+        let mut stream: Line =
+            if self.nature.implicit { self.encrypt(tcp).await? } else { BufReader::new(Box::new(tcp)) };
         go(Self::act(&mut stream, script, Stage::Banner, "220 g ready\r\n").await)?;
         loop {
             let mut line = String::new();
@@ -293,8 +401,14 @@ impl FakeGateway {
             let line = line.strip_suffix("\r\n").expect("the relay ends its lines in CRLF").to_owned();
             self.seen.lock().unwrap().commands.push(line.clone());
             match line.split(' ').next().unwrap() {
-                "EHLO" => go(Self::act(&mut stream, script, Stage::Ehlo, OFFERS).await)?,
-                "HELO" => go(stream.write_all(b"250 g\r\n").await.is_ok())?,
+                "EHLO" => go(Self::act(&mut stream, script, Stage::Ehlo, &self.offers()).await)?,
+                "STARTTLS" => {
+                    go(Self::act(&mut stream, script, Stage::Starttls, "220 go\r\n").await)?;
+                    stream = self.encrypt(stream.into_inner()).await?;
+                }
+                "XCLIENT" => go(Self::act(&mut stream, script, Stage::Xclient, "220 again\r\n").await)?,
+                "AUTH" => go(Self::act(&mut stream, script, Stage::Auth, "235 2.7.0 ok\r\n").await)?,
+                "HELO" => go(say(&mut stream, "250 g\r\n").await)?,
                 "MAIL" => go(Self::act(&mut stream, script, Stage::Mail, "250 2.1.0 ok\r\n").await)?,
                 "RCPT" => go(Self::act(&mut stream, script, Stage::Rcpt, "250 2.1.5 ok\r\n").await)?,
                 "RSET" => go(Self::act(&mut stream, script, Stage::Rset, "250 2.0.0 ok\r\n").await)?,
@@ -309,16 +423,17 @@ impl FakeGateway {
                     }
                 }
                 "QUIT" => {
-                    let _ = stream.write_all(b"221 bye\r\n").await;
+                    Self::act(&mut stream, script, Stage::Quit, "221 bye\r\n").await;
+                    let _ = stream.shutdown().await;
                     return None;
                 }
-                _ => go(stream.write_all(b"500 what\r\n").await.is_ok())?,
+                _ => go(say(&mut stream, "500 what\r\n").await)?,
             }
         }
     }
 
     /// Reads a body as leniently as a careless server: any of the smuggling forms would end it too early.
-    async fn body(&self, stream: &mut BufReader<TcpStream>, script: &Script) -> Option<()> {
+    async fn body(&self, stream: &mut Line, script: &Script) -> Option<()> {
         let mut message = Vec::new();
         loop {
             let mut line = Vec::new();
@@ -343,4 +458,8 @@ impl FakeGateway {
         seen.messages.push(message);
         Some(())
     }
+}
+
+async fn say(stream: &mut Line, text: &str) -> bool {
+    stream.write_all(text.as_bytes()).await.is_ok() && stream.flush().await.is_ok()
 }

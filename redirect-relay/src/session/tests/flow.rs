@@ -198,6 +198,7 @@ fn attack_56_a_lost_place_ends_the_session_at_once() {
         session.client_sent(session.client_out().len(), now);
         session.on_client(HELLO.as_bytes(), now);
         session.on_client("MAIL FROM:<a@b>\r\nRSET\r\n".repeat(2).as_bytes(), now);
+        session.on_routing(routing(true), now);
         assert!(session.is_held());
         session
     };

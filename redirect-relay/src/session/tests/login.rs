@@ -289,5 +289,5 @@ fn the_trace_field_and_the_parameter_tell_of_auth() {
     let auth = format!("AUTH PLAIN {PLAIN_GOOD}\r\n");
     rig.play(&[HELLO, &auth, "MAIL FROM:<a@b> AUTH=<>\r\nRCPT TO:<c@d>\r\nDATA\r\n", "x\r\n.\r\n"]);
     assert!(String::from_utf8_lossy(&rig.gateway.messages[0]).contains(" with ESMTPA (class"));
-    assert_eq!(rig.gateway.commands[1], "MAIL FROM:<a@b>", "who wrote it is not vouched for");
+    assert_eq!(rig.gateway.commands[0], "MAIL FROM:<a@b>", "who wrote it is not vouched for");
 }

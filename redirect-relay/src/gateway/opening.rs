@@ -1,0 +1,603 @@
+//! How a connection to a gateway begins, from the banner to the point where MAIL may follow: octets in, octets out.
+//!
+//! ```text
+//!  Banner --220--> Ehlo --250--> [STARTTLS --220--> TLS handshake --> Ehlo]
+//!                   |            [XCLIENT --220--> Ehlo]
+//!                   |            [AUTH --334, 334, ...--235]  --> Ready
+//!                   `--5xx--> Helo --250--> Ready   (where nothing above is asked for)
+//! ```
+//!
+//! One command is on the way at a time. Octets beyond its reply were sent before the gateway knew the next command, so
+//! they answer nothing: the connection is given up, before TLS (CVE-2011-0411) and after it.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    gateway::{
+        Capabilities, Encryption, Gateway, Mechanism,
+        introduce::{Introduction, xclient_command},
+        sasl::{Sasl, SaslError},
+    },
+    reply::{Reply, ReplyError, ReplyReader},
+};
+
+/// The parts of a conversation with a gateway, in their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// The choice of a gateway, before anything is sent.
+    Choice,
+    Dns,
+    Tcp,
+    Tls,
+    Banner,
+    Ehlo,
+    Starttls,
+    Xclient,
+    Auth,
+    Mail,
+    Rset,
+}
+
+impl Stage {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Choice => "choice",
+            Self::Dns => "dns",
+            Self::Tcp => "tcp",
+            Self::Tls => "tls",
+            Self::Banner => "banner",
+            Self::Ehlo => "ehlo",
+            Self::Starttls => "starttls",
+            Self::Xclient => "xclient",
+            Self::Auth => "auth",
+            Self::Mail => "mail",
+            Self::Rset => "rset",
+        }
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Why no connection to a gateway came about.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{stage}: {reason}")]
+pub struct OpenError {
+    pub stage: Stage,
+    pub reason: OpenReason,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OpenReason {
+    /// No gateway is to take the message: there is none, or none that is enabled and takes its priority.
+    #[error("{0}")]
+    NoGateway(&'static str),
+    /// A gateway cannot be used for the moment: it is down, busy, or at its rate.
+    #[error("{0}")]
+    Unusable(&'static str),
+    #[error("{0}")]
+    Dns(String),
+    #[error("the name has no address")]
+    NoAddress,
+    /// Our own listener: mail would go in circles.
+    #[error("{0} is our own listener")]
+    Loop(SocketAddr),
+    /// Loopback, link-local, a metadata service or this host, and the gateway does not say `allow_local`.
+    #[error("{0} is not allowed as the address of a gateway")]
+    Forbidden(IpAddr),
+    #[error("every egress address is suspended")]
+    NoEgress,
+    /// EADDRNOTAVAIL.
+    #[error("{0} is not an address of this host")]
+    EgressGone(IpAddr),
+    #[error("{0}")]
+    Io(String),
+    #[error("{0}")]
+    Tls(String),
+    #[error("no answer in time")]
+    Timeout,
+    #[error("the gateway closed the connection")]
+    Closed,
+    #[error("the gateway refused: {code} {text}")]
+    Refused { code: u16, text: String },
+    #[error("the gateway does not offer {0}")]
+    NotOffered(&'static str),
+    #[error("the password would cross an unprotected connection")]
+    Unprotected,
+    #[error(transparent)]
+    Sasl(#[from] SaslError),
+    #[error("the gateway talked out of turn")]
+    OutOfTurn,
+    #[error("the gateway gave a reply that does not fit: {0}")]
+    Unexpected(u16),
+    #[error(transparent)]
+    Malformed(#[from] ReplyError),
+}
+
+/// What happens next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Octets go out, and a reply is awaited.
+    Talk,
+    /// The handshake, on the connection as it is.
+    Tls,
+    /// MAIL may follow.
+    Ready,
+}
+
+/// How far the opening goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// For mail of this client.
+    Mail(Introduction),
+    /// As for mail, with nobody to introduce.
+    Verify,
+    /// Up to the last EHLO: whether the gateway is there.
+    Probe,
+}
+
+pub(crate) struct Opening {
+    gateway: Arc<Gateway>,
+    /// Our name in EHLO.
+    helo: String,
+    purpose: Purpose,
+    state: State,
+    encrypted: bool,
+    introduced: bool,
+    capabilities: Capabilities,
+    reader: ReplyReader,
+    /// The text of the reply's last line, as it came.
+    text: String,
+    out: Vec<u8>,
+    turn: u32,
+}
+
+enum State {
+    Await(Stage),
+    AwaitHelo,
+    AwaitAuth(Sasl),
+    Handshake,
+    Ready,
+}
+
+impl Opening {
+    /// The TCP connection exists, and TLS on it where that is implicit.
+    pub(crate) fn new(gateway: Arc<Gateway>, helo: String, purpose: Purpose) -> Self {
+        let implicit = gateway.encryption == Encryption::Implicit;
+        Self {
+            gateway,
+            helo,
+            purpose,
+            state: if implicit { State::Handshake } else { State::Await(Stage::Banner) },
+            encrypted: false,
+            introduced: false,
+            capabilities: Capabilities::default(),
+            reader: ReplyReader::default(),
+            text: String::new(),
+            out: Vec::new(),
+            turn: 0,
+        }
+    }
+
+    pub(crate) const fn next(&self) -> Next {
+        match self.state {
+            State::Await(_) | State::AwaitHelo | State::AwaitAuth(_) => Next::Talk,
+            State::Handshake => Next::Tls,
+            State::Ready => Next::Ready,
+        }
+    }
+
+    /// Counts the replies: each has a wait of its own.
+    pub(crate) const fn turn(&self) -> u32 {
+        self.turn
+    }
+
+    pub(crate) const fn stage(&self) -> Stage {
+        match self.state {
+            State::Await(stage) => stage,
+            State::AwaitHelo | State::Ready => Stage::Ehlo,
+            State::AwaitAuth(_) => Stage::Auth,
+            State::Handshake => Stage::Tls,
+        }
+    }
+
+    pub(crate) fn into_capabilities(self) -> Capabilities {
+        self.capabilities
+    }
+
+    /// What is worth knowing of a stage that is done.
+    pub(crate) fn about(&self, stage: Stage) -> String {
+        match stage {
+            Stage::Ehlo => {
+                let Capabilities { pipelining, size, starttls, auth, .. } = &self.capabilities;
+                let mut offers = Vec::new();
+                offers.extend(pipelining.then(|| "PIPELINING".to_owned()));
+                offers.extend(size.map(|size| format!("SIZE {size}")));
+                offers.extend(starttls.then(|| "STARTTLS".to_owned()));
+                if !auth.is_empty() {
+                    offers.push(format!(
+                        "AUTH {}",
+                        auth.iter().map(|mechanism| mechanism.as_str()).collect::<Vec<_>>().join(" ")
+                    ));
+                }
+                offers.join(", ")
+            }
+            Stage::Banner => self.text.clone(),
+            _ => String::new(),
+        }
+    }
+
+    /// Octets for the gateway, once.
+    pub(crate) fn take_out(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.out)
+    }
+
+    /// The handshake is done. Nothing that was said before it counts (RFC 3207 section 4.2).
+    pub(crate) fn encrypted(&mut self) {
+        self.encrypted = true;
+        self.turn += 1;
+        if self.gateway.encryption == Encryption::Implicit {
+            self.state = State::Await(Stage::Banner);
+        } else {
+            self.ehlo();
+        }
+    }
+
+    /// An error where the gateway is left at the moment.
+    pub(crate) fn fault(&self, reason: impl Into<OpenReason>) -> OpenError {
+        OpenError { stage: self.stage(), reason: reason.into() }
+    }
+
+    /// Octets from the gateway.
+    pub(crate) fn input(&mut self, mut bytes: &[u8]) -> Result<(), OpenError> {
+        if self.next() != Next::Talk {
+            return Err(self.fault(OpenReason::OutOfTurn));
+        }
+        let noted = matches!(self.state, State::Await(Stage::Ehlo));
+        let (capabilities, last) = (&mut self.capabilities, &mut self.text);
+        let read = self.reader.read(&mut bytes, |line| {
+            if noted {
+                capabilities.note(line);
+            }
+            line.clone_into(last);
+        });
+        let Some(reply) = read.map_err(|error| self.fault(error))? else { return Ok(()) };
+        if !bytes.is_empty() {
+            return Err(self.fault(OpenReason::OutOfTurn));
+        }
+        self.turn += 1;
+        self.on_reply(&reply)
+    }
+
+    fn on_reply(&mut self, reply: &Reply) -> Result<(), OpenError> {
+        let code = reply.code;
+        let plain = self.is_plain();
+        match (&mut self.state, code) {
+            (State::Await(Stage::Banner | Stage::Xclient), 220) => self.ehlo(),
+            (State::Await(Stage::Ehlo), 250) => return self.proceed(),
+            // A server without EHLO refuses it for good (RFC 5321 section 3.2); one that is busy or broken says 4xx.
+            (State::Await(Stage::Ehlo), 500..=599) if plain => {
+                self.capabilities = Capabilities::default();
+                self.say(State::AwaitHelo, &format!("HELO {}\r\n", self.helo));
+            }
+            (State::AwaitHelo, 250) => self.state = State::Ready,
+            (State::Await(Stage::Starttls), 220) => {
+                self.state = State::Handshake;
+                self.capabilities = Capabilities::default();
+            }
+            (State::AwaitAuth(sasl), 334) => {
+                let response = sasl.respond(&self.text);
+                let response = response.map_err(|error| self.fault(error))?;
+                self.out.extend_from_slice(response.as_bytes());
+                self.out.extend_from_slice(b"\r\n");
+            }
+            (State::AwaitAuth(sasl), 235) => {
+                let accepted = sasl.accepted(&self.text);
+                accepted.map_err(|error| self.fault(error))?;
+                self.state = State::Ready;
+            }
+            (_, 400..=599) => {
+                return Err(self.fault(OpenReason::Refused { code, text: reply.text().to_owned() }));
+            }
+            (_, _) => return Err(self.fault(OpenReason::Unexpected(code))),
+        }
+        Ok(())
+    }
+
+    /// Nothing is asked for that EHLO would have to offer.
+    fn is_plain(&self) -> bool {
+        let Gateway { encryption, account, xclient, .. } = &*self.gateway;
+        self.encrypted || matches!(encryption, Encryption::None | Encryption::Starttls) && account.is_none() && !xclient
+    }
+
+    /// After EHLO: the first thing that is still to do.
+    fn proceed(&mut self) -> Result<(), OpenError> {
+        let gateway = Arc::clone(&self.gateway);
+        let wants_tls = matches!(gateway.encryption, Encryption::Starttls | Encryption::StarttlsRequired);
+        if wants_tls && !self.encrypted {
+            if self.capabilities.starttls {
+                self.say(State::Await(Stage::Starttls), "STARTTLS\r\n");
+                return Ok(());
+            }
+            if gateway.encryption == Encryption::StarttlsRequired {
+                return Err(OpenError { stage: Stage::Starttls, reason: OpenReason::NotOffered("STARTTLS") });
+            }
+        }
+        if self.purpose == Purpose::Probe {
+            self.state = State::Ready;
+            return Ok(());
+        }
+        if gateway.xclient && !self.introduced {
+            let offered = self.capabilities.xclient.as_deref();
+            let command = match (&self.purpose, offered) {
+                (_, None) => None,
+                (Purpose::Mail(introduction), Some(offered)) => Some(xclient_command(introduction, offered)),
+                (Purpose::Verify | Purpose::Probe, Some(_)) => Some(Some(String::new())),
+            };
+            let Some(command) = command.flatten() else {
+                return Err(OpenError { stage: Stage::Xclient, reason: OpenReason::NotOffered("XCLIENT ADDR") });
+            };
+            self.introduced = true;
+            if !command.is_empty() {
+                self.say(State::Await(Stage::Xclient), &command);
+                return Ok(());
+            }
+        }
+        let Some(account) = &gateway.account else {
+            self.state = State::Ready;
+            return Ok(());
+        };
+        let auth = |reason| OpenError { stage: Stage::Auth, reason };
+        if account.mechanism != Mechanism::ScramSha256 && !gateway.may_reveal(self.encrypted) {
+            return Err(auth(OpenReason::Unprotected));
+        }
+        if !self.capabilities.auth.contains(&account.mechanism) {
+            return Err(auth(OpenReason::NotOffered(account.mechanism.as_str())));
+        }
+        let (sasl, line) = Sasl::start(account).map_err(|error| auth(error.into()))?;
+        self.say(State::AwaitAuth(sasl), &format!("AUTH {}\r\n", *line));
+        Ok(())
+    }
+
+    fn ehlo(&mut self) {
+        self.capabilities = Capabilities::default();
+        self.say(State::Await(Stage::Ehlo), &format!("EHLO {}\r\n", self.helo));
+    }
+
+    fn say(&mut self, state: State, line: &str) {
+        self.state = state;
+        self.out.extend_from_slice(line.as_bytes());
+    }
+}
+
+/// How long the wait for the reply at a stage may last.
+pub(crate) fn patience(stage: Stage, timeouts: &crate::limits::Timeouts) -> Duration {
+    match stage {
+        Stage::Choice | Stage::Dns | Stage::Tcp => timeouts.connect,
+        Stage::Tls | Stage::Banner | Stage::Ehlo | Stage::Starttls | Stage::Xclient | Stage::Auth => timeouts.greeting,
+        Stage::Mail | Stage::Rset => timeouts.mail,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+
+    use super::*;
+
+    fn gateway(json: &str) -> Arc<Gateway> {
+        let json = format!(r#"{{"name":"mx","address":"mx.example"{json}}}"#);
+        let gateway: Gateway = serde_json::from_str(&json).unwrap();
+        assert_eq!(gateway.check(), []);
+        Arc::new(gateway)
+    }
+
+    fn introduction() -> Introduction {
+        Introduction {
+            client: crate::ClientAddr::new("192.0.2.7:4000".parse().unwrap()),
+            original: crate::OriginalDst::new("198.51.100.9:25".parse().unwrap()),
+            helo: "pc".into(),
+            extended: true,
+        }
+    }
+
+    /// Plays `replies` in pieces of every size; `expected` is what we said, ending in how it ended. `TLS` in it stands for
+    /// the handshake.
+    fn check_for(purpose: &Purpose, json: &str, replies: &[&str], expected: &str) {
+        for step in 1..=replies.iter().map(|reply| reply.len()).max().unwrap() {
+            let mut opening = Opening::new(gateway(json), "us.example".into(), purpose.clone());
+            let mut said = String::new();
+            let mut replies = replies.iter();
+            let end = loop {
+                said += &String::from_utf8(opening.take_out()).unwrap().replace("\r\n", "|");
+                match opening.next() {
+                    Next::Ready => break "ready".to_owned(),
+                    Next::Tls => {
+                        said += "TLS|";
+                        opening.encrypted();
+                        continue;
+                    }
+                    Next::Talk => {}
+                }
+                let Some(reply) = replies.next() else { break "waits".to_owned() };
+                // A reply is one segment, up to its last piece: what is sent with it arrives with it.
+                let pieces = reply.as_bytes().chunks(step).collect::<Vec<_>>();
+                let lines = reply.matches("\r\n").count();
+                let result = if lines > 1 && !reply.contains('-') {
+                    opening.input(reply.as_bytes())
+                } else {
+                    pieces.into_iter().try_for_each(|piece| opening.input(piece))
+                };
+                if let Err(error) = result {
+                    break error.to_string();
+                }
+            };
+            assert_eq!(said + &end, expected, "{json} {replies:?} in steps of {step}");
+        }
+    }
+
+    fn check(json: &str, replies: &[&str], expected: &str) {
+        check_for(&Purpose::Mail(introduction()), json, replies, expected);
+    }
+
+    const BANNER: &str = "220 mx ready\r\n";
+    const PLAIN: &str = r#","encryption":"none""#;
+
+    #[test]
+    fn plain() {
+        check(PLAIN, &[BANNER, "250-mx\r\n250 STARTTLS\r\n"], "EHLO us.example|ready");
+        check("", &[BANNER, "250 mx\r\n"], "EHLO us.example|ready");
+        check(PLAIN, &[BANNER, "500 5.5.1 what\r\n", "250 mx\r\n"], "EHLO us.example|HELO us.example|ready");
+        check(PLAIN, &[BANNER], "EHLO us.example|waits");
+    }
+
+    #[test]
+    fn starttls() {
+        let offer = "250-mx\r\n250 STARTTLS\r\n";
+        let expected = "EHLO us.example|STARTTLS|TLS|EHLO us.example|ready";
+        check("", &[BANNER, offer, "220 go\r\n", "250 mx\r\n"], expected);
+        check(r#","encryption":"starttls_required""#, &[BANNER, offer, "220 go\r\n", offer], expected);
+        check(
+            r#","encryption":"starttls_required""#,
+            &[BANNER, "250 mx\r\n"],
+            "EHLO us.example|starttls: the gateway does not offer STARTTLS",
+        );
+        check(
+            r#","encryption":"starttls_required""#,
+            &[BANNER, "502 what\r\n"],
+            "EHLO us.example|ehlo: the gateway refused: 502 what",
+        );
+        check(
+            "",
+            &[BANNER, offer, "454 4.7.0 no\r\n"],
+            "EHLO us.example|STARTTLS|starttls: the gateway refused: 454 no",
+        );
+    }
+
+    #[test]
+    fn what_is_injected_behind_a_reply_is_refused() {
+        let offer = "250-mx\r\n250 STARTTLS\r\n";
+        check(
+            "",
+            &[BANNER, offer, "220 go\r\n250 AUTH PLAIN\r\n"],
+            "EHLO us.example|STARTTLS|starttls: the gateway talked out of turn",
+        );
+        check(PLAIN, &["220 a\r\n250 b\r\n"], "banner: the gateway talked out of turn");
+    }
+
+    #[test]
+    fn implicit_tls() {
+        check(r#","encryption":"implicit""#, &[BANNER, "250-mx\r\n250 STARTTLS\r\n"], "TLS|EHLO us.example|ready");
+    }
+
+    #[test]
+    fn refusals_carry_stage_and_reason() {
+        check(PLAIN, &["554 5.7.1 go away\r\n"], "banner: the gateway refused: 554 go away");
+        check(PLAIN, &["421 busy\r\n"], "banner: the gateway refused: 421 busy");
+        check(PLAIN, &["250 hi\r\n"], "banner: the gateway gave a reply that does not fit: 250");
+        check(PLAIN, &["hello\r\n"], "banner: a reply line does not begin with a code from 200 to 599");
+        check(PLAIN, &[BANNER, "450 no\r\n"], "EHLO us.example|ehlo: the gateway refused: 450 no");
+        check(
+            PLAIN,
+            &[BANNER, "500 no\r\n", "500 no\r\n"],
+            "EHLO us.example|HELO us.example|ehlo: the gateway refused: 500 no",
+        );
+    }
+
+    const ACCOUNT: &str = r#","encryption":"none","account":{"username":"u","password":"p","allow_unprotected":true}"#;
+
+    #[test]
+    fn accounts() {
+        let offer = "250-mx\r\n250 AUTH PLAIN LOGIN SCRAM-SHA-256\r\n";
+        let plain = format!("EHLO us.example|AUTH PLAIN {}|", STANDARD.encode("\0u\0p"));
+        check(ACCOUNT, &[BANNER, offer, "235 2.7.0 ok\r\n"], &format!("{plain}ready"));
+        check(ACCOUNT, &[BANNER, offer, "535 5.7.8 no\r\n"], &format!("{plain}auth: the gateway refused: 535 no"));
+        check(
+            ACCOUNT,
+            &[BANNER, offer, "454 4.7.0 later\r\n"],
+            &format!("{plain}auth: the gateway refused: 454 later"),
+        );
+        check(
+            ACCOUNT,
+            &[BANNER, offer, "334 \r\n"],
+            &format!("{plain}auth: the gateway's challenge is not what the mechanism says"),
+        );
+        check(
+            ACCOUNT,
+            &[BANNER, offer, "250 ok\r\n"],
+            &format!("{plain}auth: the gateway gave a reply that does not fit: 250"),
+        );
+        check(ACCOUNT, &[BANNER, "250 mx\r\n"], "EHLO us.example|auth: the gateway does not offer PLAIN");
+        check(ACCOUNT, &[BANNER, "502 no\r\n"], "EHLO us.example|ehlo: the gateway refused: 502 no");
+        let login = ACCOUNT.replace(r#""username""#, r#""mechanism":"LOGIN","username""#);
+        check(
+            &login,
+            &[BANNER, offer, "334 VXNlcm5hbWU6\r\n", "334 UGFzc3dvcmQ6\r\n", "235 ok\r\n"],
+            "EHLO us.example|AUTH LOGIN|dQ==|cA==|ready",
+        );
+    }
+
+    #[test]
+    fn a_password_never_goes_in_clear_unless_that_is_allowed() {
+        let pin = "ab".repeat(32);
+        let json = format!(
+            r#","encryption":"starttls_required","verification":{{"mode":"pin","sha256":"{pin}"}},"account":{{"username":"u","password":"p"}}"#
+        );
+        let auth = "250-mx\r\n250 AUTH PLAIN\r\n";
+        check(&json, &[BANNER, auth], "EHLO us.example|starttls: the gateway does not offer STARTTLS");
+        let both = "250-mx\r\n250-STARTTLS\r\n250 AUTH PLAIN\r\n";
+        check(
+            &json,
+            &[BANNER, both, "220 go\r\n", auth, "235 ok\r\n"],
+            "EHLO us.example|STARTTLS|TLS|EHLO us.example|AUTH PLAIN AHUAcA==|ready",
+        );
+        // Gateway::check refuses such a gateway; the opening does not rely on that.
+        let mut bare: Gateway = (*gateway(ACCOUNT)).clone();
+        bare.account.as_mut().unwrap().allow_unprotected = false;
+        let mut opening = Opening::new(Arc::new(bare), "us.example".into(), Purpose::Verify);
+        opening.input(BANNER.as_bytes()).unwrap();
+        let error = opening.input(auth.as_bytes()).unwrap_err();
+        assert_eq!(error.to_string(), "auth: the password would cross an unprotected connection");
+    }
+
+    #[test]
+    fn xclient() {
+        let json = r#","encryption":"none","xclient":true"#;
+        let offer = "250-mx\r\n250 XCLIENT NAME ADDR\r\n";
+        check(
+            json,
+            &[BANNER, offer, "220 again\r\n", offer],
+            "EHLO us.example|XCLIENT NAME=[UNAVAILABLE] ADDR=192.0.2.7|EHLO us.example|ready",
+        );
+        check(json, &[BANNER, "250 mx\r\n"], "EHLO us.example|xclient: the gateway does not offer XCLIENT ADDR");
+        check(
+            json,
+            &[BANNER, offer, "550 5.7.0 no\r\n"],
+            "EHLO us.example|XCLIENT NAME=[UNAVAILABLE] ADDR=192.0.2.7|xclient: the gateway refused: 550 no",
+        );
+        check_for(&Purpose::Verify, json, &[BANNER, offer], "EHLO us.example|ready");
+    }
+
+    #[test]
+    fn a_probe_gives_no_credentials() {
+        check_for(&Purpose::Probe, ACCOUNT, &[BANNER, "250 mx\r\n"], "EHLO us.example|ready");
+        let offer = "250-mx\r\n250 STARTTLS\r\n";
+        check_for(
+            &Purpose::Probe,
+            "",
+            &[BANNER, offer, "220 go\r\n", offer],
+            "EHLO us.example|STARTTLS|TLS|EHLO us.example|ready",
+        );
+    }
+}
