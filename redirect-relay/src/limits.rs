@@ -54,6 +54,9 @@ pub(crate) const WEIGHT_MAX: u16 = 1000;
 pub(crate) const GROUP_MEMBERS_MAX: usize = 64;
 /// Routes of one domain, told apart by their conditions: they are tried one after the other.
 pub(crate) const ROUTES_PER_DOMAIN_MAX: usize = 64;
+/// Routes that one file may hold, and faults that are told of one file.
+pub(crate) const ROUTES_MAX: usize = 1_000_000;
+pub(crate) const FAULTS_MAX: usize = 100;
 /// Priorities of messages (RFC 6710 section 4).
 pub(crate) const PRIORITY_MIN: i8 = -9;
 pub(crate) const PRIORITY_MAX: i8 = 9;
