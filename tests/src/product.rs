@@ -105,6 +105,12 @@ impl Product {
         serde_json::from_str(&text).with_context(|| format!("redirect-ctl -o json {} printed {text}", words.join(" ")))
     }
 
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.daemon.id()
+    }
+
     #[must_use]
     pub fn log(&self) -> String {
         self.daemon.log()

@@ -6,17 +6,17 @@ use anyhow::Result;
 
 use crate::{
     exec::{self, Root},
-    setup,
+    relays, setup,
 };
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The suite: `packet` or `path`
+    /// The suite: `packet`, `path` or `relay`
     suite: String,
-    /// Few and short turns (`path`): to see whether it works, and roughly how well
+    /// Few and short turns (not `packet`): to see whether it works, and roughly how well
     #[arg(long)]
     quick: bool,
-    /// Only rows whose names begin so (`path`)
+    /// Only rows whose names begin so (not `packet`)
     #[arg(long, value_name = "PREFIX")]
     only: Option<String>,
     /// Write the rows to this file as JSON
@@ -27,8 +27,10 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let root = Root::require("a benchmark (it loads eBPF programs)")?;
     setup::ensure()?;
-    if args.suite == "path" {
-        setup::ensure_peers()?;
+    match args.suite.as_str() {
+        "path" => setup::ensure_peers()?,
+        "relay" => relays::ensure()?,
+        _ => {}
     }
 
     exec::say("building the workspace in the release profile");

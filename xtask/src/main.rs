@@ -11,6 +11,7 @@ mod fuzz;
 mod kernels;
 mod mail;
 mod postfix;
+mod relays;
 mod setup;
 mod test;
 
@@ -47,7 +48,8 @@ enum Task {
     Demo(demo::Args),
     /// Run a benchmark suite as root, in the release profile
     #[command(after_help = "Examples:\n  cargo xtask bench packet\n  cargo xtask bench packet --json packet.json\n  \
-                            cargo xtask bench path --only bystander_ --quick")]
+                            cargo xtask bench path --only bystander_ --quick\n  \
+                            cargo xtask bench relay --only idle")]
     Bench(bench::Args),
     /// Look for inputs for which the data plane does not keep its promises, with libFuzzer
     #[command(after_help = "Examples:\n  cargo xtask fuzz\n  cargo xtask fuzz handle --seconds 600\n  \

@@ -1,12 +1,17 @@
 //! Benchmarks. Every row puts ours beside a peer or a floor, measured in turns in the same run.
 
+mod options;
 mod packet;
 mod path;
+mod relay;
 mod report;
+mod turns;
 
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+
+use self::options::Options;
 
 #[derive(Parser)]
 #[command(
@@ -26,7 +31,9 @@ enum Suite {
     /// The programs frame by frame, beside a program that only passes.
     Packet,
     /// The way through the router, in namespaces, beside what people use instead.
-    Path(path::Options),
+    Path(Options),
+    /// Mail through the embedded relay, beside other relays and beside none.
+    Relay(Options),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -34,6 +41,7 @@ fn main() -> anyhow::Result<()> {
     let report = match arguments.suite {
         Suite::Packet => packet::run()?,
         Suite::Path(options) => path::run(&options)?,
+        Suite::Relay(options) => relay::run(&options)?,
     };
     report.print()?;
     match arguments.json {

@@ -44,11 +44,19 @@ pub(crate) struct Unit {
 }
 
 impl Unit {
-    pub(crate) const NANOSECONDS: Self = Self { name: "ns", better: "lower" };
+    pub(crate) const NANOSECONDS: Self = Self::lower("ns");
+    pub(crate) const MICROSECONDS: Self = Self::lower("us");
+    pub(crate) const CPU_MICROSECONDS_PER_MESSAGE: Self = Self::lower("CPU us/message");
+    pub(crate) const BYTES_PER_SESSION: Self = Self::lower("bytes/session");
+    pub(crate) const MESSAGES_PER_SECOND: Self = Self::higher("messages/s");
     pub(crate) const PACKETS_PER_SECOND: Self = Self::higher("packets/s");
     pub(crate) const GIGABITS_PER_SECOND: Self = Self::higher("Gbit/s");
     pub(crate) const CONNECTIONS_PER_SECOND: Self = Self::higher("connections/s");
     pub(crate) const CONNECTIONS: Self = Self::higher("connections");
+
+    const fn lower(name: &'static str) -> Self {
+        Self { name, better: "lower" }
+    }
 
     const fn higher(name: &'static str) -> Self {
         Self { name, better: "higher" }

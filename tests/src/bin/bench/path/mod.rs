@@ -16,17 +16,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::report::{Report, Row};
-
-#[derive(clap::Args)]
-pub(crate) struct Options {
-    /// Few and short turns: to see whether it works, and roughly how well.
-    #[arg(long)]
-    quick: bool,
-    /// Only rows whose names begin so.
-    #[arg(long, value_name = "PREFIX", default_value = "", hide_default_value = true)]
-    only: String,
-}
+use crate::{
+    options::Options,
+    report::{Report, Row},
+};
 
 /// How much is measured.
 struct Effort {
@@ -52,9 +45,8 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// Whether rows are asked for whose names begin with `name`.
     fn wants(&self, name: &str) -> bool {
-        name.starts_with(&self.options.only) || self.options.only.starts_with(name)
+        self.options.wants(name)
     }
 }
 
@@ -63,7 +55,5 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
     let bench = Bench { options, effort, cpu: cpu::choose()? };
     let stages = [packets::bystanders, packets::refused, connections::redirected];
     let rows: Result<Vec<Vec<Row>>> = stages.into_iter().map(|stage| stage(&bench)).collect();
-    let mut rows = rows?.concat();
-    rows.retain(|row| row.name.starts_with(&options.only));
-    Ok(Report { suite: "path", rows })
+    Ok(Report { suite: "path", rows: options.retain(rows?.concat()) })
 }

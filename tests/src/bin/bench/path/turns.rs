@@ -6,7 +6,10 @@ use super::{
     Bench,
     site::{Occupant, Site},
 };
-use crate::report::{Row, Unit};
+use crate::{
+    report::{Row, Unit},
+    turns,
+};
 
 /// What each site did in every turn, at the index of the site.
 pub(crate) type Samples = Vec<Vec<f64>>;
@@ -18,29 +21,14 @@ pub(crate) fn set_up(occupants: &[Occupant], make: impl Fn(Occupant) -> Result<S
     occupants.iter().map(|occupant| make(*occupant).with_context(|| format!("set {} up", occupant.name()))).collect()
 }
 
-/// Measures every site once in every turn. The order is rotated from turn to turn, and every other turn is reversed.
+/// Measures every site once in every turn.
 pub(crate) fn take(
     bench: &Bench<'_>,
     name: &str,
     sites: &mut [Site],
-    mut measure: impl FnMut(&mut Site) -> Result<f64>,
+    measure: impl FnMut(&mut Site) -> Result<f64>,
 ) -> Result<Samples> {
-    let turns = bench.effort.turns;
-    eprintln!("{name}: {turns} turns of {}", sites.len());
-    let mut samples = vec![Vec::new(); sites.len()];
-    for turn in 0..turns {
-        let mut order: Vec<_> = (0..sites.len()).collect();
-        order.rotate_left(turn % sites.len());
-        if turn % 2 == 1 {
-            order.reverse();
-        }
-        for index in order {
-            let site = &mut sites[index];
-            let sample = measure(site).with_context(|| format!("{name}, {}", site.occupant.name()))?;
-            samples[index].push(sample);
-        }
-    }
-    Ok(samples)
+    turns::take(bench.effort.turns, name, sites, |site| site.occupant.name(), measure)
 }
 
 /// What disturbs a turn, which is others' use of memory and of the machine below this one, makes it slower and never faster: of so many

@@ -1,0 +1,46 @@
+//! What mail costs on its way through the embedded relay, beside other relays and beside none.
+//!
+//! Each relay has a lab of its own: Postfix's smtp-source or a client of ours on the subscriber's host, the relay on the router, Postfix's
+//! smtp-sink as the gateway. Ours is `redirectd` as it is deployed, so its figures contain the redirecting as well; the peers' clients dial
+//! them. Everything shares the machine's CPUs, so messages per second tell what is left of them by the generator and the sink, and CPU per
+//! message what the relay itself takes.
+
+mod authority;
+mod idle;
+mod latency;
+mod peers;
+mod rate;
+mod site;
+mod usage;
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use crate::{options::Options, report::Report};
+
+/// How much is measured.
+struct Effort {
+    turns: usize,
+    /// How long mail is sent for a sample of the rate.
+    rate: Duration,
+    /// Messages of which each command is timed for a sample: of one client, and of each of several.
+    timed: [u32; 2],
+    /// Turns of idle sessions, which each begin with a fresh relay.
+    idle_turns: usize,
+}
+
+const FULL: Effort = Effort { turns: 5, rate: Duration::from_millis(800), timed: [2_000, 50], idle_turns: 3 };
+const QUICK: Effort = Effort { turns: 3, rate: Duration::from_millis(250), timed: [500, 20], idle_turns: 1 };
+
+pub(crate) fn run(options: &Options) -> Result<Report> {
+    let effort = if options.quick { &QUICK } else { &FULL };
+    // All that is started inherits it.
+    let (_, descriptors) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, descriptors, descriptors).context("take all descriptors that there are")?;
+    let mut rows = rate::rows(options, effort)?;
+    rows.extend(latency::rows(options, effort)?);
+    rows.extend(idle::rows(options, effort, descriptors)?);
+    Ok(Report { suite: "relay", rows: options.retain(rows) })
+}
