@@ -20,7 +20,8 @@ pub fn import_json<'a>(
     let items: Vec<&RawValue> = match serde_json::from_str(text) {
         Ok(items) => items,
         Err(error) => {
-            reader.fault(error.line().max(1), words(&error));
+            // What ends too early ends in its last line, not in the one after it.
+            reader.fault(error.line().clamp(1, text.lines().count().max(1)), words(&error));
             return reader.finish();
         }
     };
@@ -72,6 +73,7 @@ mod tests {
     #[test]
     fn faults_have_their_lines() {
         check("", Err(&["line 1: EOF while parsing a value"]));
+        check("\n", Err(&["line 1: EOF while parsing a value"]));
         check("{}", Err(&["line 1: invalid type: map, expected a sequence"]));
         check("[\n{]\n", Err(&["line 2: key must be a string"]));
         check(
