@@ -38,7 +38,7 @@ use crate::{
     limits::{READ_MAX, VERIFICATIONS_MAX},
     policy::Tls,
     quota::{Account, Kind, Present, Subscriber},
-    record::{Outcome, Record},
+    record::{Cause, Outcome, Record},
     relay::{Directory, Identity, Relay},
     reply::Reply,
     session::{
@@ -148,8 +148,7 @@ async fn serve<D: Directory>(
             (pass_through(relay, stream, &identity, &signals).await, true)
         }
         Ok((stream, identity)) => {
-            let (settings, quotas) = (Arc::clone(&relay.settings), Arc::clone(&relay.quotas));
-            let session = Session::new(settings, identity, quotas, Arc::clone(&relay.places), now());
+            let session = Session::new(Arc::clone(&relay.settings), identity, &relay.means, now());
             let mut conversation = Conversation::new(relay, session, stream, tasks);
             conversation.run(&signals).await;
             (conversation.client, conversation.session.client_may_talk())
@@ -195,7 +194,7 @@ async fn pass_through<D: Directory>(
         }
     };
     relay.meters.sessions_passed_through.increment();
-    let account = Account::new(Arc::clone(&relay.quotas), client.ip(), Arc::clone(class));
+    let account = Account::new(Arc::clone(&relay.means.quotas), client.ip(), Arc::clone(class));
     let begun = Instant::now();
     let splice = splice::run(&mut stream, &mut server, timeouts);
     let Some((passed, result)) = signals.drained.run_until_cancelled(splice).await else {
@@ -268,7 +267,7 @@ async fn greet<D: Directory>(
 fn admit<D: Directory>(relay: &Relay<D>, identity: &Identity) -> Option<Present> {
     let policy = &identity.policy;
     let ip = identity.client.ip();
-    let account = Account::new(Arc::clone(&relay.quotas), ip, Arc::clone(&identity.class));
+    let account = Account::new(Arc::clone(&relay.means.quotas), ip, Arc::clone(&identity.class));
     let (own, class) = (&policy.subscriber_quota, &policy.class_quota);
     let present = relay
         .presence
@@ -570,7 +569,7 @@ impl<'a, D: Directory> Conversation<'a, D> {
                 let granted = Granted {
                     gateway: Arc::clone(lease.gateway()),
                     capabilities: Arc::clone(lease.capabilities()),
-                    from_egress: lease.egress().is_some(),
+                    egress: lease.egress(),
                     reused: lease.reused,
                 };
                 self.gateway = Some(lease);
@@ -598,7 +597,7 @@ impl<'a, D: Directory> Conversation<'a, D> {
         Poll::Ready(())
     }
 
-    fn record(&self, record: &Record) {
+    fn record(&self, record: &Arc<Record>) {
         let meters = &self.relay.meters;
         match record.outcome {
             Outcome::Accepted => {
@@ -609,10 +608,10 @@ impl<'a, D: Directory> Conversation<'a, D> {
             Outcome::Deferred => meters.messages_deferred.increment(),
             Outcome::Aborted => meters.messages_aborted.increment(),
         }
-        if record.duplicate_risk() {
+        if record.duplicate_risk {
             meters.duplicate_risk.increment();
         }
-        if record.smuggling() {
+        if record.cause == Cause::LineEndings {
             meters.smuggling_refused.increment();
         }
         let Identity { client, original, class, .. } = self.session.identity();
@@ -625,12 +624,18 @@ impl<'a, D: Directory> Conversation<'a, D> {
             recipients = record.recipients,
             outcome = record.outcome.as_str(),
             cause = record.cause.as_str(),
-            code = record.code,
-            duplicate_risk = record.duplicate_risk(),
+            reply = record.reply.map(tracing::field::display),
+            recipients_refused = record.recipients_refused,
+            egress = record.egress.map(tracing::field::display),
+            tls = record.encrypted,
+            authenticated = record.authenticated,
+            duplicate_risk = record.duplicate_risk,
             client_gone = record.client_gone,
-            duration_ms = u64::try_from(record.duration.as_millis()).unwrap_or(u64::MAX),
+            duration_ms = record.times.end.map(|end| u64::try_from(end.as_millis()).unwrap_or(u64::MAX)),
             "message"
         );
+        self.relay.tallies.add(class, record);
+        self.relay.directory.record(self.session.identity(), record);
     }
 
     fn note(&self, note: Note) {

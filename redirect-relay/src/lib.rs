@@ -20,6 +20,7 @@
 //! | `data`, `chunk` | the framing of a body: ended by a dot, or counted |
 //! | `policy`, `auth`, `certificate` | what a class's clients are offered; who they are, and TLS with them |
 //! | `quota`, `tarpit` | how much each may do, and how who does more is slowed down |
+//! | `record`, `tally`, `watch` | what is put on record, counted, and shown to who looks on |
 //! | `splice` | sessions that are passed through to the server dialled |
 //! | `trace` | the `Received:` field |
 //! | `limits` | every bound and every wait |
@@ -42,6 +43,9 @@ mod dsn;
 pub mod gateway;
 mod limits;
 mod policy;
+#[cfg(any(test, feature = "testkit"))]
+#[doc(hidden)]
+pub mod properties;
 mod quota;
 mod record;
 mod relay;
@@ -52,9 +56,11 @@ mod schema;
 mod session;
 mod splice;
 mod stream;
+mod tally;
 mod tarpit;
 mod trace;
 mod upstream;
+mod watch;
 
 pub use crate::{
     addrs::{ClientAddr, OriginalDst},
@@ -67,7 +73,10 @@ pub use crate::{
     limits::{Limits, Timeouts},
     policy::{Access, Auth, Extensions, Lock, Policy, Tls},
     quota::{Kind, Quota, Rate},
+    record::{Cause, GatewayReplies, Outcome, Record, Status, Times},
     relay::{Directory, Identity, Relay, Settings},
     reply::ReplyError,
+    tally::{Pair, Tally},
     tarpit::Tarpit,
+    watch::{Line, Seen, Watcher, Who},
 };

@@ -37,6 +37,11 @@ pub(crate) const REPLY_LINE_MAX: usize = 512;
 pub(crate) const REPLY_LINES_MAX: usize = 100;
 /// Octets of a gateway's reply text that are kept to be shown to the client; the rest is checked and dropped.
 pub(crate) const REPLY_TEXT_MAX: usize = 1024;
+/// Pairs of class and gateway whose messages are counted apart.
+pub(crate) const TALLIES_MAX: usize = 4096;
+/// Who may look at sessions at one time, and the lines that may wait for one of them.
+pub(crate) const WATCHERS_MAX: usize = 8;
+pub(crate) const WATCHED_LINES_MAX: usize = 1024;
 /// Octets of a local part (RFC 5321 section 4.5.3.1.1).
 pub(crate) const LOCAL_PART_MAX: usize = 64;
 /// Octets of a domain (RFC 5321 section 4.5.3.1.2) and of one of its labels (RFC 1035 section 2.3.4).

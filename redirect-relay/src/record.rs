@@ -1,38 +1,102 @@
-//! What is put on record about a message: who, through whom, how it ended; never what it says or to whom.
+//! What is put on record about a message: who, through whom, how it ended; never what it says, to whom or from whom.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Record {
-    pub(crate) gateway: Option<Arc<str>>,
+use jiff::Timestamp;
+use serde::{Serialize, Serializer};
+
+/// One message, or an attempt at one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[expect(clippy::struct_excessive_bools, reason = "facts about a message that do not exclude each other")]
+pub struct Record {
+    /// When MAIL came.
+    pub at: Timestamp,
+    pub gateway: Option<Arc<str>>,
+    /// Our address toward the gateway, where it has egress addresses.
+    pub egress: Option<IpAddr>,
     /// Octets of the message, without our trace field, as far as they got.
-    pub(crate) octets: u64,
+    pub octets: u64,
+    /// What the client declared with `SIZE=`.
+    pub octets_declared: Option<u64>,
     /// Recipients that the gateway accepted.
-    pub(crate) recipients: u32,
-    pub(crate) outcome: Outcome,
-    pub(crate) cause: Cause,
-    /// The reply that the client got, or zero if there was nothing to reply to.
-    pub(crate) code: u16,
+    pub recipients: u32,
+    /// Recipients that somebody refused.
+    pub recipients_refused: u32,
+    pub outcome: Outcome,
+    pub cause: Cause,
+    /// The reply that the client got, if there was one.
+    pub reply: Option<Status>,
+    /// What the gateway answered to each step, the latest answer where there were several.
+    pub gateway_replies: GatewayReplies,
+    /// TLS with the client.
+    pub encrypted: bool,
+    /// The client authenticated.
+    pub authenticated: bool,
     /// The client left before its reply.
-    pub(crate) client_gone: bool,
-    /// Since MAIL.
-    pub(crate) duration: Duration,
-}
-
-impl Record {
+    pub client_gone: bool,
     /// The client will send the message again, and the gateway may have delivered it.
-    pub(crate) const fn duplicate_risk(&self) -> bool {
-        matches!(self.cause, Cause::OutcomeUnknown)
-    }
+    pub duplicate_risk: bool,
+    pub times: Times,
+}
 
-    /// Ill-formed line ends are a fault of old devices at times; the counter is how an operator tells.
-    pub(crate) const fn smuggling(&self) -> bool {
-        matches!(self.cause, Cause::LineEndings)
+/// A reply without its text, which may name people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Status {
+    pub code: u16,
+    /// The enhanced code (RFC 3463) after its class, which is the first digit of `code`.
+    pub subject: u16,
+    pub detail: u16,
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { code, subject, detail } = self;
+        write!(f, "{code} {}.{subject}.{detail}", code / 100)
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Outcome {
+impl Serialize for Status {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct GatewayReplies {
+    pub mail: Option<Status>,
+    pub recipient: Option<Status>,
+    pub data: Option<Status>,
+    pub verdict: Option<Status>,
+}
+
+/// When things happened, since MAIL. What did not happen has no time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Times {
+    /// A gateway connection was ready.
+    #[serde(serialize_with = "milliseconds", rename = "gateway_ready_ms")]
+    pub gateway_ready: Option<Duration>,
+    /// The gateway accepted a recipient.
+    #[serde(serialize_with = "milliseconds", rename = "recipient_ms")]
+    pub recipient: Option<Duration>,
+    /// The gateway awaited the message.
+    #[serde(serialize_with = "milliseconds", rename = "data_ms")]
+    pub data: Option<Duration>,
+    /// The client had sent all of it.
+    #[serde(serialize_with = "milliseconds", rename = "sent_ms")]
+    pub sent: Option<Duration>,
+    /// The end.
+    #[serde(serialize_with = "milliseconds", rename = "end_ms")]
+    pub end: Option<Duration>,
+}
+
+#[expect(clippy::ref_option, reason = "serde's signature")]
+fn milliseconds<S: Serializer>(time: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    time.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)).serialize(serializer)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
     Accepted,
     /// 5xx.
     Rejected,
@@ -51,7 +115,7 @@ impl Outcome {
         }
     }
 
-    pub(crate) const fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Accepted => "accepted",
             Self::Rejected => "rejected",
@@ -62,12 +126,14 @@ impl Outcome {
 }
 
 /// What brought the outcome about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Cause {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
     /// The gateway's own reply, or its absence before any recipient was accepted.
     Gateway,
     GatewayLost,
     OutcomeUnknown,
+    /// A bare CR, a bare LF or a NUL. It is a fault of old devices at times; the counter is how an operator tells.
     LineEndings,
     Size,
     Loop,
@@ -82,7 +148,7 @@ pub(crate) enum Cause {
 }
 
 impl Cause {
-    pub(crate) const fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Gateway => "gateway",
             Self::GatewayLost => "gateway_lost",

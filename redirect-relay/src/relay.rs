@@ -2,6 +2,7 @@
 
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
+use ipnet::IpNet;
 use jiff::Timestamp;
 
 use crate::{
@@ -11,8 +12,12 @@ use crate::{
     limits::{Limits, Timeouts},
     policy::Policy,
     quota::{self, Presence},
+    record::Record,
     route::Routing,
+    session::Means,
+    tally::{Pair, Tallies, Tally},
     tarpit::Places,
+    watch::{self, Watcher},
 };
 
 /// Who is on the other side of an accepted connection.
@@ -40,6 +45,11 @@ pub trait Directory: Send + Sync + 'static {
     /// block. Who has no means to do so need not implement it; the session ends all the same.
     fn lock(&self, identity: &Identity, duration: Duration) {
         let _ = (identity, duration);
+    }
+
+    /// A message is over. Called from a session's task, so it must not block; the log has it as well.
+    fn record(&self, identity: &Identity, record: &Arc<Record>) {
+        let _ = (identity, record);
     }
 }
 
@@ -90,9 +100,9 @@ pub struct Relay<D> {
     pub(crate) settings: Arc<Settings>,
     pub(crate) directory: D,
     pub(crate) meters: Meters,
-    pub(crate) quotas: Arc<quota::Table>,
+    pub(crate) means: Means,
     pub(crate) presence: Arc<Presence>,
-    pub(crate) places: Arc<Places>,
+    pub(crate) tallies: Tallies,
     pub(crate) fleet: Arc<Fleet>,
 }
 
@@ -100,9 +110,13 @@ impl<D: Directory> Relay<D> {
     pub fn new(settings: Settings, directory: D) -> Self {
         let settings = Arc::new(settings);
         Self {
-            quotas: Arc::new(quota::Table::new(settings.quota_entries_max)),
+            means: Means {
+                quotas: Arc::new(quota::Table::new(settings.quota_entries_max)),
+                places: Places::new(settings.tarpit_max),
+                stage: watch::Stage::new(settings.clock),
+            },
             presence: Arc::default(),
-            places: Places::new(settings.tarpit_max),
+            tallies: Tallies::default(),
             fleet: Arc::new(Fleet::new(Arc::clone(&settings))),
             settings,
             directory,
@@ -130,10 +144,20 @@ impl<D: Directory> Relay<D> {
         self.fleet.common(&self.directory.routing())
     }
 
+    /// Messages by class and gateway.
+    pub fn tallies(&self) -> Vec<(Pair, Tally)> {
+        self.tallies.snapshot()
+    }
+
+    /// Looks at the sessions of `subscribers` from here on; `None` if too many look already.
+    pub fn watch(&self, subscribers: IpNet) -> Option<Watcher> {
+        self.means.stage.watch(subscribers)
+    }
+
     pub fn counters(&self) -> Counters {
         Counters {
-            quotas_forgotten: self.quotas.forgotten.get(),
-            sessions_tarpitted: self.places.count() as u64,
+            quotas_forgotten: self.means.quotas.forgotten.get(),
+            sessions_tarpitted: self.means.places.count() as u64,
             ..self.meters.snapshot()
         }
     }

@@ -5,6 +5,7 @@ use std::{borrow::Cow, fmt::Write as _};
 use crate::{
     buffer::Buffer,
     limits::{REPLY_LINE_MAX, REPLY_LINES_MAX, REPLY_TEXT_MAX},
+    record::Status,
 };
 
 /// A reply with an enhanced status code (RFC 3463). Its class is the first digit of `code`, so the two cannot disagree.
@@ -20,6 +21,10 @@ pub(crate) struct Reply {
 impl Reply {
     pub(crate) const fn new(code: u16, subject: u16, detail: u16, text: &'static str) -> Self {
         Self { code, subject, detail, text: Cow::Borrowed(text) }
+    }
+
+    pub(crate) const fn status(&self) -> Status {
+        Status { code: self.code, subject: self.subject, detail: self.detail }
     }
 
     pub(crate) const fn is_positive(&self) -> bool {

@@ -21,6 +21,7 @@
 use std::{
     collections::VecDeque,
     mem,
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -42,18 +43,20 @@ use crate::{
     },
     policy::{Auth, Extensions},
     quota::{self, Account, Kind},
-    record::{Cause, Outcome, Record},
+    record::{Cause, Outcome, Record, Status},
     relay::{Identity, Settings},
     reply::Reply,
     route::{Query, Routing, Target},
     tarpit::{Place, Places},
     trace::{self, Helo, Hops, With},
     upstream::{Event, Failure, Upstream},
+    watch::{self, Voice, Who},
 };
 
 mod chunks;
 mod flow;
 mod login;
+mod story;
 
 pub(crate) use self::{flow::CONNECTIONS_OVER_QUOTA, login::Verdict};
 
@@ -89,7 +92,7 @@ pub(crate) enum Action {
         credentials: Credentials,
     },
     /// A message or an attempt at one is over.
-    Record(Record),
+    Record(Arc<Record>),
     /// Keep the subscriber away for so long.
     Lock(Duration),
     Note(Note),
@@ -114,13 +117,21 @@ pub(crate) enum Note {
 pub(crate) struct Granted {
     pub(crate) gateway: Arc<Gateway>,
     pub(crate) capabilities: Arc<Capabilities>,
-    /// It leaves from one of the gateway's egress addresses.
-    pub(crate) from_egress: bool,
+    /// The one of the gateway's egress addresses that it leaves from.
+    pub(crate) egress: Option<IpAddr>,
     /// It served an earlier message, so it may have been closed meanwhile without any fault.
     pub(crate) reused: bool,
 }
 
-use self::flow::OVER_QUOTA;
+use self::{flow::OVER_QUOTA, story::Story};
+
+/// What the sessions of a relay share.
+#[derive(Debug, Clone)]
+pub(crate) struct Means {
+    pub(crate) quotas: Arc<quota::Table>,
+    pub(crate) places: Arc<Places>,
+    pub(crate) stage: Arc<watch::Stage>,
+}
 
 /// The priority of a message that says nothing of it (RFC 6710 section 4).
 const USUAL_PRIORITY: i8 = 0;
@@ -264,8 +275,11 @@ struct Transaction {
     chunks: Option<Box<Chunks>>,
     /// RCPTs beyond the limit.
     overshoot: u32,
-    /// The code of the latest refusal of a recipient.
-    refusal: Option<u16>,
+    /// The gateway's egress address, if it has one.
+    egress: Option<IpAddr>,
+    story: Story,
+    /// The latest refusal of a recipient.
+    refusal: Option<Status>,
     /// The client was told something that came from the gateway: the transaction is bound to that connection.
     bound: bool,
     started: Instant,
@@ -316,7 +330,7 @@ pub(crate) struct Session {
     identity: Identity,
     phase: Phase,
     helo: Option<Helo>,
-    transaction: Option<Transaction>,
+    transaction: Option<Box<Transaction>>,
     link: Option<Box<Link>>,
     input: Buffer,
     to_client: Buffer,
@@ -335,6 +349,7 @@ pub(crate) struct Session {
     authenticated: bool,
     account: Account,
     places: Arc<Places>,
+    voice: Voice,
     /// In the tar-pit: until when, how much of `to_client` is older than that, and the place there.
     held_until: Option<Instant>,
     sayable: usize,
@@ -348,11 +363,10 @@ impl Session {
     pub(crate) fn new(
         settings: Arc<Settings>,
         identity: Identity,
-        quotas: Arc<quota::Table>,
-        places: Arc<Places>,
+        Means { quotas, places, stage }: &Means,
         now: Instant,
     ) -> Self {
-        let account = Account::new(quotas, identity.client.ip(), Arc::clone(&identity.class));
+        let account = Account::new(Arc::clone(quotas), identity.client.ip(), Arc::clone(&identity.class));
         let client_deadline = now + settings.timeouts.command;
         let mut session = Self {
             settings,
@@ -377,7 +391,8 @@ impl Session {
             encrypted: false,
             authenticated: false,
             account,
-            places,
+            places: Arc::clone(places),
+            voice: Voice::new(stage),
             held_until: None,
             sayable: 0,
             place: None,
@@ -531,15 +546,17 @@ impl Session {
             return self.hangup();
         };
         transaction.gateway = Some(Arc::clone(&granted.gateway));
+        transaction.egress = granted.egress;
         let upstream = Upstream::new(Arc::clone(&self.settings), Arc::clone(&granted.capabilities));
         self.link = Some(Box::new(Link { target: target.clone(), granted, upstream, since: *since }));
+        self.note_ready(now);
         self.start_upstream(now);
         self.advance(now);
     }
 
     /// No gateway can be reached, and nothing is left to try.
     pub(crate) fn on_unreachable(&mut self, error: OpenError, now: Instant) {
-        let Some(Transaction { stage: Stage::Opening(opening), .. }) = &self.transaction else { return };
+        let Some(Transaction { stage: Stage::Opening(opening), .. }) = self.transaction.as_deref() else { return };
         let reply = opening.otherwise.clone().unwrap_or_else(|| unreachable_reply(&error));
         self.hangup();
         self.actions.push_back(Action::Note(Note::GatewayUnreachable(error)));
@@ -679,6 +696,7 @@ impl Session {
             Ok(Command::Auth(_)) => self.input.take_secret(length),
             _ => self.input.take(length),
         }
+        self.tell(Who::Client, || watch::redacted(&parsed));
         self.client_deadline = now + self.settings.timeouts.command;
         match parsed {
             Ok(command) => self.on_command(command, now),
@@ -827,7 +845,7 @@ impl Session {
             return;
         }
         self.messages += 1;
-        self.transaction = Some(Transaction {
+        self.transaction = Some(Box::new(Transaction {
             mail,
             stage: Stage::Lookup,
             routing: None,
@@ -837,10 +855,12 @@ impl Session {
             accepted: 0,
             chunks: None,
             overshoot: 0,
+            egress: None,
+            story: Story::new((self.settings.clock)()),
             refusal: None,
             bound: false,
             started: now,
-        });
+        }));
         self.actions.push_back(Action::AskRouting);
         self.answer(&SENDER_OK, now);
     }
@@ -919,7 +939,8 @@ impl Session {
 
     fn refuse_recipient(&mut self, reply: &Reply, now: Instant) {
         if let Some(transaction) = &mut self.transaction {
-            transaction.refusal = Some(reply.code);
+            transaction.refusal = Some(reply.status());
+            transaction.story.refused += 1;
         }
         self.answer(reply, now);
     }
@@ -934,6 +955,8 @@ impl Session {
             link.granted.reused = true;
             link.since = now;
             transaction.gateway = Some(Arc::clone(&link.granted.gateway));
+            transaction.egress = link.granted.egress;
+            self.note_ready(now);
             return self.start_upstream(now);
         }
         self.connect(false, None, now, now);
@@ -1005,6 +1028,7 @@ impl Session {
                     link.upstream.finish(now);
                 }
                 self.phase = Phase::Verdict { octets };
+                self.note_sent(now);
             }
             (true, Some((reply, cause))) => self.finish(&reply, cause, octets, now),
             // Twice the limit: who sends so much for nothing will not stop.
@@ -1064,6 +1088,7 @@ impl Session {
     }
 
     fn on_event(&mut self, event: Event, now: Instant) {
+        self.note_event(&event, now);
         match event {
             Event::Mail(reply) if reply.is_positive() => {}
             Event::Mail(reply) if self.goes_elsewhere(&reply, true) => self.go_on(reply, now),
@@ -1110,7 +1135,8 @@ impl Session {
             transaction.accepted += 1;
             return self.answer(&reply.with_code(250), now);
         }
-        transaction.refusal = Some(reply.code);
+        transaction.refusal = Some(reply.status());
+        transaction.story.refused += 1;
         if reply.is_permanent() {
             self.recipients_refused += 1;
             self.charge(Kind::InvalidRecipients, 1, now);
@@ -1161,7 +1187,7 @@ impl Session {
     fn goes_elsewhere(&self, reply: &Reply, mail: bool) -> bool {
         let (Some(transaction), Some(link)) = (&self.transaction, &self.link) else { return false };
         let temporary = mail && reply.code / 100 == 4;
-        let blocked = link.granted.from_egress && link.granted.gateway.egress.is_block(reply.text());
+        let blocked = link.granted.egress.is_some() && link.granted.gateway.egress.is_block(reply.text());
         !transaction.bound && matches!(transaction.stage, Stage::Live) && !reply.is_positive() && (temporary || blocked)
     }
 
@@ -1169,7 +1195,7 @@ impl Session {
     fn go_on(&mut self, reply: Reply, now: Instant) {
         let Some(link) = &self.link else { return };
         let since = link.since;
-        if link.granted.from_egress && link.granted.gateway.egress.is_block(reply.text()) {
+        if link.granted.egress.is_some() && link.granted.gateway.egress.is_block(reply.text()) {
             self.actions.push_back(Action::SuspendEgress);
             return self.connect(true, Some(reply), since, now);
         }
@@ -1219,8 +1245,9 @@ impl Session {
         let Some(transaction) = &mut self.transaction else { return };
         transaction.stage = Stage::Refused(reply.clone());
         let waiting = mem::take(&mut transaction.waiting).len();
+        transaction.story.refused += u32::try_from(waiting).unwrap_or(u32::MAX);
         if waiting > 0 {
-            transaction.refusal = Some(reply.code);
+            transaction.refusal = Some(reply.status());
         }
         for _ in 0..waiting {
             self.answer(reply, now);
@@ -1240,20 +1267,22 @@ impl Session {
         self.client_deadline = now + self.settings.timeouts.command;
         self.commands = 0;
         let outcome = Outcome::of(reply.code);
-        self.settle(outcome, cause, reply.code, octets, now);
+        self.settle(outcome, cause, Some(reply.status()), octets, now);
     }
 
     /// The transaction ends without a message.
     fn abandon(&mut self, cause: Cause, now: Instant) {
         let Some(transaction) = &self.transaction else { return };
         match transaction.refusal {
-            Some(code) if transaction.accepted == 0 => self.settle(Outcome::of(code), Cause::Gateway, code, 0, now),
-            _ => self.settle(Outcome::Aborted, cause, 0, 0, now),
+            Some(status) if transaction.accepted == 0 => {
+                self.settle(Outcome::of(status.code), Cause::Gateway, Some(status), 0, now);
+            }
+            _ => self.settle(Outcome::Aborted, cause, None, 0, now),
         }
     }
 
     /// Puts the transaction on record and makes the gateway forget it.
-    fn settle(&mut self, outcome: Outcome, cause: Cause, code: u16, octets: u64, now: Instant) {
+    fn settle(&mut self, outcome: Outcome, cause: Cause, reply: Option<Status>, octets: u64, now: Instant) {
         let Some(transaction) = self.transaction.take() else { return };
         if octets > 0 {
             self.charge(Kind::Octets, octets, now);
@@ -1267,19 +1296,7 @@ impl Session {
             }
             (Stage::Lookup | Stage::Routed | Stage::Live | Stage::Refused(_), _) => {}
         }
-        // MAIL alone, given up, concerns nobody.
-        if transaction.accepted > 0 || transaction.refusal.is_some() || !transaction.waiting.is_empty() {
-            self.actions.push_back(Action::Record(Record {
-                gateway: transaction.gateway.map(|gateway| gateway.name.as_str().into()),
-                octets,
-                recipients: transaction.accepted,
-                outcome,
-                cause,
-                code,
-                client_gone: self.client_gone,
-                duration: now.saturating_duration_since(transaction.started),
-            }));
-        }
+        self.put_on_record(*transaction, (outcome, cause), reply, octets, now);
     }
 
     /// A protocol error that the client may learn from.
@@ -1335,6 +1352,7 @@ impl Session {
     // ---- Words ----
 
     fn answer(&mut self, reply: &Reply, now: Instant) {
+        self.tell(Who::Relay, || reply.status().to_string());
         if !self.client_gone {
             reply.write(&mut self.to_client);
             self.spoke(now);
@@ -1342,6 +1360,7 @@ impl Session {
     }
 
     fn say(&mut self, text: &str, now: Instant) {
+        self.tell(Who::Relay, || text.chars().take(3).collect());
         if !self.client_gone {
             self.to_client.extend(text.as_bytes());
             self.spoke(now);

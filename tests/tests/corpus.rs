@@ -6,12 +6,20 @@
 use std::{collections::BTreeMap, fs, panic, path::Path};
 
 use redirect_common::testkit::properties;
+use redirect_relay::properties as smtp;
 
 type Check = fn(&[u8]);
 
 /// Every target.
-const TARGETS: [(&str, Check); 3] =
-    [("handle", properties::handle), ("icmp", properties::icmp), ("parse", properties::parse)];
+const TARGETS: [(&str, Check); 7] = [
+    ("handle", properties::handle),
+    ("icmp", properties::icmp),
+    ("parse", properties::parse),
+    ("smtp_chunks", smtp::chunks),
+    ("smtp_commands", smtp::command),
+    ("smtp_data", smtp::data),
+    ("smtp_replies", smtp::reply),
+];
 
 /// What a clone of the project has to carry.
 const BYTES_MAX: usize = 500_000;

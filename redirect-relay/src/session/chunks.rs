@@ -162,6 +162,7 @@ impl Session {
                 link.upstream.finish(now);
             }
             self.phase = Phase::Verdict { octets };
+            self.note_sent(now);
         } else {
             if let Some(transaction) = &mut self.transaction {
                 transaction.chunks = Some(chunks);

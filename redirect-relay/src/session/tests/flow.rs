@@ -123,12 +123,12 @@ fn attack_29_who_goes_on_is_locked_once() {
 fn sessions_that_are_cut_lead_to_a_lock() {
     let lock = Some(Lock { strikes: only(1), duration: Duration::from_mins(10) });
     let policy = Policy { lock, ..Policy::default() };
-    let quotas = Arc::new(quota::Table::new(10));
+    let means = means(10, 1);
     let mut locks = 0;
     for _ in 0..3 {
         let identity = Identity { policy: Arc::new(policy.clone()), ..identity() };
         let now = Instant::now();
-        let mut session = Session::new(Arc::new(settings()), identity, Arc::clone(&quotas), Places::new(1), now);
+        let mut session = Session::new(Arc::new(settings()), identity, &means, now);
         session.on_client(b"GET / HTTP/1.1\r\n", now);
         while let Some(action) = session.next_action() {
             locks += u32::from(matches!(action, Action::Lock(_)));
@@ -190,11 +190,11 @@ fn attack_56_a_lost_place_ends_the_session_at_once() {
     let quota = Quota { messages: Some(only(1)), ..Quota::default() };
     let policy = Arc::new(Policy { tarpit: Some(TARPIT), ..for_subscriber(quota) });
     let places = Places::new(1);
+    let means = |places: &Arc<Places>| Means { places: Arc::clone(places), ..means(10, 1) };
     let now = Instant::now();
     let slow = || {
         let identity = Identity { policy: Arc::clone(&policy), ..identity() };
-        let quotas = Arc::new(quota::Table::new(10));
-        let mut session = Session::new(Arc::new(settings()), identity, quotas, Arc::clone(&places), now);
+        let mut session = Session::new(Arc::new(settings()), identity, &means(&places), now);
         session.client_sent(session.client_out().len(), now);
         session.on_client(HELLO.as_bytes(), now);
         session.on_client("MAIL FROM:<a@b>\r\nRSET\r\n".repeat(2).as_bytes(), now);
