@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::PossibleValuesParser, builder::TypedValueParser};
 use redirect_relay::{
-    Domain,
+    Domain, Quota, Rate, Tarpit,
     gateway::{Balance, EgressAddress, Encryption, Host, Mechanism, Member, Pin, PriorityRange, Status, Strategy},
     route::{SenderPattern, SizeRange},
 };
@@ -16,6 +16,7 @@ use crate::{
     desired::{self, Counted, InterfaceName, Name, PoolRelay, Prefix, Time},
     limits,
     routes::{self, RouteKey},
+    smtp,
 };
 
 /// Inspect and drive redirectd.
@@ -299,7 +300,9 @@ pub enum ClassVerb {
     /// Create a class, or replace all of it
     #[command(
         after_help = "Examples:\n  redirect-ctl class set guests --action redirect --relay embedded --on-relay-down block\n  \
-                      redirect-ctl class set guests --action redirect --relay a:3 --relay b --rate 5 --open-max 20 --lock-after 100 --lock-for 1h"
+                      redirect-ctl class set guests --action redirect --relay a:3 --relay b --rate 5 --open-max 20 --lock-after 100 --lock-for 1h\n  \
+                      redirect-ctl class set guests --action redirect --relay embedded --quota messages=100/1h:20 --quota recipients=500/1h \\\n    \
+                      --tarpit 1s..60s --lock-strikes 50/10m --lock-strikes-for 1h"
     )]
     Set(ClassSet),
     /// Delete a class that nobody uses
@@ -339,6 +342,50 @@ pub struct ClassSet {
     /// The gateway or group that its mail goes to, unless a route says otherwise [default: the one named default]
     #[arg(long)]
     pub gateway: Option<Name>,
+    #[command(flatten)]
+    pub smtp: SmtpArgs,
+}
+
+/// How the embedded relay treats the clients of a class.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "The embedded relay")]
+pub struct SmtpArgs {
+    /// TLS toward clients
+    #[arg(long, default_value = "none", value_parser = word::<smtp::SmtpTls>(smtp::SmtpTls::WORDS))]
+    pub tls: smtp::SmtpTls,
+    /// AUTH of clients
+    #[arg(long, default_value = "off", value_parser = word::<smtp::SmtpAuth>(smtp::SmtpAuth::WORDS))]
+    pub auth: smtp::SmtpAuth,
+    /// AUTH also without TLS: passwords in clear
+    #[arg(long)]
+    pub auth_cleartext: bool,
+    /// What one subscriber may do, of connections, messages, notifications, recipients, octets, invalid_recipients and auth_failures; once for each
+    #[arg(long = "quota", value_name = "KIND=COUNT/PERIOD[:BURST]", value_parser = quota)]
+    pub quotas: Vec<(String, Rate)>,
+    /// The same for all subscribers of the class together
+    #[arg(long = "class-quota", value_name = "KIND=COUNT/PERIOD[:BURST]", value_parser = quota)]
+    pub class_quotas: Vec<(String, Rate)>,
+    /// Sessions that one subscriber may have open
+    #[arg(long, value_name = "N")]
+    pub sessions_max: Option<u32>,
+    /// Recipients of a message from <>
+    #[arg(long, value_name = "N")]
+    pub notification_recipients_max: Option<u32>,
+    /// Refuse mail to addresses such as user@[192.0.2.1]
+    #[arg(long)]
+    pub refuse_literals: bool,
+    /// Refuse lines beyond 998 octets
+    #[arg(long)]
+    pub refuse_long_lines: bool,
+    /// Answer abuse late: the first delay, doubled each time, and the longest
+    #[arg(long, value_name = "DELAY..MAX", value_parser = tarpit)]
+    pub tarpit: Option<Tarpit>,
+    /// Lock a subscriber in the kernel after more refusals for quotas and cut sessions than this
+    #[arg(long, value_name = "COUNT/PERIOD[:BURST]", value_parser = rate, requires = "lock_strikes_for")]
+    pub lock_strikes: Option<Rate>,
+    /// How long
+    #[arg(long, value_name = "DURATION", value_parser = lock_duration, requires = "lock_strikes")]
+    pub lock_strikes_for: Option<Duration>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -680,6 +727,36 @@ fn serde_word<T: DeserializeOwned + Clone + Send + Sync + 'static>(
     words: &'static [&'static str],
 ) -> impl TypedValueParser<Value = T> {
     PossibleValuesParser::new(words).try_map(|word| serde_json::from_value(word.into()))
+}
+
+/// `COUNT/PERIOD`, or `COUNT/PERIOD:BURST`.
+fn rate(text: &str) -> Result<Rate, String> {
+    let wrong =
+        || format!("{text:?} is not a rate: give COUNT/PERIOD[:BURST] such as 100/1h or 100/1h:20, of a day at most");
+    let (rate, burst) = text.split_once(':').map_or((text, None), |(rate, burst)| (rate, Some(burst)));
+    let (count, period) = rate.split_once('/').ok_or_else(wrong)?;
+    let count: u64 = count.parse().map_err(|_| wrong())?;
+    let burst = burst.map_or(Ok(count), |burst| burst.parse().map_err(|_| wrong()))?;
+    let period = duration(period)?;
+    Rate::new(count, period, burst).filter(|_| period.subsec_nanos() == 0).ok_or_else(wrong)
+}
+
+/// `KIND=RATE`.
+fn quota(text: &str) -> Result<(String, Rate), String> {
+    let (kind, text) = text.split_once('=').ok_or_else(|| format!("{text:?} is not KIND=COUNT/PERIOD[:BURST]"))?;
+    // The kinds are the members of a quota.
+    let rate = rate(text)?;
+    let mut members = serde_json::Map::new();
+    members.insert(kind.to_owned(), serde_json::to_value(rate).map_err(|error| error.to_string())?);
+    serde_json::from_value::<Quota>(members.into()).map_err(|error| error.to_string())?;
+    Ok((kind.to_owned(), rate))
+}
+
+/// `DELAY..MAX`.
+fn tarpit(text: &str) -> Result<Tarpit, String> {
+    let (delay, delay_max) =
+        text.split_once("..").ok_or_else(|| format!("{text:?} is not DELAY..MAX such as 1s..60s"))?;
+    Ok(Tarpit { delay: duration(delay)?, delay_max: duration(delay_max)? })
 }
 
 /// `ADDRESS`, or `ADDRESS=HELO`.

@@ -12,7 +12,7 @@ use redirect_relay::Relay;
 use tokio::{
     net::{TcpListener, TcpSocket},
     runtime,
-    sync::Semaphore,
+    sync::{Semaphore, broadcast},
     task::{self, JoinError, JoinSet},
     time::{MissedTickBehavior, interval, timeout},
 };
@@ -27,7 +27,7 @@ use crate::{
     host::Host,
     limits,
     reconcile::task::{Handle, Reconciler, Stage},
-    relay::FlowDirectory,
+    relay::{FlowDirectory, keep_locks},
     store::{self, Change, Outcome, Store},
 };
 
@@ -108,7 +108,8 @@ async fn start_and_wait(
     outcome.map_err(Error::FirstSync)?;
 
     let sockets = settings.sockets.iter().map(|path| server::Socket::bind(path)).collect::<Result<Vec<_>, _>>()?;
-    let relay = Arc::new(Relay::new(relay_settings(&settings), FlowDirectory::new(Arc::clone(&flows), store.watch())));
+    let (directory, locks) = FlowDirectory::new(Arc::clone(&flows), store.watch());
+    let relay = Arc::new(Relay::new(relay_settings(&settings), directory));
     for address in settings.relay.listeners() {
         let listener = listen(address).map_err(|source| Error::Relay { address, source })?;
         let (relay, stop) = (Arc::clone(&relay), stops.relay.clone());
@@ -136,6 +137,12 @@ async fn start_and_wait(
     handle.set_stage(Stage::Attached);
     handle.attempted(store.snapshot().tables.interfaces.len(), limits::API_APPLY_WAIT).await;
 
+    let relay_locks = broadcast::Sender::new(limits::RELAY_LOCKS_MAX);
+    let keeping = keep_locks(locks, handle.clone(), relay_locks.clone(), stops.reconciler.clone());
+    tasks.spawn("the locks of the relay", async {
+        keeping.await;
+        Ok(())
+    });
     tasks.spawn("the prober of relays", prober.run(stops.api.clone()));
     let (expiring, stop) = (store.clone(), stops.api.clone());
     tasks.spawn("the expiry", async move { run_expiry(expiring, stop).await.map_err(|error| error.to_string()) });
@@ -145,6 +152,7 @@ async fn start_and_wait(
         reconciler: handle.clone(),
         flows,
         health,
+        relay_locks,
         relay_counters: Box::new(move || counters.counters()),
         dataplane: settings.dataplane,
         watchers: Watchers::default(),

@@ -26,6 +26,7 @@ use utoipa::ToSchema;
 use crate::{
     dataplane::{ClassId, Hook, RelayId, Role, UnknownWord, words},
     limits,
+    smtp::Smtp,
 };
 
 /// The relay that the daemon itself runs; its endpoints are the file's `relay.listen`.
@@ -574,6 +575,7 @@ pub struct ClassSpec {
     pub limits: Limits,
     /// A gateway or a group.
     pub gateway: Option<Name>,
+    pub smtp: Smtp,
 }
 
 /// A class's pool if there may be such, else the pointer (RFC 6901, below `relays`) to what is wrong, and why.

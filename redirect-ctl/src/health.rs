@@ -6,10 +6,8 @@
 
 use std::{
     collections::BTreeMap,
-    fmt,
     hash::{BuildHasher, Hasher, RandomState},
     net::SocketAddr,
-    str::FromStr,
     sync::Arc,
     time::Duration,
 };
@@ -25,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::HealthSettings,
-    dataplane::{RelayId, UnknownWord, words},
+    dataplane::{RelayId, words},
     desired::{Relay, RelayStatus, Snapshot, Source, Time},
     limits,
 };

@@ -12,7 +12,7 @@
 //! - [`host`]: routes, sysctls and relays' sockets of the host
 //! - [`api`]: REST over the Unix socket, its types and its client; [`metrics`]: Prometheus
 //! - [`cli`] and [`commands`]: `redirect-ctl`; [`postfix`]: what it makes of the settings of a Postfix
-//! - [`relay`]: tells the embedded relay who a connection comes from and which gateway is its
+//! - [`relay`]: tells the embedded relay who a connection comes from and which gateway is its; [`smtp`]: how a class is treated there
 //! - [`daemon`]: start order, tasks, stop; [`limits`]: every bound
 
 pub mod api;
@@ -30,4 +30,5 @@ pub mod postfix;
 pub mod reconcile;
 pub mod relay;
 pub mod routes;
+pub mod smtp;
 pub mod store;

@@ -123,6 +123,10 @@ pub const FOREIGN_SOURCE_IDLE_MAX: Duration = Duration::from_mins(15);
 
 /// Attachments are removed within this time at a stop; what is left goes with the process.
 pub const DETACH_WAIT: Duration = Duration::from_secs(5);
+/// The longest delay of a tar-pit: clients wait 5 minutes for most replies (RFC 5321 section 4.5.3.2).
+pub const TARPIT_MAX: Duration = Duration::from_secs(240);
+/// Locks that the relay asks for and that wait for the kernel; those beyond are lost, and asked for again.
+pub const RELAY_LOCKS_MAX: usize = 1_024;
 /// Sessions of the relay have this long to finish their message at a stop.
 pub const RELAY_DRAIN: Duration = Duration::from_secs(5);
 /// Connections that wait to be accepted by a listener of the relay; the kernel takes no more than `net.core.somaxconn`, 4,096 by default.

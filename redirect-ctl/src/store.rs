@@ -837,11 +837,12 @@ impl Step<'_> {
         };
         let Limits { rate, burst, open_max, lock_after, lock_s } = spec.limits;
         self.connection.execute(
-            "INSERT INTO classes (id, name, action, on_relay_down, on_class_change, rate, burst, open_max, lock_after, lock_s, gateway)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
+            "INSERT INTO classes (id, name, action, on_relay_down, on_class_change, rate, burst, open_max, lock_after, lock_s, gateway, smtp)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)
              ON CONFLICT (id) DO UPDATE SET action = excluded.action, on_relay_down = excluded.on_relay_down,
                  on_class_change = excluded.on_class_change, rate = excluded.rate, burst = excluded.burst, open_max = excluded.open_max,
-                 lock_after = excluded.lock_after, lock_s = excluded.lock_s, gateway = excluded.gateway",
+                 lock_after = excluded.lock_after, lock_s = excluded.lock_s, gateway = excluded.gateway,
+                 smtp = excluded.smtp",
             params![
                 id,
                 spec.name.as_str(),
@@ -853,7 +854,8 @@ impl Step<'_> {
                 open_max,
                 lock_after,
                 lock_s,
-                spec.gateway.as_ref().map(Name::as_str)
+                spec.gateway.as_ref().map(Name::as_str),
+                mail::json(&spec.smtp)
             ],
         )?;
         self.connection.execute("DELETE FROM class_relays WHERE class = ?1", [id])?;
@@ -1022,7 +1024,7 @@ fn numbered(kind: Kind) -> (&'static str, u32) {
 const SELECT_SUBSCRIBER: &str =
     "SELECT prefix, (SELECT name FROM classes WHERE id = class), origin, expires_s FROM subscribers";
 const SELECT_CLASS: &str = "SELECT id, name, action, on_relay_down, on_class_change, gateway, \
-                            rate, burst, open_max, lock_after, lock_s FROM classes";
+                            rate, burst, open_max, lock_after, lock_s, smtp FROM classes";
 const SELECT_RELAY: &str = "SELECT id, name, ipv4, ipv6, delivery, status, source FROM relays";
 const SELECT_INTERFACE: &str = "SELECT name, role, hook, foreign_sources, source FROM interfaces";
 
@@ -1058,6 +1060,7 @@ fn class_row(row: &Row<'_>) -> RowResult<Class> {
         lock_after: row.get(9)?,
         lock_s: row.get(10)?,
     };
+    let smtp: String = row.get(11)?;
     Ok((|| {
         Ok(Class {
             id,
@@ -1070,6 +1073,7 @@ fn class_row(row: &Row<'_>) -> RowResult<Class> {
                 on_class_change: word("what becomes of live flows", &on_class_change)?,
                 limits,
                 gateway: gateway.as_deref().map(|name| word("a gateway name", name)).transpose()?,
+                smtp: mail::from_json(&smtp)?,
             },
         })
     })())
@@ -1254,7 +1258,7 @@ fn connect(path: &Path) -> Result<Connection, Error> {
 }
 
 /// Each entry leads from the schema of its index to the next one; entries are never changed, only added.
-const MIGRATIONS: &[Migration] = &[first_schema, pools_and_limits, foreign_sources, mail::mail_routing];
+const MIGRATIONS: &[Migration] = &[first_schema, pools_and_limits, foreign_sources, mail::mail_routing, class_smtp];
 
 type Migration = fn(&Transaction<'_>) -> Result<(), Error>;
 
@@ -1380,6 +1384,11 @@ fn pools_and_limits(transaction: &Transaction<'_>) -> Result<(), Error> {
 
 fn foreign_sources(transaction: &Transaction<'_>) -> Result<(), Error> {
     transaction.execute_batch("ALTER TABLE interfaces ADD COLUMN foreign_sources INTEGER NOT NULL DEFAULT 0")?;
+    Ok(())
+}
+
+fn class_smtp(transaction: &Transaction<'_>) -> Result<(), Error> {
+    transaction.execute_batch("ALTER TABLE classes ADD COLUMN smtp TEXT NOT NULL DEFAULT '{}'")?;
     Ok(())
 }
 

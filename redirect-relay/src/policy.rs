@@ -3,6 +3,7 @@
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     auth::Users,
@@ -40,11 +41,30 @@ pub struct Policy {
 }
 
 /// Who abuses the relay for more than `strikes` is locked: [`Directory::lock`](crate::Directory::lock) is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema), schema(as = AbuseLock))]
+#[serde(deny_unknown_fields)]
 pub struct Lock {
     /// Refusals for a quota, and sessions that we cut.
     pub strikes: Rate,
+    #[serde(rename = "duration_s", with = "seconds")]
+    #[cfg_attr(feature = "schema", schema(value_type = u64))]
     pub duration: Duration,
+}
+
+/// Durations in whole seconds on the wire.
+pub(crate) mod seconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub(crate) fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(duration.as_secs())
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        u64::deserialize(deserializer).map(Duration::from_secs)
+    }
 }
 
 /// TLS toward clients.

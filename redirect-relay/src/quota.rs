@@ -13,15 +13,59 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::counters::Meter;
 
 /// `count` in each `per`, of which `burst` may come at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "RateSpec", into = "RateSpec")]
 pub struct Rate {
     count: NonZeroU64,
     per: Duration,
     burst: NonZeroU64,
 }
+
+/// A rate on the wire.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema), schema(as = Rate))]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RateSpec {
+    #[cfg_attr(feature = "schema", schema(minimum = 1))]
+    count: u64,
+    /// Seconds, a day at most.
+    #[cfg_attr(feature = "schema", schema(minimum = 1, maximum = 86_400))]
+    per_s: u64,
+    /// How many may come at once; the count, where not given.
+    #[serde(default)]
+    burst: Option<u64>,
+}
+
+impl TryFrom<RateSpec> for Rate {
+    type Error = &'static str;
+
+    fn try_from(spec: RateSpec) -> Result<Self, &'static str> {
+        let RateSpec { count, per_s, burst } = spec;
+        Self::new(count, Duration::from_secs(per_s), burst.unwrap_or(count))
+            .ok_or("count and burst must be at least 1, per_s 1 to 86400")
+    }
+}
+
+impl From<Rate> for RateSpec {
+    fn from(rate: Rate) -> Self {
+        Self { count: rate.count.get(), per_s: rate.per.as_secs(), burst: Some(rate.burst.get()) }
+    }
+}
+
+#[cfg(feature = "schema")]
+impl utoipa::PartialSchema for Rate {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+        RateSpec::schema()
+    }
+}
+
+#[cfg(feature = "schema")]
+impl utoipa::ToSchema for Rate {}
 
 impl Rate {
     /// `None` where one of them is zero, or `per` longer than a day.
@@ -73,7 +117,9 @@ impl Kind {
 }
 
 /// The rates of one subscriber, or of a class as a whole. `None` is no limit.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields, default)]
 pub struct Quota {
     pub connections: Option<Rate>,
     pub messages: Option<Rate>,

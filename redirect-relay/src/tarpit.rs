@@ -10,12 +10,20 @@ use std::{
     time::Duration,
 };
 
+use serde::{Deserialize, Serialize};
+
 /// How slowly.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
 pub struct Tarpit {
     /// The first delay; each further one of a session is twice as long.
+    #[serde(rename = "delay_s", with = "crate::policy::seconds")]
+    #[cfg_attr(feature = "schema", schema(value_type = u64))]
     pub delay: Duration,
     /// The longest. Below 5 min, or clients give up on us as on a dead server (RFC 5321 section 4.5.3.2).
+    #[serde(rename = "delay_max_s", with = "crate::policy::seconds")]
+    #[cfg_attr(feature = "schema", schema(value_type = u64))]
     pub delay_max: Duration,
 }
 

@@ -231,7 +231,7 @@ impl Events {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
                 let value: serde_json::Value = decode(&line)?;
                 match value["type"].as_str() {
-                    Some("packet" | "lost") => return decode(&line).map(Some),
+                    Some("packet" | "locked" | "lost") => return decode(&line).map(Some),
                     _ => continue,
                 }
             }

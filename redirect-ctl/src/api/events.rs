@@ -27,16 +27,17 @@ use super::{
     AppState, class_in_query, class_name,
     error::{ApiError, Code},
     in_query,
-    types::{Event, EventLine, EventQuery, LostAt},
+    types::{Event, EventLine, EventQuery, LockEvent, LostAt},
 };
 use crate::{
     dataplane::ClassId,
-    desired::{self, Invalid, Tables},
+    desired::{self, Counted, Invalid, Tables, Time},
     limits,
     reconcile::{
         event::EventRecord,
         task::{Observed, Stage},
     },
+    relay::AbuseLock,
 };
 
 pub const MEDIA_TYPE: &str = "application/x-ndjson";
@@ -69,7 +70,8 @@ pub(super) fn watch(app: Arc<AppState>, query: &EventQuery) -> Result<Response, 
     })?;
     let (events, mut observed) = (app.reconciler.events(), app.reconciler.watch());
     let lost = observed.borrow_and_update().events.lost;
-    let watcher = Watcher { app, filter, events, observed, lost, _place: place };
+    let locks = app.relay_locks.subscribe();
+    let watcher = Watcher { app, filter, events, locks, observed, lost, _place: place };
     let body = Body::new(Lines { next: Box::pin(watcher.next()) });
     Ok(([(header::CONTENT_TYPE, MEDIA_TYPE)], body).into_response())
 }
@@ -93,6 +95,12 @@ impl Filter {
         })
     }
 
+    fn lets_lock_through(&self, lock: &AbuseLock, tables: &Tables) -> bool {
+        self.class.is_none_or(|class| class_name(tables, class).as_deref() == Some(&*lock.class))
+            && self.client.is_none_or(|client| client.contains(&lock.client))
+            && self.reason.is_none()
+    }
+
     fn lets_through(&self, event: &EventRecord) -> bool {
         self.class.is_none_or(|class| event.class == class)
             && self.client.is_none_or(|client| client.contains(&event.ends.client.ip()))
@@ -104,6 +112,7 @@ struct Watcher {
     app: Arc<AppState>,
     filter: Filter,
     events: broadcast::Receiver<EventRecord>,
+    locks: broadcast::Receiver<AbuseLock>,
     observed: watch::Receiver<Observed>,
     /// What the kernel had lost when the watcher was told last.
     lost: u64,
@@ -117,6 +126,22 @@ impl Watcher {
             tokio::select! {
                 event = self.events.recv() => match event {
                     Ok(event) if self.filter.lets_through(&event) => break EventLine::Packet(Box::new(self.event(&event))),
+                    Ok(_) => {}
+                    Err(RecvError::Lagged(count)) => {
+                        self.app.watchers.dropped.fetch_add(count, Ordering::Relaxed);
+                        break EventLine::Lost { at: LostAt::Queue, count };
+                    }
+                    Err(RecvError::Closed) => return None,
+                },
+                lock = self.locks.recv() => match lock {
+                    Ok(lock) if self.filter.lets_lock_through(&lock, &self.app.store.snapshot().tables) => {
+                        break EventLine::Locked(Box::new(LockEvent {
+                            time: Time::now().to_string(),
+                            address: Counted(lock.client.into()),
+                            class: lock.class.as_ref().to_owned(),
+                            duration_s: lock.duration.as_secs(),
+                        }));
+                    }
                     Ok(_) => {}
                     Err(RecvError::Lagged(count)) => {
                         self.app.watchers.dropped.fetch_add(count, Ordering::Relaxed);

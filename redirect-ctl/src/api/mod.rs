@@ -27,7 +27,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use redirect_common::{SMTP_PORT, maps, reason::Verdict};
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -51,6 +51,7 @@ use crate::{
         HostStatus,
         task::{AskError, Handle, monotonic_s},
     },
+    relay::AbuseLock,
     store::{Change, Kind, Outcome, Store, SubscriberQuery},
 };
 
@@ -60,6 +61,7 @@ pub struct AppState {
     pub reconciler: Handle,
     pub flows: Arc<dyn FlowReader>,
     pub health: watch::Receiver<Health>,
+    pub relay_locks: broadcast::Sender<AbuseLock>,
     pub relay_counters: Box<dyn Fn() -> redirect_relay::Counters + Send + Sync>,
     pub dataplane: DataplaneSettings,
     pub watchers: events::Watchers,
@@ -245,7 +247,9 @@ async fn put_class(State(app): App, Key(name): Key<Name>, Body(body): Body<Class
         on_class_change: body.on_class_change,
         limits: limits.map_err(|(member, invalid)| ApiError::invalid(&format!("/limits/{member}"), &invalid))?,
         gateway: body.gateway,
+        smtp: body.smtp,
     };
+    spec.smtp.check().map_err(|(member, invalid)| ApiError::invalid(&format!("/smtp/{member}"), &invalid))?;
     let answer = Class::from(&spec);
     change(&app, Change::PutClass(spec), answer).await
 }

@@ -22,6 +22,7 @@ use crate::{
     health::{self, Health, HealthState},
     reconcile::task::{InterfaceStatus as ObservedInterface, Observed},
     routes::RouteKey,
+    smtp::Smtp,
 };
 
 /// Every path of the API. `{…}` stands for a key.
@@ -171,6 +172,8 @@ pub struct Class {
     pub limits: Limits,
     /// The gateway or group that its mail goes to, unless a route says otherwise; null: the one named `default`.
     pub gateway: Option<Name>,
+    /// How the embedded relay treats its clients.
+    pub smtp: Smtp,
 }
 
 impl From<&desired::ClassSpec> for Class {
@@ -183,6 +186,7 @@ impl From<&desired::ClassSpec> for Class {
             on_class_change: spec.on_class_change,
             limits: spec.limits,
             gateway: spec.gateway.clone(),
+            smtp: spec.smtp.clone(),
         }
     }
 }
@@ -205,6 +209,8 @@ pub struct ClassPut {
     pub limits: Limits,
     #[serde(default)]
     pub gateway: Option<Name>,
+    #[serde(default)]
+    pub smtp: Smtp,
 }
 
 fn pass() -> Fallback {
@@ -708,11 +714,23 @@ pub struct EventQuery {
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum EventLine {
     Packet(Box<Event>),
+    /// The embedded relay had a subscriber locked.
+    Locked(Box<LockEvent>),
     /// Events that are missing here, whatever was asked for.
     Lost {
         at: LostAt,
         count: u64,
     },
+}
+
+/// A lock for abuse of the embedded relay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LockEvent {
+    /// RFC 3339.
+    pub time: String,
+    pub address: Counted,
+    pub class: String,
+    pub duration_s: u64,
 }
 
 /// Where events got lost.

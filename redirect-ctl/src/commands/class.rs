@@ -1,13 +1,16 @@
 //! `class list|get|set|delete`.
 
+use redirect_relay::{Lock, Rate};
+
 use super::{
     Context, Error,
     output::{Table, joined, or_dash},
 };
 use crate::{
     api::types::{Class, ClassPut, paths},
-    cli::ClassVerb,
+    cli::{ClassVerb, SmtpArgs},
     desired::Limits,
+    smtp::Smtp,
 };
 
 pub(super) async fn run(context: &mut Context<'_>, verb: ClassVerb) -> Result<(), Error> {
@@ -29,6 +32,7 @@ pub(super) async fn run(context: &mut Context<'_>, verb: ClassVerb) -> Result<()
                     lock_s: args.lock_for.map(super::whole_seconds),
                 },
                 gateway: args.gateway,
+                smtp: smtp(args.smtp)?,
             };
             let (answer, changed): (Class, _) = context.client.put(paths::CLASS, &args.name, &body).await?;
             context.set(&format!("class {}", answer.name), &answer, changed)
@@ -38,6 +42,33 @@ pub(super) async fn run(context: &mut Context<'_>, verb: ClassVerb) -> Result<()
             context.deleted(&format!("class {name}"), changed)
         }
     }
+}
+
+fn smtp(args: SmtpArgs) -> Result<Smtp, Error> {
+    let quota = |option: &str, quotas: Vec<(String, Rate)>| {
+        let mut members = serde_json::Map::new();
+        for (kind, rate) in quotas {
+            let rate = serde_json::to_value(rate).map_err(|error| Error::Usage(error.to_string()))?;
+            if members.insert(kind.clone(), rate).is_some() {
+                return Err(Error::Usage(format!("--{option} has {kind} twice")));
+            }
+        }
+        serde_json::from_value(members.into()).map_err(|error| Error::Usage(error.to_string()))
+    };
+    let lock = args.lock_strikes.zip(args.lock_strikes_for);
+    Ok(Smtp {
+        tls: args.tls,
+        auth: args.auth,
+        auth_cleartext: args.auth_cleartext,
+        subscriber_quota: quota("quota", args.quotas)?,
+        class_quota: quota("class-quota", args.class_quotas)?,
+        subscriber_sessions_max: args.sessions_max,
+        notification_recipients_max: args.notification_recipients_max,
+        refuse_literals: args.refuse_literals,
+        refuse_long_lines: args.refuse_long_lines,
+        tarpit: args.tarpit,
+        lock: lock.map(|(strikes, duration)| Lock { strikes, duration }),
+    })
 }
 
 fn table(classes: &[Class]) -> Table {

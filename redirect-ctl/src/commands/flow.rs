@@ -38,6 +38,21 @@ async fn watch(context: &mut Context<'_>, args: FlowWatch) -> Result<(), Error> 
     }
     while let Some(line) = events.next().await? {
         match (&line, context.output) {
+            (EventLine::Locked(lock), Output::Table) => {
+                let reason = "relay_abuse".to_owned();
+                let [dash, other] = ["-"; 2].map(str::to_owned);
+                let cells = [
+                    lock.time.clone(),
+                    dash.clone(),
+                    "lock".to_owned(),
+                    reason,
+                    lock.class.clone(),
+                    lock.address.to_string(),
+                    dash,
+                    other,
+                ];
+                write_columns(context, &cells)?;
+            }
             (EventLine::Packet(event), Output::Table) => write_columns(context, &columns(event))?,
             (_, Output::Json) => {
                 let text = serde_json::to_string(&line).map_err(|error| client::Error::Answer(error.to_string()))?;

@@ -6,7 +6,7 @@
 pub mod kernel;
 pub mod model;
 
-use std::{collections::BTreeMap, fmt, io, net::SocketAddr, os::fd::BorrowedFd, str::FromStr, sync::Arc};
+use std::{collections::BTreeMap, fmt, io, net::SocketAddr, os::fd::BorrowedFd, sync::Arc};
 
 use ipnet::IpNet;
 use redirect_common::{
@@ -169,19 +169,19 @@ macro_rules! words {
             }
         }
 
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.pad(self.name())
             }
         }
 
-        impl FromStr for $name {
-            type Err = UnknownWord;
+        impl std::str::FromStr for $name {
+            type Err = $crate::dataplane::UnknownWord;
 
-            fn from_str(word: &str) -> Result<Self, UnknownWord> {
+            fn from_str(word: &str) -> Result<Self, $crate::dataplane::UnknownWord> {
                 match word {
                     $($word => Ok(Self::$variant),)+
-                    _ => Err(UnknownWord { word: word.to_owned(), known: Self::WORDS }),
+                    _ => Err($crate::dataplane::UnknownWord { word: word.to_owned(), known: Self::WORDS }),
                 }
             }
         }

@@ -16,16 +16,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
     net::Ipv4Addr,
-    str::FromStr,
 };
 
 use super::routing::{Neighbour, Path};
-use crate::{
-    dataplane::{UnknownWord, words},
-    limits,
-};
+use crate::{dataplane::words, limits};
 
 words! {
     /// Why a source gets no route on the interface that it came in by.

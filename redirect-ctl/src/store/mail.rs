@@ -212,10 +212,14 @@ fn gateway_row(row: &Row<'_>) -> RowResult<Gateway> {
 /// The JSON in the first column.
 fn spec_row<T: DeserializeOwned>(row: &Row<'_>) -> RowResult<T> {
     let spec: String = row.get(0)?;
-    Ok(serde_json::from_str(&spec).map_err(|error| Error::Corrupt { what: "JSON", value: format!("{error}: {spec}") }))
+    Ok(from_json(&spec))
 }
 
-fn json(spec: &impl Serialize) -> String {
+pub(super) fn from_json<T: DeserializeOwned>(text: &str) -> Result<T, Error> {
+    serde_json::from_str(text).map_err(|error| Error::Corrupt { what: "JSON", value: format!("{error}: {text}") })
+}
+
+pub(super) fn json(spec: &impl Serialize) -> String {
     serde_json::to_string(spec).expect("values of the configuration have JSON")
 }
 

@@ -16,6 +16,14 @@ use crate::support::{Answer, Lab, eventually};
 static NO_LIMITS: LazyLock<Value> =
     LazyLock::new(|| json!({"rate": null, "burst": null, "open_max": null, "lock_after": null, "lock_s": null}));
 
+static NO_RULES: LazyLock<Value> = LazyLock::new(|| {
+    let none = json!({"connections": null, "messages": null, "notifications": null, "recipients": null, "octets": null,
+        "invalid_recipients": null, "auth_failures": null});
+    json!({"tls": "none", "auth": "off", "auth_cleartext": false, "subscriber_quota": none, "class_quota": none,
+        "subscriber_sessions_max": null, "notification_recipients_max": null, "refuse_literals": false,
+        "refuse_long_lines": false, "tarpit": null, "lock": null})
+});
+
 fn names(answer: &Answer) -> Vec<String> {
     answer.json()["items"].as_array().unwrap().iter().map(|item| item["name"].as_str().unwrap().to_owned()).collect()
 }
@@ -34,7 +42,7 @@ async fn a_store_begins_with_the_default_classes() {
         *first,
         json!({
             "name": "misconfigured", "action": "redirect", "relays": [{"name": "embedded", "weight": 1}], "on_relay_down": "pass",
-            "on_class_change": "reset", "limits": NO_LIMITS.clone(), "gateway": null
+            "on_class_change": "reset", "limits": NO_LIMITS.clone(), "gateway": null, "smtp": *NO_RULES
         })
     );
     assert_eq!(names(&lab.get("/v1/relays").await.expect(200)), ["embedded"]);
@@ -203,6 +211,57 @@ const BAD_BODIES: &[(&str, &str, u16, &str, Option<&str>)] = &[
     ("/v1/classes/gold", r#"{"action":"pass","gateway":"nowhere"}"#, 422, "invalid", Some("/gateway")),
     ("/v1/classes/gold", r#"{"action":"pass","on_relay_down":"redirect"}"#, 422, "invalid", Some("/on_relay_down")),
     ("/v1/classes/gold", r#"{"action":"pass","name":"silver"}"#, 422, "invalid", Some("/name")),
+    ("/v1/classes/gold", r#"{"action":"pass","smtp":{"quota":1}}"#, 422, "invalid", Some("/smtp/quota")),
+    ("/v1/classes/gold", r#"{"action":"pass","smtp":{"tls":"yes"}}"#, 422, "invalid", Some("/smtp/tls")),
+    (
+        "/v1/classes/gold",
+        r#"{"action":"pass","smtp":{"auth_cleartext":true}}"#,
+        422,
+        "invalid",
+        Some("/smtp/auth_cleartext"),
+    ),
+    (
+        "/v1/classes/gold",
+        r#"{"action":"pass","smtp":{"subscriber_quota":{"messages":{"count":0,"per_s":60}}}}"#,
+        422,
+        "invalid",
+        Some("/smtp/subscriber_quota/messages"),
+    ),
+    (
+        "/v1/classes/gold",
+        r#"{"action":"pass","smtp":{"class_quota":{"mails":{"count":1,"per_s":60}}}}"#,
+        422,
+        "invalid",
+        Some("/smtp/class_quota/mails"),
+    ),
+    (
+        "/v1/classes/gold",
+        r#"{"action":"pass","smtp":{"subscriber_sessions_max":0}}"#,
+        422,
+        "invalid",
+        Some("/smtp/subscriber_sessions_max"),
+    ),
+    (
+        "/v1/classes/gold",
+        r#"{"action":"pass","smtp":{"tarpit":{"delay_s":5,"delay_max_s":4}}}"#,
+        422,
+        "invalid",
+        Some("/smtp/tarpit"),
+    ),
+    (
+        "/v1/classes/gold",
+        r#"{"action":"pass","smtp":{"tarpit":{"delay_s":5,"delay_max_s":241}}}"#,
+        422,
+        "invalid",
+        Some("/smtp/tarpit"),
+    ),
+    (
+        "/v1/classes/gold",
+        r#"{"action":"pass","smtp":{"lock":{"strikes":{"count":1,"per_s":60},"duration_s":0}}}"#,
+        422,
+        "invalid",
+        Some("/smtp/lock"),
+    ),
     ("/v1/classes/go%20ld", r#"{"action":"pass"}"#, 422, "invalid", Some("/name")),
     ("/v1/classes/%ff", r#"{"action":"pass"}"#, 422, "invalid", None),
     ("/v1/relays/postfix", "{}", 422, "invalid", Some("/ipv4")),

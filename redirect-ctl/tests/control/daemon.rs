@@ -3,10 +3,11 @@
 use std::{os::unix::fs::PermissionsExt, time::Duration};
 
 use redirect_ctl::{
-    api::types::FlowListQuery,
+    api::types::{EventLine, EventQuery, FlowListQuery},
     daemon,
     dataplane::{FlowDelivery, FlowRecord, FlowState, model::ModelDataplane},
 };
+use serde_json::json;
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
@@ -269,6 +270,53 @@ async fn who_comes_straight_to_the_relay_gets_no_service() {
     tokio::time::timeout(PATIENCE, client.read_to_string(&mut greeting)).await.unwrap().unwrap();
     assert!(greeting.starts_with(['4', '5']), "{greeting:?}");
     assert_eq!(lab.get("/v1/status").await.json()["relay"]["sessions_refused"], 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_abuses_the_relay_is_locked_in_the_kernel() {
+    let (lab, relay) = lab_with_relay().await;
+    let set = lab
+        .ctl(&[
+            "class",
+            "set",
+            "configured",
+            "--action",
+            "redirect",
+            "--relay",
+            "embedded",
+            "--quota",
+            "connections=1/1h",
+            "--lock-strikes",
+            "1/1h",
+            "--lock-strikes-for",
+            "10m",
+        ])
+        .await;
+    assert_eq!((set.code, set.stderr.as_str()), (0, ""));
+    let class = lab.get("/v1/classes/configured").await.json();
+    assert_eq!(class["smtp"]["subscriber_quota"]["connections"], json!({"count": 1, "per_s": 3600, "burst": 1}));
+    assert_eq!(class["smtp"]["lock"], json!({"strikes": {"count": 1, "per_s": 3600, "burst": 1}, "duration_s": 600}));
+    let mut events =
+        lab.client.events(&EventQuery { class: Some("configured".into()), client: None, reason: None }).await.unwrap();
+    let mut others =
+        lab.client.events(&EventQuery { class: Some("bypass".into()), client: None, reason: None }).await.unwrap();
+    for code in ["220", "4", "4"] {
+        assert_eq!(lab.get("/v1/locks").await.json()["items"], json!([]), "locked too soon");
+        let mut client = redirected(&lab, relay, 2).await;
+        say(&mut client, "", code).await;
+    }
+    eventually("the kernel holds the lock", || async { !lab.model.state().locks.is_empty() }).await;
+    let locks = lab.get("/v1/locks").await.json();
+    assert_eq!(locks["items"][0]["address"], "127.0.0.1");
+    assert!((590..=600).contains(&locks["items"][0]["left_s"].as_u64().unwrap()), "{locks}");
+    let line = tokio::time::timeout(PATIENCE, events.next()).await.unwrap().unwrap().unwrap();
+    let EventLine::Locked(lock) = line else { panic!("{line:?}") };
+    assert_eq!(
+        (lock.address.to_string().as_str(), lock.class.as_str(), lock.duration_s),
+        ("127.0.0.1", "configured", 600)
+    );
+    lab.stop().await;
+    assert_eq!(tokio::time::timeout(PATIENCE, others.next()).await.unwrap().unwrap(), None, "another class's");
 }
 
 #[tokio::test(flavor = "multi_thread")]

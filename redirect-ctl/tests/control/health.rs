@@ -10,6 +10,7 @@ use std::{
 use redirect_common::policy::{self, POOL_SLOTS};
 use redirect_ctl::{
     desired::{Action, ClassSpec, Delivery, Fallback, Limits, OnClassChange, RelaySpec, RelayStatus},
+    smtp::Smtp,
     store::{self, Change},
 };
 use serde_json::{Value, json};
@@ -95,6 +96,7 @@ async fn lab_with(relays: &[SocketAddr]) -> Lab {
         on_class_change: OnClassChange::Reset,
         limits: Limits::default(),
         gateway: None,
+        smtp: Smtp::default(),
     };
     store.change(Change::PutClass(gold)).await.unwrap();
     drop(store);

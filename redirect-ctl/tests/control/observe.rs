@@ -83,6 +83,7 @@ async fn a_slow_reader_is_told_what_it_missed_and_holds_nobody_up() {
     while packets + lost < batches * limits::EVENTS_QUEUE_MAX as u64 {
         match timeout(PATIENCE, slow.next()).await.unwrap().unwrap().unwrap() {
             EventLine::Packet(_) => packets += 1,
+            EventLine::Locked(lock) => panic!("{lock:?}"),
             EventLine::Lost { at, count } => {
                 assert_eq!(at, LostAt::Queue);
                 lost += count;

@@ -13,6 +13,7 @@ use redirect_ctl::{
         Action, ClassSpec, Fallback, Interface, InterfaceName, Limits, OnClassChange, Origin, RelayStatus, Source,
         Subscriber,
     },
+    smtp::Smtp,
     store::{self, Change, Error, FileResources, Outcome, Scope, Store, Subscribers},
 };
 use redirect_relay::{
@@ -41,6 +42,7 @@ fn class(name: &str) -> Change {
         on_class_change: OnClassChange::Reset,
         limits: Limits::default(),
         gateway: None,
+        smtp: Smtp::default(),
     })
 }
 
@@ -126,7 +128,7 @@ async fn interfaces_of_an_earlier_version_serve_no_foreign_sources() {
     writer.join().unwrap();
     let old = rusqlite::Connection::open(&path).unwrap();
     old.execute_batch(
-        "ALTER TABLE interfaces DROP COLUMN foreign_sources;
+        "ALTER TABLE interfaces DROP COLUMN foreign_sources; ALTER TABLE classes DROP COLUMN smtp;
          DROP TABLE group_members; DROP TABLE routes; DROP TABLE managed_domains; ALTER TABLE targets RENAME TO gateways;
          ALTER TABLE gateways DROP COLUMN kind; ALTER TABLE gateways DROP COLUMN spec; ALTER TABLE gateways DROP COLUMN password;
          ALTER TABLE gateways ADD COLUMN address TEXT NOT NULL DEFAULT ''; ALTER TABLE gateways ADD COLUMN port INTEGER NOT NULL DEFAULT 25;
