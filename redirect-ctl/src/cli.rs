@@ -11,7 +11,7 @@ use redirect_relay::{
 use serde::de::DeserializeOwned;
 
 use crate::{
-    api::client::socket_of,
+    api::{client::socket_of, types::RouteFormat},
     config, dataplane,
     desired::{self, Counted, InterfaceName, Name, PoolRelay, Prefix, Time},
     limits,
@@ -94,6 +94,8 @@ pub enum Noun {
     /// Which gateway takes the mail for which recipients (smart hosts)
     #[command(subcommand)]
     Route(RouteVerb),
+    /// What is allowed and yet hardly meant: shadowed routes, mail and passwords in clear, gateways out of reach; exit code 1 if there is any
+    Lint,
     /// The operator's own domains, which cannot be routes
     #[command(subcommand)]
     ManagedDomain(ManagedDomainVerb),
@@ -304,7 +306,7 @@ pub enum ClassVerb {
                       redirect-ctl class set guests --action redirect --relay embedded --quota messages=100/1h:20 --quota recipients=500/1h \\\n    \
                       --tarpit 1s..60s --lock-strikes 50/10m --lock-strikes-for 1h"
     )]
-    Set(ClassSet),
+    Set(Box<ClassSet>),
     /// Delete a class that nobody uses
     Delete { name: Name },
 }
@@ -359,8 +361,7 @@ pub struct SmtpArgs {
     /// AUTH also without TLS: passwords in clear
     #[arg(long)]
     pub auth_cleartext: bool,
-    /// What one subscriber may do, of connections, messages, notifications, recipients, octets, invalid_recipients and auth_failures; once for each
-    #[arg(long = "quota", value_name = "KIND=COUNT/PERIOD[:BURST]", value_parser = quota)]
+    #[arg(long = "quota", help = "What one subscriber may do, of connections, messages, notifications, recipients, octets, invalid_recipients and auth_failures; once for each", value_name = "KIND=COUNT/PERIOD[:BURST]", value_parser = quota)]
     pub quotas: Vec<(String, Rate)>,
     /// The same for all subscribers of the class together
     #[arg(long = "class-quota", value_name = "KIND=COUNT/PERIOD[:BURST]", value_parser = quota)]
@@ -464,6 +465,8 @@ pub enum GatewayVerb {
                       pass show isp | redirect-ctl gateway set isp --address smtp.isp.example --port 587 \\\n    \
                       --encryption starttls_required --verification ca --mechanism SCRAM-SHA-256 --username hotel7 --password-file -")]
     Set(Box<GatewaySet>),
+    /// Try a gateway as mail would use it, up to a message that is given up; exit code 1 if none could go there
+    Verify { name: Name },
     /// Let mail go to a gateway
     Enable { name: Name },
     /// Let no new messages go to a gateway; those under way go on
@@ -475,6 +478,7 @@ pub enum GatewayVerb {
 }
 
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
 pub struct GatewaySet {
     pub name: Name,
     /// IP address or host name
@@ -546,6 +550,9 @@ pub struct GatewaySet {
     /// Its address may be a loopback or link-local one
     #[arg(long)]
     pub allow_local: bool,
+    /// Try it first, and save it only if mail could go there
+    #[arg(long)]
+    pub verify: bool,
 }
 
 pub(crate) const ENCRYPTIONS: &[&str] = &["none", "starttls", "starttls_required", "implicit"];
@@ -602,6 +609,36 @@ pub enum RouteVerb {
                       redirect-ctl route delete --target mx2 --yes"
     )]
     Delete(RouteDelete),
+    /// Put the routes of a file, all or none, after what would change was confirmed
+    #[command(
+        after_help = "Examples:\n  redirect-ctl route import routes.csv --dry-run\n  redirect-ctl route import routes.json --replace --yes\n  \
+                      redirect-ctl route import --format transport /etc/postfix/transport\n  ssh mx cat routes.csv | redirect-ctl route import --format csv --yes -"
+    )]
+    Import(RouteImport),
+    /// Print all routes as a file
+    #[command(after_help = "Example:\n  redirect-ctl route export --format csv > routes.csv")]
+    Export {
+        #[arg(long, value_parser = word::<RouteFormat>(RouteFormat::WORDS))]
+        format: RouteFormat,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct RouteImport {
+    /// "-" for standard input
+    pub file: PathBuf,
+    /// Its form: CSV, JSON, or the text of Postfix's transport(5) [default: by the file's ending]
+    #[arg(long, value_parser = word::<RouteFormat>(RouteFormat::WORDS))]
+    pub format: Option<RouteFormat>,
+    /// Delete the routes that the file does not name
+    #[arg(long)]
+    pub replace: bool,
+    /// Only show what would change
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Change it without a question
+    #[arg(long)]
+    pub yes: bool,
 }
 
 const ROUTE_KEY: &str = "As `route list` shows it, such as example.com, .example.com, * or '*;class=guests'";

@@ -146,14 +146,14 @@ async fn start_and_wait(
     tasks.spawn("the prober of relays", prober.run(stops.api.clone()));
     let (expiring, stop) = (store.clone(), stops.api.clone());
     tasks.spawn("the expiry", async move { run_expiry(expiring, stop).await.map_err(|error| error.to_string()) });
-    let counters = Arc::clone(&relay);
     let app = api::app(Arc::new(AppState {
         store,
         reconciler: handle.clone(),
         flows,
         health,
         relay_locks,
-        relay_counters: Box::new(move || counters.counters()),
+        relay: Arc::clone(&relay),
+        verifications: Semaphore::new(limits::VERIFICATIONS_MAX),
         dataplane: settings.dataplane,
         watchers: Watchers::default(),
         started,

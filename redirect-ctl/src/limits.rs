@@ -36,8 +36,12 @@ pub const ROUTES_MAX: u64 = 100_000;
 pub const MANAGED_DOMAINS_MAX: u64 = 10_000;
 /// Bytes of a file of routes: [`ROUTES_MAX`] lines of 160 bytes.
 pub const IMPORT_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// Faults of such a file that an answer lists, and changes of each kind that a diff does.
+/// Changes of each kind that an answer lists.
 pub const IMPORT_LISTED_MAX: usize = 100;
+/// Verifications of gateways at the same time: each connects to wherever its request says.
+pub const VERIFICATIONS_MAX: usize = 4;
+/// A verification is answered within this time; its stages have deadlines of their own.
+pub const VERIFY_TIMEOUT: Duration = Duration::from_mins(3);
 /// Interfaces, those of the file included.
 pub const INTERFACES_MAX: u64 = 1_024;
 
@@ -124,7 +128,7 @@ pub const FOREIGN_SOURCE_IDLE_MAX: Duration = Duration::from_mins(15);
 /// Attachments are removed within this time at a stop; what is left goes with the process.
 pub const DETACH_WAIT: Duration = Duration::from_secs(5);
 /// The longest delay of a tar-pit: clients wait 5 minutes for most replies (RFC 5321 section 4.5.3.2).
-pub const TARPIT_MAX: Duration = Duration::from_secs(240);
+pub const TARPIT_MAX: Duration = Duration::from_mins(4);
 /// Locks that the relay asks for and that wait for the kernel; those beyond are lost, and asked for again.
 pub const RELAY_LOCKS_MAX: usize = 1_024;
 /// Sessions of the relay have this long to finish their message at a stop.

@@ -10,6 +10,7 @@ use prometheus_client::{
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
     registry::Registry,
 };
+use redirect_relay::gateway::GatewayState;
 
 use crate::{
     api::{
@@ -76,7 +77,8 @@ pub async fn scrape(app: &AppState) -> Result<String, ApiError> {
         interfaces: tables.interfaces.keys().map(ToString::to_string).collect(),
         relays: tables.relays.values().map(|relay| Relay::new(relay, &app.health.borrow(), &observed)).collect(),
         observed,
-        relay: relay_rows(&(app.relay_counters)()).collect(),
+        relay: relay_rows(&app.relay.counters()).collect(),
+        gateways: app.relay.gateways(),
         revision: snapshot.revision,
         uptime_s: app.started.elapsed().as_secs(),
         flows_capacity: u64::from(app.dataplane.flows_max) * 2,
@@ -101,6 +103,7 @@ struct Values {
     relays: Vec<Relay>,
     observed: Observed,
     relay: Vec<RelayRow>,
+    gateways: Vec<GatewayState>,
     revision: u64,
     uptime_s: u64,
     flows_capacity: u64,
@@ -211,11 +214,23 @@ impl Collector for Values {
             let write = if row.name == "sessions_active" { gauge } else { counter };
             write(encoder, &name, row.help, &[(&[], row.value)])?;
         }
-        Ok(())
+        self.encode_gateways(encoder)
     }
 }
 
 impl Values {
+    fn encode_gateways(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let labels: Vec<_> = self.gateways.iter().map(|state| [("gateway", state.name.as_str())]).collect();
+        let rows = |value: fn(&GatewayState) -> u64| -> Vec<_> {
+            labels.iter().zip(&self.gateways).map(|(labels, state)| (&labels[..], value(state))).collect()
+        };
+        gauge(encoder, "gateway_up", "0 where a gateway is out of service", &rows(|state| u64::from(state.up)))?;
+        let help = "Connections open to a gateway, idle ones included";
+        gauge(encoder, "gateway_connections", help, &rows(|state| state.connections.into()))?;
+        let help = "Messages under way to a gateway";
+        gauge(encoder, "gateway_outstanding", help, &rows(|state| state.outstanding.into()))
+    }
+
     /// Counters by interface, events, memory.
     fn encode_observations(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let observed = &self.observed;

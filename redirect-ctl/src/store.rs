@@ -35,12 +35,13 @@ use redirect_common::maps::{CLASSES_MAX, RELAYS_MAX};
 use redirect_relay::{
     Domain,
     gateway::{Gateway, Group},
-    route::{ManagedDomain, Route},
+    route::{ManagedDomain, Route, RouteDiff, RoutingSpec},
 };
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
-pub use self::mail::{RouteDiff, RouteFilter, RouteQuery};
+pub(crate) use self::mail::with_known_password;
+pub use self::mail::{RouteFilter, RouteQuery};
 use crate::{
     dataplane::ClassId,
     desired::{
@@ -53,6 +54,7 @@ use crate::{
 
 /// A change of the desired state.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "a change is moved a few times and waits in a short queue")]
 pub enum Change {
     PutSubscriber(Subscriber),
     DeleteSubscriber(IpNet),
@@ -402,6 +404,16 @@ impl Store {
     /// What [`Change::ImportRoutes`] would do.
     pub async fn diff(&self, routes: Vec<Route>, replace: bool) -> Result<RouteDiff, Error> {
         self.read(move |connection| mail::diff(connection, &routes, replace)).await
+    }
+
+    /// Everything that says where mail goes, at the newest revision.
+    pub async fn routing_spec(&self) -> Result<RoutingSpec, Error> {
+        self.read(|connection| mail::read_spec(connection, &read_tables(connection)?.tables)).await
+    }
+
+    /// All routes, without those that classes stand for.
+    pub async fn all_routes(&self) -> Result<Vec<Route>, Error> {
+        self.read(mail::read_routes).await
     }
 
     pub async fn managed_domain(&self, domain: Domain) -> Result<Option<ManagedDomain>, Error> {

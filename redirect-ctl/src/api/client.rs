@@ -15,6 +15,7 @@ use hyper::{
     header,
 };
 use hyper_util::rt::TokioIo;
+use redirect_relay::gateway::VerifyReport;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, task::JoinSet, time::timeout};
 
@@ -22,7 +23,8 @@ use super::{
     error::Problem,
     types::{
         APPLIED_HEADER, EventLine, EventQuery, ExplainQuery, Explanation, FlowList, FlowListQuery, Lock, LockPut,
-        Original, OriginalQuery, Page, RouteExplainQuery, RouteExplanation, Stats, Status, paths,
+        OMITTED_HEADER, Original, OriginalQuery, Page, RouteExplainQuery, RouteExplanation, RouteExportQuery,
+        RouteFormat, RouteImport, RouteImportQuery, Stats, Status, paths,
     },
 };
 use crate::{desired, limits};
@@ -146,6 +148,29 @@ impl Client {
         let body = serde_json::to_vec(body).map_err(|error| Error::Answer(error.to_string()))?;
         let answer = self.request(Method::POST, target, body).await?;
         Ok((decode(&answer.body)?, answer.changed()?))
+    }
+
+    /// Tries a gateway; takes longer than other requests.
+    pub async fn verify(&self, gateway: &serde_json::Value) -> Result<VerifyReport, Error> {
+        let patient = Self { timeout: self.timeout.max(limits::VERIFY_TIMEOUT), ..self.clone() };
+        decode(&patient.request(Method::POST, paths::GATEWAYS_VERIFY, gateway.to_string().into()).await?.body)
+    }
+
+    /// Puts a file of routes; a dry run makes no revision.
+    pub async fn import(&self, query: &RouteImportQuery, file: &str) -> Result<(RouteImport, Option<Changed>), Error> {
+        let target = format!("{}?{}", paths::ROUTES_IMPORT, query_text(query)?);
+        let answer = self.request(Method::POST, &target, file.as_bytes().to_vec()).await?;
+        let changed = if query.dry_run { None } else { Some(answer.changed()?) };
+        Ok((decode(&answer.body)?, changed))
+    }
+
+    /// A file of all routes, and how many it leaves out.
+    pub async fn export(&self, format: RouteFormat) -> Result<(String, u64), Error> {
+        let target = format!("{}?{}", paths::ROUTES_EXPORT, query_text(&RouteExportQuery { format })?);
+        let answer = self.request(Method::GET, &target, Vec::new()).await?;
+        let omitted = answer.head.headers.get(OMITTED_HEADER).and_then(|value| value.to_str().ok()?.parse().ok());
+        let text = String::from_utf8(answer.body.into()).map_err(|error| Error::Answer(error.to_string()))?;
+        Ok((text, omitted.unwrap_or(0)))
     }
 
     pub async fn explain_route(&self, query: &RouteExplainQuery) -> Result<RouteExplanation, Error> {

@@ -36,7 +36,7 @@ pub struct Problem {
 /// A place in the request and what is wrong there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FieldError {
-    /// JSON pointer (RFC 6901) into the body, or `?name` for a query parameter.
+    /// JSON pointer (RFC 6901) into the body, `line N` of a file, or `?name` for a query parameter.
     #[schema(example = "/class")]
     pub pointer: String,
     pub detail: String,

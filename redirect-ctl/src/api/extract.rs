@@ -86,6 +86,15 @@ impl<'de> Deserialize<'de> for Members {
 }
 
 impl Members {
+    /// The resource, whose key is among its members. `read_only` members are ignored.
+    pub(super) fn named<T: DeserializeOwned>(mut self, read_only: &[&str]) -> Result<T, ApiError> {
+        for member in read_only {
+            self.0.remove(*member);
+        }
+        let text = Value::Object(self.0).to_string();
+        from_json(text.as_bytes())
+    }
+
     /// The resource whose `key` is the path's; in the body it may be left out, or be the same. `read_only` members are ignored.
     pub(super) fn resource<T: DeserializeOwned>(
         mut self,
@@ -93,16 +102,30 @@ impl Members {
         in_path: &str,
         read_only: &[&str],
     ) -> Result<T, ApiError> {
-        for member in read_only {
-            self.0.remove(*member);
-        }
         let said = self.0.insert(key.to_owned(), Value::from(in_path));
         if let Some(said) = said.filter(|said| !said.is_null() && said.as_str() != Some(in_path)) {
             let text = format!("{said} is not the {in_path} of the path; leave it out");
             return Err(ApiError::at(Code::Invalid, &format!("/{key}"), &text));
         }
-        let text = Value::Object(self.0).to_string();
-        from_json(text.as_bytes())
+        self.named(read_only)
+    }
+}
+
+/// A body that is a file of text.
+pub(super) struct File(pub(super) String);
+
+impl<S: Send + Sync> FromRequest<S> for File {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _state: &S) -> Result<Self, ApiError> {
+        let too_large =
+            || ApiError::new(Code::TooLarge, format!("the file has more than {} bytes", limits::IMPORT_BYTES_MAX));
+        let bytes = to_bytes(request.into_body(), limits::IMPORT_BYTES_MAX).await.map_err(|_| too_large())?;
+        String::from_utf8(bytes.into()).map(Self).map_err(|error| {
+            let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+            let line = before.split(|byte| *byte == b'\n').count();
+            ApiError::at(Code::Invalid, &format!("line {line}"), "is not UTF-8")
+        })
     }
 }
 

@@ -1,45 +1,65 @@
 //! Handlers of what says where mail goes: gateways, groups, routes, managed domains.
 
-use axum::{Json, extract::State, http::StatusCode, response::Response};
+use std::collections::{BTreeSet, HashMap};
+
+use axum::{
+    Json,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
 use redirect_relay::{
     Domain,
-    gateway::{Gateway, Group},
-    route::{ManagedDomain, Query, SenderPattern, Target},
+    gateway::{self, Group, VerifyReport},
+    route::{self, Concern, Finding, ManagedDomain, Pattern, Query, SenderPattern, Target},
 };
 
 use super::{
-    App, all, change, class_in_query, commit,
-    error::{ApiError, Code, Problem},
-    extract::{Body, Key, Members, Params},
+    App, AppState, all, change, class_in_query, commit,
+    error::{ApiError, Code, FieldError, Problem},
+    extract::{Body, File, Key, Members, Params},
     in_query, not_found, page_rows, same_key,
     types::{
-        Deleted, ManagedDomainListQuery, Page, Route, RouteDelete, RouteExplainQuery, RouteExplanation, RouteListQuery,
-        RoutePut, paths,
+        Deleted, Gateway, ImportMode, ManagedDomainListQuery, OMITTED_HEADER, Page, Route, RouteDelete,
+        RouteExplainQuery, RouteExplanation, RouteExportQuery, RouteFormat, RouteImport, RouteImportQuery,
+        RouteListQuery, RoutePut, paths,
     },
 };
 use crate::{
-    desired::{Invalid, Name},
+    desired::{Invalid, Name, Tables},
+    limits,
     routes::RouteKey,
-    store::{Change, Kind, Outcome, RouteFilter, RouteQuery},
+    store::{Change, Kind, Outcome, RouteFilter, RouteQuery, with_known_password},
 };
 
 // Gateways
 
 #[utoipa::path(get, path = paths::GATEWAYS, tag = "gateways", responses((status = 200, body = Page<Gateway>)))]
 pub(super) async fn list_gateways(State(app): App) -> Json<Page<Gateway>> {
-    all(app.store.snapshot().tables.gateways.values().cloned())
+    let mut states: HashMap<_, _> = app.relay.gateways().into_iter().map(|state| (state.name.clone(), state)).collect();
+    let tables = app.store.snapshot().tables;
+    all(tables
+        .gateways
+        .values()
+        .map(|gateway| Gateway { gateway: gateway.clone(), state: states.remove(&gateway.name) }))
 }
 
 #[utoipa::path(get, path = paths::GATEWAY, tag = "gateways", params(("name" = String, Path)),
     responses((status = 200, body = Gateway), (status = 404, body = Problem), (status = 422, body = Problem)))]
 pub(super) async fn get_gateway(State(app): App, Key(name): Key<Name>) -> Result<Json<Gateway>, ApiError> {
     let tables = app.store.snapshot().tables;
-    Ok(Json(tables.gateways.get(&name).ok_or_else(|| not_found(Kind::Gateway, &name))?.clone()))
+    let gateway = tables.gateways.get(&name).ok_or_else(|| not_found(Kind::Gateway, &name))?.clone();
+    Ok(Json(with_state(&app, gateway)))
+}
+
+fn with_state(app: &AppState, gateway: gateway::Gateway) -> Gateway {
+    let state = app.relay.gateways().into_iter().find(|state| state.name == gateway.name);
+    Gateway { gateway, state }
 }
 
 /// Without `name`, or with the one of the path. An account without a password keeps the known one, if its user is the same; without an account none is
 /// kept.
-#[utoipa::path(put, path = paths::GATEWAY, tag = "gateways", params(("name" = String, Path)), request_body = Gateway,
+#[utoipa::path(put, path = paths::GATEWAY, tag = "gateways", params(("name" = String, Path)), request_body = gateway::Gateway,
     responses((status = 200, body = Gateway), (status = 201, body = Gateway), (status = 400, body = Problem),
     (status = 409, body = Problem), (status = 422, body = Problem)))]
 pub(super) async fn put_gateway(
@@ -47,8 +67,28 @@ pub(super) async fn put_gateway(
     Key(name): Key<Name>,
     Body(members): Body<Members>,
 ) -> Result<Response, ApiError> {
-    let gateway: Gateway = members.resource("name", name.as_str(), &[]).map_err(ApiError::silent_about_passwords)?;
-    change(&app, Change::PutGateway(Box::new(gateway.clone())), gateway).await
+    let gateway: gateway::Gateway =
+        members.resource("name", name.as_str(), &["state"]).map_err(ApiError::silent_about_passwords)?;
+    let done = commit(&app, Change::PutGateway(Box::new(gateway.clone()))).await?;
+    Ok(done.answer(with_state(&app, gateway)))
+}
+
+/// Tries a gateway, saved or not, as mail would use it, up to a MAIL that is given up. An account without a password is tried with the known one, if its
+/// user is the same.
+#[utoipa::path(post, path = paths::GATEWAYS_VERIFY, tag = "gateways", request_body = gateway::Gateway,
+    responses((status = 200, body = VerifyReport), (status = 400, body = Problem), (status = 422, body = Problem), (status = 503, body = Problem)))]
+pub(super) async fn verify_gateway(
+    State(app): App,
+    Body(members): Body<Members>,
+) -> Result<Json<VerifyReport>, ApiError> {
+    let gateway: gateway::Gateway = members.named(&["state"]).map_err(ApiError::silent_about_passwords)?;
+    let tables = app.store.snapshot().tables;
+    let gateway = with_known_password(gateway.clone(), tables.gateways.get(&gateway.name))?;
+    let _place = app.verifications.try_acquire().map_err(|_| {
+        let text = format!("{} gateways are being verified already; try again in a moment", limits::VERIFICATIONS_MAX);
+        ApiError::new(Code::Unavailable, text)
+    })?;
+    Ok(Json(app.relay.verify(&gateway).await))
 }
 
 #[utoipa::path(delete, path = paths::GATEWAY, tag = "gateways", params(("name" = String, Path)),
@@ -173,6 +213,105 @@ pub(super) async fn delete_routes(
     let done = commit(&app, Change::DeleteRoutes { filter, count }).await?;
     let count = if let Outcome::Removed(count) = done.outcome { count as u64 } else { 0 };
     Ok(done.with_headers(StatusCode::OK, Deleted { count }))
+}
+
+/// Reads a file of routes and puts all of them, or none.
+#[utoipa::path(post, path = paths::ROUTES_IMPORT, tag = "routes", params(RouteImportQuery),
+    request_body(content = String, content_type = "text/plain"),
+    responses((status = 200, body = RouteImport), (status = 400, body = Problem), (status = 409, body = Problem),
+    (status = 413, body = Problem), (status = 422, body = Problem)))]
+pub(super) async fn import_routes(
+    State(app): App,
+    Params(RouteImportQuery { format, mode, dry_run }): Params<RouteImportQuery>,
+    File(text): File,
+) -> Result<Response, ApiError> {
+    let managed: BTreeSet<_> =
+        app.store.managed_domains(None, u32::MAX).await?.into_iter().map(|managed| managed.domain).collect();
+    let tables = app.store.snapshot().tables;
+    let read = move || {
+        let refused = |route: &route::Route| refused(route, &tables, &managed);
+        match format {
+            RouteFormat::Csv => route::import_csv(&text, refused),
+            RouteFormat::Json => route::import_json(&text, refused),
+            RouteFormat::Transport => {
+                let gateways: Vec<_> = tables.gateways.values().cloned().collect();
+                route::import_transport(&text, &gateways, refused)
+            }
+        }
+    };
+    // A hundred thousand lines take a while.
+    let read =
+        tokio::task::spawn_blocking(read).await.map_err(|error| ApiError::new(Code::Internal, error.to_string()))?;
+    let routes = read.map_err(|faults| {
+        let errors: Vec<_> = faults
+            .into_iter()
+            .map(|fault| FieldError { pointer: format!("line {}", fault.line), detail: fault.text })
+            .collect();
+        let first = errors.first().map(|error| format!("{}: {}", error.pointer, error.detail)).unwrap_or_default();
+        let more = if errors.len() > 1 { format!(", and {} more faults", errors.len() - 1) } else { String::new() };
+        ApiError::faults(format!("nothing was imported: {first}{more}"), errors)
+    })?;
+    let replace = mode == ImportMode::Replace;
+    let report = RouteImport::new(&app.store.diff(routes.clone(), replace).await?, dry_run);
+    if dry_run {
+        return Ok(Json(report).into_response());
+    }
+    let done = commit(&app, Change::ImportRoutes { routes, replace }).await?;
+    Ok(done.with_headers(StatusCode::OK, report))
+}
+
+/// Why a route of a file cannot be.
+fn refused(route: &route::Route, tables: &Tables, managed: &BTreeSet<Domain>) -> Option<String> {
+    let known = match &route.target {
+        Target::Gateway(name) => tables.gateways.contains_key(name),
+        Target::Group(name) => tables.groups.contains_key(name),
+    };
+    if !known {
+        return Some(format!("there is no {}; create it first", route.target));
+    }
+    if let Some(class) = route.conditions.class.as_ref().filter(|class| tables.class(class.as_str()).is_none()) {
+        return Some(format!("there is no class {class}; create it first"));
+    }
+    match &route.domain {
+        Pattern::Exact(domain) if managed.contains(domain) => {
+            Some(format!("{domain} is a managed domain and cannot be a route"))
+        }
+        Pattern::Exact(_) | Pattern::Suffix(_) | Pattern::Default => None,
+    }
+}
+
+/// All routes in one file. The form of `transport` cannot say everything: how many routes it leaves out is in `Redirect-Omitted`.
+#[utoipa::path(get, path = paths::ROUTES_EXPORT, tag = "routes", params(RouteExportQuery),
+    responses((status = 200, body = String, content_type = "text/plain"), (status = 400, body = Problem)))]
+pub(super) async fn export_routes(
+    State(app): App,
+    Params(RouteExportQuery { format }): Params<RouteExportQuery>,
+) -> Result<Response, ApiError> {
+    let routes = app.store.all_routes().await?;
+    let (kind, text, omitted) = match format {
+        RouteFormat::Csv => ("text/csv; charset=utf-8", route::export_csv(&routes), 0),
+        RouteFormat::Json => ("application/json", route::export_json(&routes), 0),
+        RouteFormat::Transport => {
+            let gateways: Vec<_> = app.store.snapshot().tables.gateways.values().cloned().collect();
+            let exported = route::export_transport(&routes, &gateways);
+            ("text/plain; charset=utf-8", exported.text, exported.omitted.len())
+        }
+    };
+    let omitted = [(OMITTED_HEADER, omitted.to_string())];
+    Ok(([(header::CONTENT_TYPE.as_str(), kind)], omitted, text).into_response())
+}
+
+/// What is allowed and yet hardly meant.
+#[utoipa::path(get, path = paths::LINT, tag = "routes", responses((status = 200, body = Page<Finding>)))]
+pub(super) async fn lint(State(app): App) -> Result<Json<Page<Finding>>, ApiError> {
+    let mut findings = route::lint(&app.store.routing_spec().await?);
+    let down = app.relay.gateways().into_iter().filter(|state| !state.up);
+    findings.extend(down.map(|state| Finding {
+        concern: Concern::UnreachableGateway,
+        subject: state.name.to_string(),
+        text: state.last_error.unwrap_or_else(|| "out of service".to_owned()),
+    }));
+    Ok(all(findings.into_iter()))
 }
 
 /// Which route and which gateways would a message take, and why?

@@ -27,7 +27,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use redirect_common::{SMTP_PORT, maps, reason::Verdict};
-use tokio::sync::{broadcast, watch};
+use redirect_relay::Relay as EmbeddedRelay;
+use tokio::sync::{Semaphore, broadcast, watch};
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -51,7 +52,7 @@ use crate::{
         HostStatus,
         task::{AskError, Handle, monotonic_s},
     },
-    relay::AbuseLock,
+    relay::{AbuseLock, FlowDirectory},
     store::{Change, Kind, Outcome, Store, SubscriberQuery},
 };
 
@@ -62,7 +63,9 @@ pub struct AppState {
     pub flows: Arc<dyn FlowReader>,
     pub health: watch::Receiver<Health>,
     pub relay_locks: broadcast::Sender<AbuseLock>,
-    pub relay_counters: Box<dyn Fn() -> redirect_relay::Counters + Send + Sync>,
+    pub relay: Arc<EmbeddedRelay<FlowDirectory>>,
+    /// Places for verifications of gateways.
+    pub verifications: Semaphore,
     pub dataplane: DataplaneSettings,
     pub watchers: events::Watchers,
     pub started: Instant,
@@ -112,12 +115,16 @@ fn routes() -> OpenApiRouter<Arc<AppState>> {
         .routes(routes!(get_interface, put_interface, delete_interface))
         .routes(routes!(mail::list_gateways))
         .routes(routes!(mail::get_gateway, mail::put_gateway, mail::delete_gateway))
+        .routes(routes!(mail::verify_gateway))
         .routes(routes!(mail::list_groups))
         .routes(routes!(mail::get_group, mail::put_group, mail::delete_group))
         .routes(routes!(mail::list_routes))
         .routes(routes!(mail::get_route, mail::put_route, mail::delete_route))
         .routes(routes!(mail::delete_routes))
         .routes(routes!(mail::explain_route))
+        .routes(routes!(mail::import_routes))
+        .routes(routes!(mail::export_routes))
+        .routes(routes!(mail::lint))
         .routes(routes!(mail::list_managed_domains))
         .routes(routes!(mail::get_managed_domain, mail::put_managed_domain, mail::delete_managed_domain))
         .routes(routes!(list_flows))
@@ -146,11 +153,13 @@ async fn method_not_allowed(request: Request) -> ApiError {
 }
 
 async fn deadline(request: Request, next: Next) -> Response {
-    match tokio::time::timeout(limits::API_REQUEST_TIMEOUT, next.run(request)).await {
+    let verifies = request.uri().path() == paths::GATEWAYS_VERIFY;
+    let patience = if verifies { limits::VERIFY_TIMEOUT } else { limits::API_REQUEST_TIMEOUT };
+    match tokio::time::timeout(patience, next.run(request)).await {
         Ok(response) => response,
         Err(_) => ApiError::new(
             Code::Unavailable,
-            format!("not done within {} s; a change may still happen", limits::API_REQUEST_TIMEOUT.as_secs()),
+            format!("not done within {} s; a change may still happen", patience.as_secs()),
         )
         .into_response(),
     }
@@ -550,7 +559,7 @@ async fn get_status(State(app): App) -> Result<Json<Status>, ApiError> {
         count.packets += counter.packets;
         count.bytes += counter.bytes;
     }
-    let relay = metrics::relay_rows(&(app.relay_counters)()).map(|row| (row.name.to_owned(), row.value)).collect();
+    let relay = metrics::relay_rows(&app.relay.counters()).map(|row| (row.name.to_owned(), row.value)).collect();
     Ok(Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         uptime_s: app.started.elapsed().as_secs(),

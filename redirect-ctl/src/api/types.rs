@@ -9,17 +9,22 @@ use std::{
 };
 
 use redirect_common::maps;
-use redirect_relay::{Domain, gateway::PriorityRange, route};
+use redirect_relay::{
+    Domain,
+    gateway::{self, GatewayState, PriorityRange},
+    route,
+};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::{
-    dataplane::{FlowDelivery, FlowState, Hook, InterfaceCounter, MapMemory, Mode, RelayId, Role},
+    dataplane::{FlowDelivery, FlowState, Hook, InterfaceCounter, MapMemory, Mode, RelayId, Role, words},
     desired::{
         self, Action, Counted, Delivery, Fallback, InterfaceName, Limits, Name, OnClassChange, Origin, PoolRelay,
         Prefix, RelayStatus, Source, Tables, Time,
     },
     health::{self, Health, HealthState},
+    limits,
     reconcile::task::{InterfaceStatus as ObservedInterface, Observed},
     routes::RouteKey,
     smtp::Smtp,
@@ -37,12 +42,16 @@ pub mod paths {
     pub const INTERFACE: &str = "/v1/interfaces/{name}";
     pub const GATEWAYS: &str = "/v1/gateways";
     pub const GATEWAY: &str = "/v1/gateways/{name}";
+    pub const GATEWAYS_VERIFY: &str = "/v1/gateways:verify";
     pub const GROUPS: &str = "/v1/groups";
     pub const GROUP: &str = "/v1/groups/{name}";
     pub const ROUTES: &str = "/v1/routes";
     pub const ROUTE: &str = "/v1/routes/{key}";
     pub const ROUTES_DELETE: &str = "/v1/routes:delete";
     pub const ROUTES_EXPLAIN: &str = "/v1/routes:explain";
+    pub const ROUTES_IMPORT: &str = "/v1/routes:import";
+    pub const ROUTES_EXPORT: &str = "/v1/routes:export";
+    pub const LINT: &str = "/v1/lint";
     pub const MANAGED_DOMAINS: &str = "/v1/managed-domains";
     pub const MANAGED_DOMAIN: &str = "/v1/managed-domains/{domain}";
     pub const FLOWS: &str = "/v1/flows";
@@ -70,12 +79,16 @@ pub mod paths {
         INTERFACE,
         GATEWAYS,
         GATEWAY,
+        GATEWAYS_VERIFY,
         GROUPS,
         GROUP,
         ROUTES,
         ROUTE,
         ROUTES_DELETE,
         ROUTES_EXPLAIN,
+        ROUTES_IMPORT,
+        ROUTES_EXPORT,
+        LINT,
         MANAGED_DOMAINS,
         MANAGED_DOMAIN,
         FLOWS,
@@ -95,6 +108,9 @@ pub mod paths {
 
 /// `false` in an answer to a change that the kernel does not hold yet.
 pub const APPLIED_HEADER: &str = "redirect-applied";
+
+/// How many routes an export leaves out.
+pub const OMITTED_HEADER: &str = "redirect-omitted";
 
 /// Rows of a list, and where the next page begins.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -380,6 +396,95 @@ fn subscriber_role() -> Role {
 
 fn auto_hook() -> Hook {
     Hook::Auto
+}
+
+/// A gateway and how it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Gateway {
+    #[serde(flatten)]
+    pub gateway: gateway::Gateway,
+    /// Null until it was used or probed.
+    pub state: Option<GatewayState>,
+}
+
+words! {
+    /// The form of a file of routes.
+    RouteFormat {
+        Csv = "csv",
+        Json = "json",
+        /// As Postfix's `transport(5)`.
+        Transport = "transport",
+    }
+}
+
+words! {
+    /// What becomes of routes that an imported file does not name.
+    #[derive(Default)]
+    ImportMode {
+        /// They stay.
+        #[default]
+        Merge = "merge",
+        /// They go.
+        Replace = "replace",
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub struct RouteImportQuery {
+    pub format: RouteFormat,
+    #[serde(default)]
+    pub mode: ImportMode,
+    /// Tell what would change, and change nothing.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub struct RouteExportQuery {
+    pub format: RouteFormat,
+}
+
+/// Routes that a file of routes changed, or would change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RouteImport {
+    pub dry_run: bool,
+    pub added: RouteChanges,
+    pub changed: RouteChanges,
+    pub removed: RouteChanges,
+    pub unchanged: u64,
+}
+
+/// Some of the routes, 100 at most, and how many there are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RouteChanges {
+    pub count: u64,
+    pub keys: Vec<RouteKey>,
+}
+
+impl RouteChanges {
+    fn new<'r>(count: usize, routes: impl Iterator<Item = &'r route::Route>) -> Self {
+        Self { count: count as u64, keys: routes.take(limits::IMPORT_LISTED_MAX).map(RouteKey::of).collect() }
+    }
+}
+
+impl RouteImport {
+    pub fn new(diff: &route::RouteDiff, dry_run: bool) -> Self {
+        Self {
+            dry_run,
+            added: RouteChanges::new(diff.added.len(), diff.added.iter()),
+            changed: RouteChanges::new(diff.changed.len(), diff.changed.iter().map(|(_, after)| after)),
+            removed: RouteChanges::new(diff.removed.len(), diff.removed.iter()),
+            unchanged: diff.unchanged as u64,
+        }
+    }
+
+    pub const fn is_empty(&self) -> bool {
+        self.added.count == 0 && self.changed.count == 0 && self.removed.count == 0
+    }
 }
 
 /// A route and its key.

@@ -18,6 +18,7 @@ pub(super) async fn run(context: &mut Context<'_>, verb: ClassVerb) -> Result<()
         ClassVerb::List => context.list(paths::CLASSES, table).await,
         ClassVerb::Get { name } => context.get(paths::CLASS, &name, table).await,
         ClassVerb::Set(args) => {
+            let args = *args;
             let body = ClassPut {
                 name: None,
                 action: args.action,

@@ -1,4 +1,4 @@
-//! `gateway list|get|set|enable|drain|disable|delete`.
+//! `gateway list|get|set|verify|enable|drain|disable|delete`.
 
 use std::{
     fs::File,
@@ -6,15 +6,20 @@ use std::{
     path::Path,
 };
 
-use redirect_relay::gateway::{Account, Egress, Gateway, GatewayLimits, Name, Pin, Secret, Status, Verification};
+use redirect_relay::gateway::{
+    Account, Egress, Gateway, GatewayLimits, Name, Pin, Secret, StageReport, Status, Verification, VerifyReport,
+};
 use serde_json::Value;
 
 use super::{
     Context, Error,
-    output::{Table, joined, or_dash, word},
+    output::{Table, or_dash, word},
 };
 use crate::{
-    api::{client, types::paths},
+    api::{
+        client,
+        types::{Gateway as Answer, paths},
+    },
     cli::{GatewaySet, GatewayVerb},
     limits,
 };
@@ -24,8 +29,25 @@ pub(super) async fn run(context: &mut Context<'_>, verb: GatewayVerb) -> Result<
         GatewayVerb::List => context.list(paths::GATEWAYS, table).await,
         GatewayVerb::Get { name } => context.get(paths::GATEWAY, &name, table).await,
         GatewayVerb::Set(args) => {
+            let verify = args.verify;
             let gateway = gateway(context, *args)?;
+            if verify {
+                let report = context.client.verify(&with_password(&gateway)?).await?;
+                context.stderr.write_all(stages(&report).render(true).as_bytes())?;
+                if !report.ok {
+                    return Err(Error::Failed(format!(
+                        "no mail could go to gateway {}; it is not saved",
+                        gateway.name
+                    )));
+                }
+            }
             put(context, &gateway).await
+        }
+        GatewayVerb::Verify { name } => {
+            let Answer { gateway, .. } = context.client.resource(paths::GATEWAY, &name).await?;
+            let report = context.client.verify(&with_password(&gateway)?).await?;
+            context.print(&report, stages)?;
+            if report.ok { Ok(()) } else { Err(Error::Failed(format!("no mail could go to gateway {name}"))) }
         }
         GatewayVerb::Enable { name } => set_status(context, &name, Status::Enabled).await,
         GatewayVerb::Drain { name } => set_status(context, &name, Status::Draining).await,
@@ -38,14 +60,14 @@ pub(super) async fn run(context: &mut Context<'_>, verb: GatewayVerb) -> Result<
 }
 
 async fn put(context: &mut Context<'_>, gateway: &Gateway) -> Result<(), Error> {
-    let (answer, changed): (Gateway, _) =
+    let (answer, changed): (Answer, _) =
         context.client.put(paths::GATEWAY, &gateway.name, &with_password(gateway)?).await?;
-    context.set(&format!("gateway {}", answer.name), &answer, changed)
+    context.set(&format!("gateway {}", answer.gateway.name), &answer, changed)
 }
 
 /// Reads the gateway and writes it back with another status; it keeps its password.
 async fn set_status(context: &mut Context<'_>, name: &Name, status: Status) -> Result<(), Error> {
-    let gateway: Gateway = context.client.resource(paths::GATEWAY, name).await?;
+    let Answer { gateway, .. } = context.client.resource(paths::GATEWAY, name).await?;
     put(context, &Gateway { status, ..gateway }).await
 }
 
@@ -124,28 +146,50 @@ fn first_line(source: impl Read, path: &Path) -> Result<Secret, Error> {
     Ok(Secret::new(password.to_owned()))
 }
 
-fn table(gateways: &[Gateway]) -> Table {
-    let row = |gateway: &Gateway| {
+fn stages(report: &VerifyReport) -> Table {
+    let row = |stage: &StageReport| {
+        let ok = if stage.ok { "ok" } else { "failed" };
+        [stage.stage.as_str().to_owned(), ok.to_owned(), format!("{}ms", stage.duration_ms), stage.text.clone()]
+    };
+    Table::new(["STAGE", "RESULT", "TIME", "DETAIL"], report.stages.iter().map(row))
+}
+
+fn table(gateways: &[Answer]) -> Table {
+    let row = |Answer { gateway, state }: &Answer| {
         let verification = match &gateway.verification {
-            Verification::None => "none".to_owned(),
-            Verification::Ca { .. } => "ca".to_owned(),
-            Verification::Pin { .. } => "pin".to_owned(),
+            Verification::None => "none",
+            Verification::Ca { .. } => "ca",
+            Verification::Pin { .. } => "pin",
         };
-        let egress = gateway.egress.addresses.iter().map(|egress| egress.address.to_string());
+        let health = state.as_ref().map(|state| if state.up { "up" } else { "down" });
         [
             gateway.name.to_string(),
             gateway.address.to_string(),
             gateway.port.to_string(),
             word(&gateway.encryption),
-            verification,
+            verification.to_owned(),
             or_dash(gateway.account.as_ref().map(|account| &account.username)),
             gateway.weight.to_string(),
-            or_dash(Some(joined(egress))),
             word(&gateway.status),
+            or_dash(health),
+            or_dash(state.as_ref().map(|state| state.connections)),
+            or_dash(state.as_ref().map(|state| state.outstanding)),
             or_dash(Some(&gateway.description)),
         ]
     };
-    let header =
-        ["NAME", "ADDRESS", "PORT", "ENCRYPTION", "VERIFICATION", "USER", "WEIGHT", "EGRESS", "STATUS", "DESCRIPTION"];
+    let header = [
+        "NAME",
+        "ADDRESS",
+        "PORT",
+        "ENCRYPTION",
+        "VERIFICATION",
+        "USER",
+        "WEIGHT",
+        "STATUS",
+        "HEALTH",
+        "CONNECTIONS",
+        "OUTSTANDING",
+        "DESCRIPTION",
+    ];
     Table::new(header, gateways.iter().map(row))
 }

@@ -7,6 +7,7 @@ mod flow;
 mod gateway;
 mod group;
 mod interface;
+mod lint;
 mod lock;
 mod managed_domain;
 mod output;
@@ -18,7 +19,7 @@ mod status;
 mod subscriber;
 
 use std::{
-    io::{self, Read, Write},
+    io::{self, BufRead as _, BufReader, Read, Write},
     path::PathBuf,
     time::Duration,
 };
@@ -145,6 +146,7 @@ async fn dispatch(env: &mut Env<'_>, cli: Cli) -> Result<(), Error> {
         Noun::Gateway(verb) => gateway::run(&mut context, verb).await,
         Noun::Group(verb) => group::run(&mut context, verb).await,
         Noun::Route(verb) => route::run(&mut context, verb).await,
+        Noun::Lint => lint::run(&mut context).await,
         Noun::ManagedDomain(verb) => managed_domain::run(&mut context, verb).await,
         Noun::PostfixCheck(args) => postfix_check::run(&mut context, &args, cli.timeout).await,
     }
@@ -214,6 +216,18 @@ impl Context<'_> {
             writeln!(self.stderr, "redirect-ctl: {text}")?;
         }
         Ok(())
+    }
+
+    /// Asks on `stderr`, since nothing but data goes to `stdout`.
+    fn confirm(&mut self, question: &str) -> Result<(), Error> {
+        write!(self.stderr, "{question} [y/N] ")?;
+        self.stderr.flush()?;
+        let mut answer = String::new();
+        BufReader::new((&mut *self.stdin).take(limits::LINE_BYTES_MAX)).read_line(&mut answer)?;
+        match answer.trim() {
+            "y" | "Y" | "yes" => Ok(()),
+            _ => Err(Error::Failed("nothing was changed".to_owned())),
+        }
     }
 
     /// Lists a collection that comes in pages: up to `wanted` rows of it, or all.

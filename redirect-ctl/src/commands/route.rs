@@ -1,6 +1,6 @@
-//! `route list|get|set|delete`.
+//! `route list|get|set|delete|import|export`.
 
-use std::io::{BufRead, BufReader, Read};
+use std::{fs::File, io::Read, path::Path};
 
 use redirect_relay::{gateway::PriorityRange, route::SizeRange};
 
@@ -9,7 +9,12 @@ use super::{
     output::{Table, or_dash},
 };
 use crate::{
-    api::types::{Deleted, Route, RouteDelete, RouteListQuery, RoutePut, paths},
+    api::{
+        client,
+        types::{
+            Deleted, ImportMode, Route, RouteDelete, RouteImport, RouteImportQuery, RouteListQuery, RoutePut, paths,
+        },
+    },
     cli::{self, RouteVerb},
     desired::Name,
     limits,
@@ -31,6 +36,15 @@ pub(super) async fn run(context: &mut Context<'_>, verb: RouteVerb) -> Result<()
             }
             None => delete_many(context, args.filter, args.yes).await,
         },
+        RouteVerb::Import(args) => import(context, args).await,
+        RouteVerb::Export { format } => {
+            let (text, omitted) = context.client.export(format).await?;
+            context.stdout.write_all(text.as_bytes())?;
+            if omitted > 0 {
+                writeln!(context.stderr, "redirect-ctl: {omitted} routes are left out, for {format} cannot say them")?;
+            }
+            Ok(())
+        }
     }
 }
 
@@ -72,19 +86,67 @@ async fn delete_many(context: &mut Context<'_>, filter: cli::RouteFilter, yes: b
         }
     }
     if !yes {
-        write!(context.stderr, "delete {count} routes? [y/N] ")?;
-        context.stderr.flush()?;
-        let mut answer = String::new();
-        BufReader::new((&mut *context.stdin).take(limits::LINE_BYTES_MAX)).read_line(&mut answer)?;
-        if !matches!(answer.trim(), "y" | "Y" | "yes") {
-            return Err(Error::Failed("nothing was deleted".to_owned()));
-        }
+        context.confirm(&format!("delete {count} routes?"))?;
     }
     let cli::RouteFilter { within, target, class } = filter;
     let body = RouteDelete { within, target, class, keys: None, count };
     let (deleted, changed): (Deleted, _) = context.client.post(paths::ROUTES_DELETE, &body).await?;
     context.done(&deleted, &format!("{} routes deleted (revision {})", deleted.count, changed.revision))?;
     context.late(changed)
+}
+
+/// Shows what would change, asks, and changes it.
+async fn import(context: &mut Context<'_>, args: cli::RouteImport) -> Result<(), Error> {
+    let failed = |error: std::io::Error| Error::Failed(format!("{}: {error}", args.file.display()));
+    let from_stdin = args.file == Path::new("-");
+    if from_stdin && !args.yes && !args.dry_run {
+        return Err(Error::Usage(
+            "standard input is the file, so nobody can be asked: give --yes or --dry-run".to_owned(),
+        ));
+    }
+    let format = args.format.or_else(|| args.file.extension()?.to_str()?.parse().ok());
+    let format = format.ok_or_else(|| Error::Usage("which form has the file? give --format".to_owned()))?;
+    let mut text = String::new();
+    let mut source: Box<dyn Read + '_> =
+        if from_stdin { Box::new(&mut *context.stdin) } else { Box::new(File::open(&args.file).map_err(failed)?) };
+    source.by_ref().take(limits::IMPORT_BYTES_MAX as u64 + 1).read_to_string(&mut text).map_err(failed)?;
+    drop(source);
+    let mode = if args.replace { ImportMode::Replace } else { ImportMode::Merge };
+    let mut query = RouteImportQuery { format, mode, dry_run: true };
+    let (report, _) = context.client.import(&query, &text).await.map_err(|error| faults(context, error))?;
+    if args.dry_run || report.is_empty() {
+        return context.print(&report, changes);
+    }
+    if !args.yes {
+        context.stderr.write_all(changes(&report).render(true).as_bytes())?;
+        let (added, changed, removed) = (report.added.count, report.changed.count, report.removed.count);
+        context.confirm(&format!("add {added}, change {changed} and delete {removed} routes?"))?;
+    }
+    query.dry_run = false;
+    let (report, changed) = context.client.import(&query, &text).await.map_err(|error| faults(context, error))?;
+    context.print(&report, changes)?;
+    changed.map_or(Ok(()), |changed| context.late(changed))
+}
+
+/// Tells all that is wrong with a file, a line for each; the error that is left says how it ended.
+fn faults(context: &mut Context<'_>, error: client::Error) -> Error {
+    if let client::Error::Problem(problem) = &error {
+        for fault in problem.errors.iter().filter(|fault| fault.pointer.starts_with("line ")) {
+            // If even that cannot be said, the exit code says it.
+            let _ = writeln!(context.stderr, "{}: {}", fault.pointer, fault.detail);
+        }
+    }
+    error.into()
+}
+
+fn changes(report: &RouteImport) -> Table {
+    let kinds = [("added", &report.added), ("changed", &report.changed), ("removed", &report.removed)];
+    let rows = kinds.into_iter().flat_map(|(kind, changes)| {
+        let more = changes.count - changes.keys.len() as u64;
+        let more = (more > 0).then(|| [kind.to_owned(), format!("({more}_more)")]);
+        changes.keys.iter().map(move |key| [kind.to_owned(), key.to_string()]).chain(more)
+    });
+    Table::new(["CHANGE", "ROUTE"], rows.chain([["unchanged".to_owned(), format!("({})", report.unchanged)]]))
 }
 
 fn table(routes: &[Route]) -> Table {

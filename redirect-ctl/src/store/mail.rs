@@ -3,15 +3,12 @@
 //! Each is kept as the JSON of its own type, beside the columns that refer to others, which are foreign keys. Gateways and groups share a table, since
 //! they share their names. A password has a column of its own: its type does not serialise.
 
-use std::{
-    collections::{HashMap, HashSet},
-    net::SocketAddr,
-};
+use std::{collections::HashSet, net::SocketAddr};
 
 use redirect_relay::{
     Domain,
     gateway::{Gateway, Group, Host, Name, Secret},
-    route::{ManagedDomain, Pattern, Route, Routing, RoutingFault, RoutingSpec, Target},
+    route::{self, ManagedDomain, Pattern, Route, RouteDiff, Routing, RoutingFault, RoutingSpec, Target},
 };
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use serde::{Serialize, de::DeserializeOwned};
@@ -42,21 +39,6 @@ pub struct RouteFilter {
     pub class: Option<Name>,
     /// One of these.
     pub keys: Option<Vec<RouteKey>>,
-}
-
-/// Routes that a change of many adds, changes and removes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RouteDiff {
-    pub added: Vec<RouteKey>,
-    pub changed: Vec<RouteKey>,
-    pub removed: Vec<RouteKey>,
-    pub unchanged: usize,
-}
-
-impl RouteDiff {
-    pub fn is_empty(&self) -> bool {
-        self.added.is_empty() && self.changed.is_empty() && self.removed.is_empty()
-    }
 }
 
 /// Gateways in full, groups, routes and managed domains. A gateway that is there already goes on in cleartext, wherever it is, as it did.
@@ -111,10 +93,8 @@ pub(super) fn read_groups(connection: &Connection) -> Result<Vec<Group>, Error> 
 }
 
 pub(super) fn read_routing(connection: &Connection, tables: &Tables) -> Result<Routing, Error> {
-    let routes = read_routes(connection)?;
-    let managed = read_rows(connection, "SELECT spec FROM managed_domains", spec_row)?;
     // Each change was checked by itself; what does not go together all the same was not written by us.
-    Routing::build(routes::spec(tables, routes, managed)).map_err(|faults| Error::Corrupt {
+    Routing::build(read_spec(connection, tables)?).map_err(|faults| Error::Corrupt {
         what: "a routing",
         value: faults.iter().take(3).map(ToString::to_string).collect::<Vec<_>>().join("; "),
     })
@@ -176,27 +156,19 @@ pub(super) fn select_managed_page(
     rows.map(|row| row?).collect()
 }
 
-/// What is to become of the routes, if those of `wanted` are put; with `replace` the others go.
+/// What becomes of the routes, if those of `wanted` are put; with `replace` the others go.
 pub(super) fn diff(connection: &Connection, wanted: &[Route], replace: bool) -> Result<RouteDiff, Error> {
-    let known: HashMap<RouteKey, Route> =
-        read_routes(connection)?.into_iter().map(|route| (RouteKey::of(&route), route)).collect();
-    let mut diff = RouteDiff::default();
-    for route in wanted {
-        let key = RouteKey::of(route);
-        match known.get(&key) {
-            None => diff.added.push(key),
-            Some(before) if before == route => diff.unchanged += 1,
-            Some(_) => diff.changed.push(key),
-        }
-    }
-    if replace {
-        let wanted: HashSet<_> = wanted.iter().map(RouteKey::of).collect();
-        diff.removed = known.into_keys().filter(|key| !wanted.contains(key)).collect();
-    }
-    for keys in [&mut diff.added, &mut diff.changed, &mut diff.removed] {
-        keys.sort_by_cached_key(|key| (key.place(), key.to_string()));
+    let mut diff = route::diff(&read_routes(connection)?, wanted);
+    if !replace {
+        diff.removed.clear();
     }
     Ok(diff)
+}
+
+/// Everything that says where mail goes.
+pub(super) fn read_spec(connection: &Connection, tables: &Tables) -> Result<RoutingSpec, Error> {
+    let managed = read_rows(connection, "SELECT spec FROM managed_domains", spec_row)?;
+    Ok(routes::spec(tables, read_routes(connection)?, managed))
 }
 
 fn gateway_row(row: &Row<'_>) -> RowResult<Gateway> {
@@ -392,11 +364,15 @@ impl Step<'_> {
     /// All of `routes`, or none of them.
     pub(super) fn import_routes(&self, wanted: &[Route], replace: bool) -> Result<Outcome, Error> {
         let diff = diff(self.connection, wanted, replace)?;
-        for key in &diff.removed {
-            self.remove_route(key)?;
+        if diff.is_empty() {
+            return Ok(Outcome::Unchanged);
         }
-        if !diff.added.is_empty() || !diff.changed.is_empty() {
-            for route in wanted {
+        for route in &diff.removed {
+            self.remove_route(&RouteKey::of(route))?;
+        }
+        let put: Vec<_> = diff.added.iter().chain(diff.changed.iter().map(|(_, after)| after)).collect();
+        if !put.is_empty() {
+            for route in put {
                 self.write_route(&RouteKey::of(route), route)?;
             }
             let managed = read_rows(self.connection, "SELECT spec FROM managed_domains", spec_row)?;
@@ -406,7 +382,7 @@ impl Step<'_> {
                 return Err(Error::TooMany { kind: Kind::Route, max: limits::ROUTES_MAX });
             }
         }
-        Ok(if diff.is_empty() { Outcome::Unchanged } else { Outcome::Replaced })
+        Ok(Outcome::Replaced)
     }
 
     pub(super) fn put_managed_domain(&self, managed: &ManagedDomain) -> Result<Outcome, Error> {
@@ -526,7 +502,7 @@ impl Step<'_> {
 }
 
 /// A password that is not said stays what it was, for the same user.
-fn with_known_password(mut gateway: Gateway, known: Option<&Gateway>) -> Result<Gateway, Error> {
+pub(crate) fn with_known_password(mut gateway: Gateway, known: Option<&Gateway>) -> Result<Gateway, Error> {
     if let Some(account) = gateway.account.as_mut().filter(|account| account.password.expose().is_empty()) {
         let known = known.and_then(|known| known.account.as_ref()).filter(|known| known.username == account.username);
         let Some(known) = known else {

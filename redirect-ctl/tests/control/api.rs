@@ -440,7 +440,12 @@ async fn an_answer_can_be_sent_back() {
     ] {
         let found = lab.get(target).await.expect(200);
         let again = lab.put(target, &found.text).await.expect(200);
-        assert_eq!(again.json(), found.json(), "{target}");
+        let [mut again, mut found] = [again.json(), found.json()];
+        for answer in [&mut again, &mut found] {
+            // What a gateway is doing may change at any moment.
+            answer.as_object_mut().unwrap().remove("state");
+        }
+        assert_eq!(again, found, "{target}");
     }
     assert_eq!(lab.get("/v1/subscribers/10.1.0.0_16").await.json()["expires"], "2099-01-01T00:00:00Z");
     assert_eq!(lab.get("/v1/gateways/mx").await.json()["address"], "mx.example.net");

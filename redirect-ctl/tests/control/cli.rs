@@ -26,8 +26,8 @@ async fn nouns_list_get_set_and_delete() {
         ("interface set lan1 --hook xdp --foreign-sources", "interface lan1 set (revision 8)\n"),
         (
             "gateway list",
-            "NAME  ADDRESS         PORT  ENCRYPTION  VERIFICATION  USER  WEIGHT  EGRESS  STATUS   DESCRIPTION\n\
-             mx    mx.example.net  25    starttls    none          -     1       -       enabled  main\n",
+            "NAME  ADDRESS         PORT  ENCRYPTION  VERIFICATION  USER  WEIGHT  STATUS   HEALTH  CONNECTIONS  OUTSTANDING  DESCRIPTION\n\
+             mx    mx.example.net  25    starttls    none          -     1       enabled  up      0            0            main\n",
         ),
         (
             "relay list",

@@ -39,9 +39,9 @@ async fn a_password_goes_in_and_never_comes_out() {
     let again = lab.put("/v1/gateways/isp", &lab.get("/v1/gateways/isp").await.text).await.expect(200);
     assert_eq!(again.header("etag"), Some(revision.as_str()), "nothing changed");
     assert_eq!(lab.ctl(&["gateway", "drain", "isp"]).await.stdout, "gateway isp set (revision 4)\n");
-    assert_eq!(password(&lab).await.as_deref(), Some(PASSWORD));
+    assert_eq!(password(&lab).as_deref(), Some(PASSWORD));
     lab.put("/v1/gateways/isp", &account("")).await.expect(200);
-    assert_eq!(password(&lab).await.as_deref(), Some(PASSWORD));
+    assert_eq!(password(&lab).as_deref(), Some(PASSWORD));
 
     // Another user's password is not ours.
     let other = account("").replace("hotel7", "hotel8");
@@ -61,21 +61,28 @@ async fn a_password_goes_in_and_never_comes_out() {
 
     // It survives a restart, and goes with the account.
     let lab = lab.restart(|_| {}).await;
-    assert_eq!(password(&lab).await.as_deref(), Some(PASSWORD));
+    assert_eq!(password(&lab).as_deref(), Some(PASSWORD));
     assert!(!everything_shown(&lab).await.contains(PASSWORD));
     let without = r#"{"address":"smtp.isp.example","account":null}"#;
     assert_eq!(lab.put("/v1/gateways/isp", without).await.expect(200).json().get("account"), None);
-    assert_eq!(password(&lab).await, None);
+    assert_eq!(password(&lab), None);
     lab.put("/v1/gateways/isp", &account("")).await.problem(422, "invalid", Some("/account/password"));
 }
 
+/// What a gateway is doing may change at any moment.
+fn without_state(mut gateway: Value) -> Value {
+    gateway.as_object_mut().unwrap().remove("state");
+    gateway
+}
+
 /// As the store holds it.
-async fn password(lab: &Lab) -> Option<String> {
+fn password(lab: &Lab) -> Option<String> {
     let store = rusqlite::Connection::open(&lab.settings.store).unwrap();
     store.query_row("SELECT password FROM targets WHERE name = 'isp'", [], |row| row.get(0)).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "one gateway with everything")]
 async fn all_that_can_be_said_of_a_gateway_can_be_said_on_the_command_line() {
     let lab = Lab::start().await;
     let file = lab.dir.path().join("password");
@@ -132,9 +139,9 @@ async fn all_that_can_be_said_of_a_gateway_can_be_said_on_the_command_line() {
         ])
         .await;
     assert_eq!((set.stdout.as_str(), set.stderr.as_str()), ("gateway isp set (revision 3)\n", ""));
-    assert_eq!(password(&lab).await.as_deref(), Some(PASSWORD));
+    assert_eq!(password(&lab).as_deref(), Some(PASSWORD));
     assert_eq!(
-        lab.get("/v1/gateways/isp").await.json(),
+        without_state(lab.get("/v1/gateways/isp").await.json()),
         json!({
             "name": "isp", "description": "the ISP", "address": "2001:db8::25", "port": 465, "encryption": "implicit",
             "verification": {"mode": "ca", "file": "/etc/isp.pem"}, "sni": "smtp.isp.example",
@@ -151,7 +158,7 @@ async fn all_that_can_be_said_of_a_gateway_can_be_said_on_the_command_line() {
         lab.ctl(&["gateway", verb, "isp"]).await;
         assert_eq!(lab.get("/v1/gateways/isp").await.json()["status"], status);
     }
-    assert_eq!(password(&lab).await.as_deref(), Some(PASSWORD));
+    assert_eq!(password(&lab).as_deref(), Some(PASSWORD));
 
     // From standard input.
     let base = [
@@ -167,7 +174,7 @@ async fn all_that_can_be_said_of_a_gateway_can_be_said_on_the_command_line() {
     ];
     let set = lab.ctl_with(&[&base[..], &["-"]].concat(), "second\r\n").await;
     assert_eq!((set.code, set.stderr.as_str()), (0, ""));
-    assert_eq!(password(&lab).await.as_deref(), Some("second"));
+    assert_eq!(password(&lab).as_deref(), Some("second"));
     let empty = lab.ctl_with(&[&base[..], &["-"]].concat(), "\n").await;
     assert_eq!((empty.code, empty.stderr.as_str()), (1, "redirect-ctl: -: its first line is empty\n"));
     for wrong in [
@@ -399,7 +406,7 @@ async fn many_routes_go_when_their_number_is_confirmed() {
 
     let asked = lab.ctl_with(&["route", "delete", "--within", "example"], "n\n").await;
     assert_eq!((asked.code, asked.stdout.as_str()), (1, ""));
-    assert_eq!(asked.stderr, "delete 2 routes? [y/N] redirect-ctl: nothing was deleted\n");
+    assert_eq!(asked.stderr, "delete 2 routes? [y/N] redirect-ctl: nothing was changed\n");
     let done = lab.ctl_with(&["route", "delete", "--within", "example"], "y\n").await;
     assert_eq!((done.code, done.stdout.ends_with("2 routes deleted (revision 10)\n")), (0, true), "{}", done.stdout);
     let done = lab.ctl(&["route", "delete", "--target", "mx", "--yes"]).await;
@@ -481,5 +488,161 @@ async fn explain_tells_the_route_and_its_gateways() {
             let output = lab.ctl(&[args, &[option, word]].concat()).await;
             assert_eq!((output.stderr.as_str(), output.code), ("", 0), "{option} {word}");
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_of_routes_go_in_whole_or_not_at_all() {
+    let lab = Lab::start().await;
+    lab.put("/v1/gateways/mx", r#"{"address":"mx.example"}"#).await.expect(201);
+    lab.put("/v1/gateways/mx2", r#"{"address":"192.0.2.2","port":587}"#).await.expect(201);
+    lab.put("/v1/groups/out", r#"{"members":[{"gateway":"mx"}]}"#).await.expect(201);
+    lab.put("/v1/managed-domains/own.example", "{}").await.expect(201);
+    lab.put("/v1/routes/a.example", r#"{"gateway":"mx"}"#).await.expect(201);
+    lab.put("/v1/routes/old.example", r#"{"gateway":"mx","note":"=1+1"}"#).await.expect(201);
+    let import = async |query: &str, file: &str| {
+        lab.raw("POST", &format!("/v1/routes:import?{query}"), "Content-Type: text/csv\r\n", file.as_bytes()).await
+    };
+    let revision = async || lab.get("/v1/status").await.json()["revision"].clone();
+    let before = revision().await;
+
+    // What is wrong is told by lines, and nothing of the file is kept.
+    let bad = "\u{feff}domain,gateway,group,class\r\n# a comment\r\nb.example,mx,,\r\nc.example,nobody,,\r\n\"d.example\",,nobody,\r\n\
+               e_,mx,,\r\nOWN.example,mx,,\r\nf.example,mx,,nobody\r\nB\u{fc}cher.example,mx,,\r\nxn--bcher-kva.example,,out,\r\n";
+    let answer = import("format=csv", bad).await;
+    answer.problem(422, "invalid", Some("line 4"));
+    let faults = answer.json()["errors"].as_array().unwrap().clone();
+    let lines: Vec<_> = faults.iter().map(|fault| fault["pointer"].as_str().unwrap()).collect();
+    assert_eq!(lines, ["line 4", "line 5", "line 6", "line 7", "line 8", "line 10"], "{}", answer.text);
+    let latin =
+        lab.raw("POST", "/v1/routes:import?format=csv", "", b"domain,gateway\nb.example,mx\nb\xfc.example,mx\n").await;
+    latin.problem(422, "invalid", Some("line 3"));
+    import("format=xml", "").await.problem(400, "invalid_query", Some("?format"));
+    import("", "").await.problem(400, "invalid_query", Some("?format"));
+    let huge = "x".repeat(redirect_ctl::limits::IMPORT_BYTES_MAX + 1);
+    import("format=csv", &huge).await.problem(413, "too_large", None);
+    assert_eq!(revision().await, before);
+
+    // A dry run tells what it would do.
+    let good = "domain,gateway,group,note\na.example,mx2,,\n.b.example,,out,b\n*,mx,,\n";
+    let dry = import("format=csv&mode=replace&dry_run=true", good).await.expect(200);
+    let expected = |dry: bool| {
+        json!({"dry_run": dry, "added": {"count": 2, "keys": [".b.example", "*"]},
+            "changed": {"count": 1, "keys": ["a.example"]}, "removed": {"count": 1, "keys": ["old.example"]}, "unchanged": 0})
+    };
+    assert_eq!(dry.json(), expected(true));
+    assert_eq!(revision().await, before);
+    let done = import("format=csv&mode=replace", good).await.expect(200);
+    assert_eq!(done.json(), expected(false));
+    assert_eq!(keys(&lab.get("/v1/routes").await), ["*", "a.example", ".b.example"]);
+    let again = import("format=csv", good).await.expect(200);
+    assert_eq!((again.json()["unchanged"].clone(), again.header("etag")), (json!(3), done.header("etag")));
+
+    // What comes out goes in again, in every form; a note is no formula.
+    lab.put("/v1/routes/old.example;class=bypass", r#"{"group":"out","note":"=1+1"}"#).await.expect(201);
+    for format in ["csv", "json", "transport"] {
+        let export = lab.get(&format!("/v1/routes:export?format={format}")).await.expect(200);
+        let omitted = if format == "transport" { "2" } else { "0" };
+        assert_eq!(export.header("redirect-omitted"), Some(omitted), "{format}");
+        assert!(!export.text.contains(",=1"), "{}", export.text);
+        let back = import(&format!("format={format}&dry_run=true"), &export.text).await.expect(200).json();
+        assert_eq!(back["unchanged"], if format == "transport" { 2 } else { 4 }, "{format}: {back}");
+    }
+
+    // The command line asks before it changes anything.
+    let file = lab.dir.path().join("routes.csv");
+    std::fs::write(&file, "domain,gateway\nnew.example,mx\n").unwrap();
+    let file = file.to_str().unwrap();
+    let before = revision().await;
+    let dry = lab.ctl(&["route", "import", file, "--dry-run"]).await;
+    assert_eq!((dry.code, dry.stdout.as_str()), (0, "CHANGE     ROUTE\nadded      new.example\nunchanged  (0)\n"));
+    let no = lab.ctl_with(&["route", "import", file], "n\n").await;
+    assert_eq!((no.code, no.stdout.as_str()), (1, ""));
+    assert!(no.stderr.contains("add 1, change 0 and delete 0 routes? [y/N]"), "{}", no.stderr);
+    assert_eq!(revision().await, before);
+    assert_eq!(lab.ctl_with(&["route", "import", file], "y\n").await.code, 0);
+    assert!(keys(&lab.get("/v1/routes").await).contains(&"new.example".to_owned()));
+    let bad = lab
+        .ctl_with(&["route", "import", "--format", "csv", "--yes", "-"], "domain,gateway\nx.example,mx\ny.example,no\n")
+        .await;
+    assert_eq!((bad.code, bad.stderr.lines().next()), (1, Some("line 3: there is no gateway no; create it first")));
+    assert_eq!(lab.ctl_with(&["route", "import", "--format", "csv", "-"], "domain,gateway\n").await.code, 2);
+    assert_eq!(lab.ctl(&["route", "import", "routes"]).await.code, 2);
+    let export = lab.ctl(&["route", "export", "--format", "transport"]).await;
+    assert!(export.stdout.contains("a.example smtp:[192.0.2.2]:587\n"), "{}", export.stdout);
+    assert_eq!(export.stderr, "redirect-ctl: 2 routes are left out, for transport cannot say them\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_is_tried_before_it_is_saved() {
+    let lab = Lab::start().await;
+    let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = server.local_addr().unwrap().port().to_string();
+    let refusing = tokio::spawn(greet_and_refuse(server));
+    let set = ["gateway", "set", "near", "--address", "127.0.0.1", "--port", &port, "--encryption", "none", "--verify"];
+    let local = lab.ctl(&set).await;
+    assert_eq!(local.code, 1, "{}", local.stderr);
+    assert!(local.stderr.contains("it is not saved"), "{}", local.stderr);
+    let refused = lab.ctl(&[&set[..], &["--allow-local"]].concat()).await;
+    assert_eq!(refused.code, 1, "{}", refused.stderr);
+    for stage in ["dns", "tcp", "banner", "ehlo", "mail"] {
+        assert!(
+            refused.stderr.lines().any(|line| line.starts_with(stage)),
+            "{stage} is missing in\n{}",
+            refused.stderr
+        );
+    }
+    assert!(refused.stderr.contains("not today"), "{}", refused.stderr);
+    lab.get("/v1/gateways/near").await.problem(404, "not_found", None);
+
+    // Saved all the same without it, and tried later.
+    let set = lab.ctl(&[&set[..set.len() - 1], &["--allow-local"]].concat()).await;
+    assert_eq!((set.code, set.stderr.as_str()), (0, ""));
+    let tried = lab.ctl(&["gateway", "verify", "near"]).await;
+    assert_eq!(tried.code, 1);
+    assert!(tried.stdout.contains("not today"), "{}", tried.stdout);
+    let report = lab.post("/v1/gateways:verify", r#"{"name":"x","address":"192.0.2.1","surprise":1}"#).await;
+    report.problem(422, "invalid", Some("/surprise"));
+    lab.post("/v1/gateways:verify", r#"{"address":"192.0.2.1"}"#).await.problem(422, "invalid", Some("/name"));
+    refusing.abort();
+}
+
+/// A server that takes no mail.
+async fn greet_and_refuse(listener: tokio::net::TcpListener) {
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+    loop {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut stream = BufReader::new(stream);
+        let mut reply = "220 near\r\n";
+        let mut line = String::new();
+        while stream.write_all(reply.as_bytes()).await.is_ok() {
+            line.clear();
+            if stream.read_line(&mut line).await.unwrap_or(0) == 0 {
+                break;
+            }
+            reply = if line.starts_with("MAIL") { "451 not today\r\n" } else { "250 ok\r\n" };
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lint_finds_what_is_hardly_meant() {
+    let lab = Lab::start().await;
+    lab.put("/v1/gateways/default", r#"{"address":"mx.example","encryption":"implicit","verification":{"mode":"ca"}}"#)
+        .await
+        .expect(201);
+    let clean = lab.ctl(&["lint"]).await;
+    assert_eq!((clean.code, clean.stdout.as_str(), clean.stderr.as_str()), (0, "CONCERN  SUBJECT  MEANING\n", ""));
+    lab.put("/v1/gateways/bare", r#"{"address":"mx.example","encryption":"none"}"#).await.expect(201);
+    lab.put("/v1/routes/a.example;sender=.b.example", r#"{"gateway":"default"}"#).await.expect(201);
+    lab.put("/v1/routes/a.example;order=7", r#"{"gateway":"default"}"#).await.expect(201);
+    let found = lab.ctl(&["lint"]).await;
+    assert_eq!((found.code, found.stderr.as_str()), (1, "redirect-ctl: 3 findings\n"), "{}", found.stdout);
+    for concern in ["shadowed_route", "tls_none", "unused_gateway"] {
+        assert!(
+            found.stdout.lines().any(|line| line.starts_with(concern)),
+            "{concern} is missing in\n{}",
+            found.stdout
+        );
     }
 }

@@ -1,11 +1,12 @@
 //! What a gateway's EHLO reply offers (RFC 5321 section 4.1.1.1).
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::gateway::Mechanism;
 
 /// The extensions that the relay makes use of. Keywords it does not know are passed over.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[expect(clippy::struct_excessive_bools, reason = "each is an extension of its own")]
 pub struct Capabilities {
     pub pipelining: bool,

@@ -16,7 +16,7 @@ use std::{
 };
 
 use ring::rand::SecureRandom as _;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncRead, ReadBuf},
     time::Instant,
@@ -79,7 +79,8 @@ struct State {
 }
 
 /// What is known of a gateway while the relay runs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct GatewayState {
     pub name: Name,
     /// Whether it is in service, by its probes and its mail.
@@ -93,6 +94,7 @@ pub struct GatewayState {
     pub capabilities: Option<Capabilities>,
     /// Why it could not be reached the last time, until it can.
     pub last_error: Option<String>,
+    #[cfg_attr(feature = "schema", schema(value_type = Vec<String>))]
     pub suspended_egress: Vec<IpAddr>,
 }
 

@@ -30,6 +30,7 @@ use crate::{
 
 /// The parts of a conversation with a gateway, in their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema), schema(as = VerifyStage))]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
     /// The choice of a gateway, before anything is sent.

@@ -26,6 +26,7 @@ use crate::{
 
 /// One stage of a verification.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct StageReport {
     pub stage: Stage,
     pub ok: bool,
@@ -37,6 +38,7 @@ pub struct StageReport {
 /// What came of a verification: the stages in their order. An address that cannot be reached is a stage that failed, and the
 /// next address is tried; so a failed stage may be followed by others.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct VerifyReport {
     /// A message could be sent through the gateway.
     pub ok: bool,

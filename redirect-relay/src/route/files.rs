@@ -9,7 +9,6 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    domain::Domain,
     limits::{FAULTS_MAX, ROUTES_MAX},
     route::{
         Route,
@@ -65,20 +64,23 @@ pub fn diff(current: &[Route], next: &[Route]) -> RouteDiff {
     diff
 }
 
+impl RouteDiff {
+    pub fn is_empty(&self) -> bool {
+        self.added.is_empty() && self.removed.is_empty() && self.changed.is_empty()
+    }
+}
+
 /// Collects routes with their lines, and what is wrong with them.
-#[derive(Default)]
-struct Reader<'a> {
-    managed: Vec<&'a Domain>,
+struct Reader<F> {
+    refuse: F,
     routes: Vec<(usize, Route)>,
     faults: Vec<ImportFault>,
 }
 
-impl<'a> Reader<'a> {
-    /// `managed`: domains that cannot be routes.
-    fn new(managed: impl IntoIterator<Item = &'a Domain>) -> Self {
-        let mut managed: Vec<_> = managed.into_iter().collect();
-        managed.sort();
-        Self { managed, ..Self::default() }
+impl<F: Fn(&Route) -> Option<String>> Reader<F> {
+    /// `refuse` knows what a route may not be for what is around it, such as a managed domain.
+    fn new(refuse: F) -> Self {
+        Self { refuse, routes: Vec::new(), faults: Vec::new() }
     }
 
     fn fault(&mut self, line: usize, text: impl Into<String>) {
@@ -86,14 +88,10 @@ impl<'a> Reader<'a> {
     }
 
     fn route(&mut self, line: usize, route: Route) {
-        if let Some(fault) = route_fault(&route) {
-            self.fault(line, fault);
-        } else if let Pattern::Exact(domain) = &route.domain
-            && self.managed.binary_search(&domain).is_ok()
-        {
-            self.fault(line, format!("{domain} is a managed domain and cannot be a route"));
-        } else {
-            self.routes.push((line, route));
+        let fault = route_fault(&route).map(str::to_owned).or_else(|| (self.refuse)(&route));
+        match fault {
+            Some(fault) => self.fault(line, fault),
+            None => self.routes.push((line, route)),
         }
     }
 
@@ -193,8 +191,8 @@ mod tests {
         #[test]
         fn what_is_written_is_read_back(routes in proptest::collection::vec(any_route(), 0..20)) {
             let routes = distinct(routes);
-            prop_assert_eq!(import_csv(&export_csv(&routes), []), Ok(routes.clone()));
-            prop_assert_eq!(import_json(&export_json(&routes), []), Ok(routes.clone()));
+            prop_assert_eq!(import_csv(&export_csv(&routes), |_| None), Ok(routes.clone()));
+            prop_assert_eq!(import_json(&export_json(&routes), |_| None), Ok(routes.clone()));
             let gateways: Vec<Gateway> = routes.iter().filter_map(|route| match &route.target {
                 Target::Gateway(name) => Some(name.clone()),
                 Target::Group(_) => None,
@@ -203,7 +201,7 @@ mod tests {
                 Gateway::new(name, host.parse().unwrap(), 25 + u16::try_from(index % 3).unwrap())
             }).collect();
             let Exported { text, omitted } = export_transport(&routes, &gateways);
-            let read = import_transport(&text, &gateways, []).unwrap();
+            let read = import_transport(&text, &gateways, |_| None).unwrap();
             prop_assert_eq!(read.len() + omitted.len(), routes.len());
             for route in read {
                 prop_assert!(routes.iter().any(|other| other.key() == route.key() && other.target == route.target));
@@ -214,7 +212,7 @@ mod tests {
         fn any_text_is_read_or_refused(text in "[a-z.,*#\"\\[\\]{}: \n\r=<>-]{0,200}") {
             let gateways = [Gateway::new("g".parse().unwrap(), "a.b".parse().unwrap(), 25)];
             let lines = text.lines().count().max(1);
-            for result in [import_csv(&text, []), import_json(&text, []), import_transport(&text, &gateways, [])] {
+            for result in [import_csv(&text, |_| None), import_json(&text, |_| None), import_transport(&text, &gateways, |_| None)] {
                 if let Err(faults) = result {
                     prop_assert!(!faults.is_empty());
                     prop_assert!(faults.iter().all(|fault| (1..=lines).contains(&fault.line)), "{faults:?} of {lines}");

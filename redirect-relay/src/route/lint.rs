@@ -10,6 +10,7 @@ use crate::{
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Concern {
     /// Another route decides wherever this one could.
@@ -26,6 +27,8 @@ pub enum Concern {
     TlsOptional,
     /// TLS with a gateway that nobody verified.
     TlsUnverified,
+    /// Out of service, by its probes and its mail: the caller knows.
+    UnreachableGateway,
     /// No route leads to the gateway.
     UnusedGateway,
     /// Recipients without a route of their own are refused.
@@ -33,6 +36,7 @@ pub enum Concern {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Finding {
     pub concern: Concern,
     /// A gateway, or a route as it is shown.

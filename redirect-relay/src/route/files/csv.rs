@@ -3,7 +3,6 @@
 use csv::{ReaderBuilder, StringRecord, WriterBuilder};
 
 use crate::{
-    domain::Domain,
     gateway::PriorityRange,
     route::{
         Route, SizeRange, Target,
@@ -30,13 +29,10 @@ const FORMULA: [char; 6] = ['=', '+', '-', '@', '\t', '\r'];
 
 /// Reads routes; empty lines and those that begin with `#` are passed over.
 ///
-/// All or nothing: an error lists what is wrong, line by line, 100 faults at most. `managed`: domains that cannot be routes.
-pub fn import_csv<'a>(
-    text: &str,
-    managed: impl IntoIterator<Item = &'a Domain>,
-) -> Result<Vec<Route>, Vec<ImportFault>> {
+/// All or nothing: an error lists what is wrong, line by line, 100 faults at most. `refuse` knows what a route may not be for what is around it, such as a managed domain.
+pub fn import_csv(text: &str, refuse: impl Fn(&Route) -> Option<String>) -> Result<Vec<Route>, Vec<ImportFault>> {
     let text = without_mark(text);
-    let mut reader = Reader::new(managed);
+    let mut reader = Reader::new(refuse);
     let mut csv = ReaderBuilder::new().has_headers(false).flexible(true).from_reader(text.as_bytes());
     let mut columns = None;
     let mut record = StringRecord::new();
@@ -180,8 +176,8 @@ mod tests {
     use super::*;
 
     fn check(text: &str, expected: Result<&[&str], &[&str]>) {
-        let managed = ["own.example".parse().unwrap()];
-        let got = import_csv(text, &managed);
+        let own = |route: &Route| (route.domain.to_string() == "own.example").then(|| "is a managed domain".to_owned());
+        let got = import_csv(text, own);
         let show = |routes: Vec<Route>| -> Vec<_> {
             routes.iter().map(|r| format!("{r} {} {:?}", r.target, r.note)).collect()
         };
@@ -242,7 +238,7 @@ mod tests {
                 "line 8: order: \"-1\" is no number from 0 to 65535",
                 "line 9: priority_min: \"200\" is no priority from -9 to 9",
                 "line 10: has 10 cells, and there are 6 columns",
-                "line 11: own.example is a managed domain and cannot be a route",
+                "line 11: is a managed domain",
                 "line 14: g is in line 12 already",
                 "line 15: the priority range is not within -9 to 9",
             ]),

@@ -2,21 +2,15 @@
 
 use serde_json::value::RawValue;
 
-use crate::{
-    domain::Domain,
-    route::{
-        Route,
-        files::{ImportFault, Reader, without_mark},
-    },
+use crate::route::{
+    Route,
+    files::{ImportFault, Reader, without_mark},
 };
 
 /// Reads an array of routes. A fault's line is the one where its route begins. All or nothing, as [`import_csv`](crate::route::import_csv).
-pub fn import_json<'a>(
-    text: &str,
-    managed: impl IntoIterator<Item = &'a Domain>,
-) -> Result<Vec<Route>, Vec<ImportFault>> {
+pub fn import_json(text: &str, refuse: impl Fn(&Route) -> Option<String>) -> Result<Vec<Route>, Vec<ImportFault>> {
     let text = without_mark(text);
-    let mut reader = Reader::new(managed);
+    let mut reader = Reader::new(refuse);
     let items: Vec<&RawValue> = match serde_json::from_str(text) {
         Ok(items) => items,
         Err(error) => {
@@ -57,8 +51,8 @@ mod tests {
     use super::*;
 
     fn check(text: &str, expected: Result<usize, &[&str]>) {
-        let managed = ["own.example".parse().unwrap()];
-        let got = import_json(text, &managed).map(|routes| routes.len());
+        let own = |route: &Route| (route.domain.to_string() == "own.example").then(|| "is a managed domain".to_owned());
+        let got = import_json(text, own).map(|routes| routes.len());
         let got = got.map_err(|faults| faults.iter().map(ToString::to_string).collect::<Vec<_>>());
         assert_eq!(got, expected.map_err(|list| list.iter().map(|text| (*text).to_owned()).collect()), "{text}");
     }
@@ -83,7 +77,7 @@ mod tests {
                 "line 2: \"a b\" is neither a domain, nor a domain after a dot, nor *",
                 "line 3: \"m x\" is not a name: use letters, digits, '.', '_' and '-', a letter or digit first, at most 64",
                 "line 6: no variant of enum Target found in flattened data",
-                "line 7: own.example is a managed domain and cannot be a route",
+                "line 7: is a managed domain",
                 "line 9: c is in line 8 already",
             ]),
         );

@@ -3,7 +3,6 @@
 use std::{collections::HashMap, fmt::Write as _};
 
 use crate::{
-    domain::Domain,
     gateway::{Gateway, Host, Name},
     route::{
         Conditions, Route, Target,
@@ -17,12 +16,12 @@ use crate::{
 ///
 /// All or nothing, as [`import_csv`](crate::route::import_csv). Not understood, and so refused: keys with a local part,
 /// transports other than `smtp` and `relay`, entries without a next hop.
-pub fn import_transport<'a>(
+pub fn import_transport(
     text: &str,
     gateways: &[Gateway],
-    managed: impl IntoIterator<Item = &'a Domain>,
+    refuse: impl Fn(&Route) -> Option<String>,
 ) -> Result<Vec<Route>, Vec<ImportFault>> {
-    let mut reader = Reader::new(managed);
+    let mut reader = Reader::new(refuse);
     let mut by_address: HashMap<(&Host, u16), Vec<&Name>> = HashMap::new();
     for gateway in gateways {
         by_address.entry((&gateway.address, gateway.port)).or_default().push(&gateway.name);
@@ -139,8 +138,8 @@ mod tests {
     }
 
     fn check(text: &str, expected: Result<&[&str], &[&str]>) {
-        let managed = ["own.example".parse().unwrap()];
-        let got = import_transport(text, &gateways(), &managed);
+        let own = |route: &Route| (route.domain.to_string() == "own.example").then(|| "is a managed domain".to_owned());
+        let got = import_transport(text, &gateways(), own);
         let got = got.map(|routes| routes.iter().map(|route| format!("{route} {}", route.target)).collect::<Vec<_>>());
         let got = got.map_err(|faults| faults.iter().map(ToString::to_string).collect::<Vec<_>>());
         let owned = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
@@ -190,7 +189,7 @@ mod tests {
                 "line 8: no gateway has the address mx.example and port 26",
                 "line 10: no gateway has the address other.example and port 25",
                 "line 12: twin.example:25 is the address of several gateways, e and f",
-                "line 13: own.example is a managed domain and cannot be a route",
+                "line 13: is a managed domain",
                 "line 15: z is in line 14 already",
             ]),
         );
