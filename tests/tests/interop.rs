@@ -1,13 +1,16 @@
 //! The product between mail servers and clients of other makers.
 #![expect(clippy::unwrap_used, reason = "a test ends at its first failure")]
 
-use std::{collections::BTreeSet, fs, process::Command, time::Duration};
+use std::{collections::BTreeSet, fs, path::PathBuf, process::Command, time::Duration};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use redirect_tests::{
     Family, Holdings, Mode, Namespace, Scene, postfix,
-    server::{DOMAIN, MailServer, PORT, SIZE_MAX, Sender, Software, StoredMail, Terms},
-    smtp::{Client, Mail, port_25},
+    server::{
+        ACCOUNT, Certificate, DOMAIN, HOSTNAME, MailServer, PORT, SIZE_MAX, Sender, Software, StoredMail, TLS_PORT,
+        Terms,
+    },
+    smtp::{Client, Mail, Reply, port_25},
     unpacked, wait_until,
 };
 
@@ -23,13 +26,36 @@ struct Stage {
 }
 
 impl Stage {
-    fn new(software: Software, terms: Terms) -> Self {
+    fn new(software: Software) -> Self {
         let scene = Scene::new(Mode::Tc).unwrap();
+        Self::with(scene, software, Terms::default())
+    }
+
+    fn with(scene: Scene, software: Software, terms: Terms) -> Self {
         let server = MailServer::start(&scene.lab, &scene.lab.gateway, software, terms).unwrap();
-        let address = Family::V4.gateway().to_string();
-        scene.ctl(&["gateway", "set", "default", "--address", &address, "--port", &PORT.to_string()]).unwrap();
         let before = scene.product.holdings(&scene.lab).unwrap();
-        Self { scene, server, before }
+        let stage = Self { scene, server, before };
+        stage.set_gateway(PORT, &[]);
+        stage
+    }
+
+    fn set_gateway(&self, port: u16, more: &[&str]) {
+        let (address, port) = (Family::V4.gateway().to_string(), port.to_string());
+        let words = ["gateway", "set", "default", "--address", &address, "--port", &port];
+        self.scene.ctl(&[&words, more].concat()).unwrap();
+    }
+
+    /// The reply to the recipient, or to the whole message where that was taken.
+    fn send(&self, message: &[u8]) -> Reply {
+        let mut client = self.connect(Family::V4);
+        client.expect(&format!("MAIL FROM:<{FROM}>"), 250).unwrap();
+        let reply = client.command(&format!("RCPT TO:<friend@{DOMAIN}>")).unwrap();
+        if reply.code != 250 {
+            return reply;
+        }
+        client.expect("DATA", 354).unwrap();
+        client.send(message).unwrap();
+        client.command(".").unwrap()
     }
 
     fn connect(&self, family: Family) -> Client {
@@ -54,11 +80,22 @@ impl Stage {
     }
 }
 
-/// Everything that the daemon took for the connections of a test is given back.
+/// Everything that the daemon took for the connections of a test is given back, but connections to the gateway that wait for the next message.
 fn check_released(scene: &Scene, before: Holdings) {
+    const IDLE_MAX: usize = 32;
+    check_held(scene, before, |now| {
+        now.sessions == before.sessions && now.descriptors <= before.descriptors + IDLE_MAX
+    });
+}
+
+/// The same when those have had their time as well.
+fn check_all_released(scene: &Scene, before: Holdings) {
+    check_held(scene, before, |now| now == before);
+}
+
+fn check_held(scene: &Scene, before: Holdings, is_back: impl Fn(Holdings) -> bool) {
     let back = wait_until("return to what was held before", LIMIT, || {
-        let now = scene.product.holdings(&scene.lab)?;
-        Ok((now == before).then_some(()))
+        Ok(is_back(scene.product.holdings(&scene.lab)?).then_some(()))
     });
     back.unwrap_or_else(|error| panic!("{error:#}: {before:?}, now {:?}", scene.product.holdings(&scene.lab)));
 }
@@ -104,7 +141,7 @@ fn check_stored(mails: &[StoredMail], expected: &[Vec<u8>]) {
 }
 
 fn a_gateway_takes_mail_as_it_is(software: Software) {
-    let stage = Stage::new(software, Terms::default());
+    let stage = Stage::new(software);
     let mut expected = Vec::new();
     for family in Family::BOTH {
         let mut client = stage.connect(family);
@@ -121,7 +158,7 @@ fn a_gateway_takes_mail_as_it_is(software: Software) {
 
 /// What a gateway refuses is refused to the client, and the next message goes through.
 fn a_gateway_refuses(software: Software) {
-    let stage = Stage::new(software, Terms::default());
+    let stage = Stage::new(software);
     let friend = format!("friend@{DOMAIN}");
     let message = [header("good").as_bytes(), b"Hello.\r\n"].concat();
     let mut client = stage.connect(Family::V4);
@@ -158,7 +195,7 @@ fn a_gateway_refuses(software: Software) {
 }
 
 fn a_gateway_takes_eight_bit_text_and_chunks(software: Software) {
-    let stage = Stage::new(software, Terms::default());
+    let stage = Stage::new(software);
     let message = [header("8bit").as_bytes(), "Grüße\r\n".as_bytes(), &[0x80, 0xff, b'\r', b'\n']].concat();
     let mut client = stage.connect(Family::V6);
     let envelope = |client: &mut Client, parameters: &str| {
@@ -210,6 +247,145 @@ macro_rules! with_every_gateway {
 }
 
 with_every_gateway!(a_gateway_takes_mail_as_it_is, a_gateway_refuses, a_gateway_takes_eight_bit_text_and_chunks);
+
+/// A gateway with a certificate and an account, without which it takes nothing, and the files that name both to the daemon.
+struct Secured {
+    stage: Stage,
+    certificate: Certificate,
+    password: PathBuf,
+}
+
+impl Secured {
+    fn new(software: Software) -> Self {
+        let scene = Scene::new(Mode::Tc).unwrap();
+        let certificate = Certificate::new(&scene.lab.folder().join("authority.pem")).unwrap();
+        let password = scene.lab.folder().join("password");
+        fs::write(&password, ACCOUNT.password).unwrap();
+        let terms = Terms { certificate: Some(&certificate), account: Some(ACCOUNT) };
+        let stage = Stage::with(scene, software, terms);
+        Self { stage, certificate, password }
+    }
+
+    /// How the daemon is to connect, whom to believe, and how to log in.
+    fn set_gateway(&self, encryption: &str, verification: &[&str], mechanism: &str) {
+        let port = if encryption == "implicit" { TLS_PORT } else { PORT };
+        let encryption = ["--encryption", encryption, "--sni", HOSTNAME];
+        let password = self.password.to_str().unwrap();
+        let account = ["--username", ACCOUNT.name, "--password-file", password, "--mechanism", mechanism];
+        self.stage.set_gateway(port, &[&encryption, verification, &account].concat());
+    }
+}
+
+const MECHANISMS: [&str; 3] = ["PLAIN", "LOGIN", "SCRAM-SHA-256"];
+
+/// Over TLS or not, whoever vouches for the certificate, by every mechanism.
+fn mail_goes_through_tls_and_auth(software: Software) {
+    let secured = Secured::new(software);
+    let authority = ["--verification", "ca", "--ca-file", secured.certificate.authority().to_str().unwrap()];
+    let pin = secured.certificate.pin();
+    let pin = ["--verification", "pin", "--pin", &pin];
+    // Who verifies a certificate insists on TLS, and who does not has to allow the password.
+    let ways: [(&str, &[&str]); 4] = [
+        ("none", &["--allow-unprotected"]),
+        ("starttls", &["--allow-unprotected"]),
+        ("starttls_required", &pin),
+        ("implicit", &authority),
+    ];
+    let mut expected = Vec::new();
+    for (encryption, verification) in ways {
+        for mechanism in MECHANISMS {
+            secured.set_gateway(encryption, verification, mechanism);
+            let message = [header(&expected.len().to_string()).as_bytes(), b"Hello.\r\n"].concat();
+            let reply = secured.stage.send(&message);
+            assert_eq!(reply.code, 250, "{encryption} {mechanism}: {reply:?} {}", secured.stage.server.log());
+            expected.push(message);
+            let mails = secured.stage.mails(expected.len());
+            let protocols: BTreeSet<_> = mails.iter().filter_map(StoredMail::protocol).collect();
+            // RFC 3848: with TLS, and by a client that has logged in.
+            let with = if encryption == "none" { "esmtpa" } else { "esmtpsa" };
+            assert!(protocols.contains(with), "{encryption} {mechanism}: {protocols:?}");
+            assert!(encryption != "none" || protocols.len() == 1, "{mechanism}: {protocols:?}");
+        }
+    }
+    check_stored(&secured.stage.mails(expected.len()), &expected);
+    check_all_released(&secured.stage.scene, secured.stage.before);
+    secured.stage.finish();
+}
+
+/// Nothing is sent to a server that is not who it should be, nor where the account is refused.
+fn what_cannot_be_trusted_gets_no_mail(software: Software) {
+    let secured = Secured::new(software);
+    let stranger = Certificate::new(&secured.stage.scene.lab.folder().join("stranger.pem")).unwrap();
+    let stranger_pin = stranger.pin();
+    let own = secured.certificate.authority().to_str().unwrap();
+    let ways: [&[&str]; 3] = [
+        &["--verification", "ca", "--ca-file", stranger.authority().to_str().unwrap()],
+        &["--verification", "pin", "--pin", &stranger_pin],
+        &["--verification", "ca", "--ca-file", own, "--sni", "another.example.net"],
+    ];
+    let message = [header("0").as_bytes(), b"Hello.\r\n"].concat();
+    let refused = |what: &str| {
+        let reply = secured.stage.send(&message);
+        assert!((400..500).contains(&reply.code), "{what}: {reply:?}");
+    };
+    for way in ways {
+        for encryption in ["starttls_required", "implicit"] {
+            let port = if encryption == "implicit" { TLS_PORT } else { PORT };
+            let sni: &[&str] = if way.contains(&"--sni") { &[] } else { &["--sni", HOSTNAME] };
+            secured.stage.set_gateway(port, &[&["--encryption", encryption], sni, way].concat());
+            refused(&format!("{encryption} {way:?}"));
+        }
+    }
+    fs::write(&secured.password, "wrong").unwrap();
+    for mechanism in MECHANISMS {
+        secured.set_gateway("starttls_required", &["--verification", "ca", "--ca-file", own], mechanism);
+        refused(mechanism);
+    }
+    assert_eq!(secured.stage.server.mails().unwrap().len(), 0);
+    fs::write(&secured.password, ACCOUNT.password).unwrap();
+    secured.set_gateway("starttls_required", &["--verification", "ca", "--ca-file", own], MECHANISMS[0]);
+    let reply = secured.stage.send(&message);
+    assert_eq!(reply.code, 250, "{reply:?}");
+    check_stored(&secured.stage.mails(1), &[message]);
+    secured.stage.finish();
+}
+
+macro_rules! with_gateways_that_know_tls {
+    ($($name:ident),+ $(,)?) => {$(
+        mod $name {
+            use redirect_tests::server::Software;
+
+            #[test]
+            fn postfix() {
+                super::$name(Software::Postfix);
+            }
+
+            #[test]
+            fn exim() {
+                super::$name(Software::Exim);
+            }
+        }
+    )+};
+}
+
+// OpenSMTPD of Debian 12 (6.8.0p2) cannot sign a handshake with that system's OpenSSL 3: its issue 1239.
+with_gateways_that_know_tls!(mail_goes_through_tls_and_auth, what_cannot_be_trusted_gets_no_mail);
+
+/// A server without TLS is spoken to in the clear where that is allowed, and not at all where it is not.
+#[test]
+fn opensmtpd_without_tls() {
+    let stage = Stage::new(Software::OpenSmtpd);
+    let message = [header("0").as_bytes(), b"Hello.\r\n"].concat();
+    stage.set_gateway(PORT, &["--encryption", "starttls_required"]);
+    let reply = stage.send(&message);
+    assert!((400..500).contains(&reply.code), "{reply:?}");
+    for encryption in ["starttls", "none"] {
+        stage.set_gateway(PORT, &["--encryption", encryption]);
+        assert_eq!(stage.send(&message).code, 250, "{encryption}");
+    }
+    check_stored(&stage.mails(2), &vec![message; 2]);
+    stage.finish();
+}
 
 /// A scene whose gateway is the test's own server, and what the daemon holds before anybody connects.
 fn scene() -> (Scene, Holdings) {
@@ -355,5 +531,5 @@ fn smtp_source_delivers_by_a_thousand_sessions_at_once() {
         assert!(ids.insert(id), "twice the same");
     }
     assert_eq!((mails.len() - 1, ids.len()), (SESSIONS, SESSIONS));
-    check_released(&scene, before);
+    check_all_released(&scene, before);
 }

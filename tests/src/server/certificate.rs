@@ -1,22 +1,27 @@
 //! A certificate authority for one test, and the certificate of a server.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use ring::digest::{SHA256, digest};
 
 use super::HOSTNAME;
-use crate::lab::Lab;
 
 pub struct Certificate {
     chain: String,
     key: String,
+    pin: String,
     authority: PathBuf,
 }
 
 impl Certificate {
-    /// For [`HOSTNAME`], by an authority whose own certificate is put into the lab's folder.
-    pub fn new(lab: &Lab) -> Result<Self> {
+    /// For [`HOSTNAME`], by an authority whose own certificate goes into the file.
+    pub fn new(file: &Path) -> Result<Self> {
         let authority_key = KeyPair::generate()?;
         let mut authority = CertificateParams::new([])?;
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -24,9 +29,12 @@ impl Certificate {
         let key = KeyPair::generate()?;
         let server = CertificateParams::new([HOSTNAME.to_owned()])?;
         let server = server.signed_by(&key, &Issuer::new(authority, authority_key))?;
-        let file = lab.folder().join("authority.pem");
-        fs::write(&file, authority_pem).with_context(|| format!("write {}", file.display()))?;
-        Ok(Self { chain: server.pem(), key: key.serialize_pem(), authority: file })
+        fs::write(file, authority_pem).with_context(|| format!("write {}", file.display()))?;
+        let pin = digest(&SHA256, server.der()).as_ref().iter().fold(String::new(), |mut pin, octet| {
+            write!(pin, "{octet:02x}").expect("a string takes every write");
+            pin
+        });
+        Ok(Self { chain: server.pem(), key: key.serialize_pem(), pin, authority: file.to_path_buf() })
     }
 
     pub(super) fn chain(&self) -> &str {
@@ -39,7 +47,13 @@ impl Certificate {
 
     /// The file with the certificate of the authority.
     #[must_use]
-    pub fn authority(&self) -> &std::path::Path {
+    pub fn authority(&self) -> &Path {
         &self.authority
+    }
+
+    /// SHA-256 of the certificate.
+    #[must_use]
+    pub fn pin(&self) -> String {
+        self.pin.clone()
     }
 }

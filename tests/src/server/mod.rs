@@ -146,6 +146,23 @@ impl StoredMail {
     }
 }
 
+impl StoredMail {
+    /// How the server says that it got the message, in lower case: RFC 3848's words.
+    #[must_use]
+    pub fn protocol(&self) -> Option<String> {
+        let mut rest = self.text.as_slice();
+        loop {
+            let (field, after) = split_field(rest)?;
+            rest = after;
+            let text = String::from_utf8_lossy(field).to_lowercase();
+            if text.starts_with("received:") {
+                let mut words = text.split_whitespace().skip_while(|word| *word != "with");
+                return words.nth(1).map(str::to_owned);
+            }
+        }
+    }
+}
+
 /// The first field of a header with its continuation lines, and the rest.
 fn split_field(text: &[u8]) -> Option<(&[u8], &[u8])> {
     let mut end = 0;
