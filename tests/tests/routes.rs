@@ -1,5 +1,4 @@
 //! Routes as the operator sets them, seen by a subscriber and by the gateways.
-#![expect(clippy::unwrap_used, reason = "a test ends at its first failure")]
 
 use redirect_tests::{
     Family, Mode, Scene,

@@ -1,4 +1,4 @@
-//! Gateways: what the operator says of them ([`model`]), and how the relay reaches them.
+//! Gateways: what the operator says of them (`model`), and how the relay reaches them.
 
 mod capabilities;
 mod dial;

@@ -159,7 +159,7 @@ pub struct Gateway {
     pub account: Option<Account>,
     #[serde(default)]
     pub status: Status,
-    /// Its share among the members of a group, 1 to [`WEIGHT_MAX`].
+    /// Its share among the members of a group, 1 to 1000.
     #[serde(default = "one")]
     pub weight: u16,
     /// The messages that it takes, by priority.
