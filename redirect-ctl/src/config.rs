@@ -62,6 +62,8 @@ pub struct RelaySettings {
     pub message_size_max_bytes: u64,
     pub sessions_max: u32,
     pub connect_timeout: Duration,
+    /// Between two probes of a gateway; `None` for no probes.
+    pub gateway_probe_interval: Option<Duration>,
 }
 
 impl RelaySettings {
@@ -168,14 +170,12 @@ pub fn parse(path: &Path, text: &str, host_name: &str) -> Result<Settings, Error
         message_size_max_bytes: relay.integer("message_size_max", 36_700_160, 65_536, 1 << 30)?.into(),
         sessions_max: relay.integer("sessions_max", 10_000, 1, 1_000_000)?,
         connect_timeout: Duration::from_secs(relay.integer("connect_timeout_s", 30, 1, 300)?.into()),
+        gateway_probe_interval: interval(relay.integer("gateway_probe_interval_s", 30, 0, 3_600)?),
     };
 
     let mut health = root.section("health", &["interval_s", "timeout_s", "down_after", "up_after"])?;
     let health = HealthSettings {
-        interval: match health.integer("interval_s", limits::HEALTH_INTERVAL_S, 0, 300)? {
-            0 => None,
-            seconds => Some(Duration::from_secs(seconds.into())),
-        },
+        interval: interval(health.integer("interval_s", limits::HEALTH_INTERVAL_S, 0, 300)?),
         timeout: Duration::from_secs(health.integer("timeout_s", limits::HEALTH_TIMEOUT_S, 1, 60)?.into()),
         down_after: health.integer("down_after", limits::HEALTH_DOWN_AFTER, 1, 100)?,
         up_after: health.integer("up_after", limits::HEALTH_UP_AFTER, 1, 100)?,
@@ -434,8 +434,20 @@ impl<'a> Section<'a> {
     }
 }
 
-const RELAY_KEYS: &[&str] =
-    &["hostname", "listen", "delivery", "message_size_max", "sessions_max", "connect_timeout_s"];
+/// Between two probes; 0 stands for none.
+fn interval(seconds: u32) -> Option<Duration> {
+    (seconds != 0).then(|| Duration::from_secs(seconds.into()))
+}
+
+const RELAY_KEYS: &[&str] = &[
+    "hostname",
+    "listen",
+    "delivery",
+    "message_size_max",
+    "sessions_max",
+    "connect_timeout_s",
+    "gateway_probe_interval_s",
+];
 const ROUTING_KEYS: &[&str] = &["mark", "mark_mask", "steer_table", "source_table", "priority", "protocol"];
 
 /// The known word that a typing mistake was probably meant to be.
@@ -481,6 +493,7 @@ mod tests {
         message_size_max = 36700160
         sessions_max = 10000
         connect_timeout_s = 30
+        gateway_probe_interval_s = 30
         [health]
         interval_s = 5
         timeout_s = 3

@@ -208,6 +208,7 @@ fn relay_settings(settings: &Settings) -> redirect_relay::Settings {
     relay.sessions_max = settings.relay.sessions_max.into();
     relay.drain = limits::RELAY_DRAIN;
     relay.timeouts.connect = settings.relay.connect_timeout;
+    relay.probe_interval = settings.relay.gateway_probe_interval;
     relay
 }
 

@@ -80,8 +80,6 @@ pub(crate) const BREAKER_WAIT_MIN: Duration = Duration::from_secs(5);
 pub(crate) const BREAKER_WAIT_MAX: Duration = Duration::from_mins(1);
 /// Connections that try a gateway that is down, at one time.
 pub(crate) const BREAKER_TRIES_MAX: u32 = 2;
-/// Between two probes of a gateway, more or less.
-pub(crate) const PROBE_INTERVAL: Duration = Duration::from_secs(30);
 /// Probes at one time.
 pub(crate) const PROBES_MAX: usize = 16;
 /// Idle connections kept for each gateway, how long, and how long and for how many messages one connection is used:

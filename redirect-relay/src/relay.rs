@@ -71,6 +71,8 @@ pub struct Settings {
     /// Sessions may be passed through to this host's own addresses and its link as well. A subscriber could then reach by
     /// way of this host what only this host may reach.
     pub passthrough_to_self: bool,
+    /// Between two probes of a gateway, more or less; without it, only mail tells whether a gateway lives.
+    pub probe_interval: Option<Duration>,
     pub limits: Limits,
     pub timeouts: Timeouts,
     /// The wall clock of trace fields.
@@ -87,6 +89,7 @@ impl Settings {
             tarpit_max: 1000,
             drain: Duration::from_secs(30),
             passthrough_to_self: false,
+            probe_interval: Some(Duration::from_secs(30)),
             limits: Limits::default(),
             timeouts: Timeouts::default(),
             clock: Timestamp::now,

@@ -27,8 +27,8 @@ pub struct Product {
 }
 
 /// The smallest configuration for the lab: where to listen, and the subscribers' interface. Everything else is a default, but flows
-/// are rewritten, also where they could be steered, and nobody asks relays whether they live: some are played by a test, which takes only the
-/// connections that it expects.
+/// are rewritten, also where they could be steered, and nobody asks relays and gateways whether they live: some are played by a test, which takes
+/// only the connections that it expects.
 #[must_use]
 pub fn configuration(folder: &Path, hook: &str) -> String {
     format!(
@@ -43,6 +43,7 @@ hostname = "relay.example.net"
 listen = ["10.20.0.1:2525", "[fd00:20::1]:2525"]
 delivery = "rewrite"
 connect_timeout_s = 3
+gateway_probe_interval_s = 0
 
 [health]
 interval_s = 0

@@ -51,6 +51,7 @@ pub(crate) fn settings(dir: &TempDir) -> Settings {
             message_size_max_bytes: 1 << 20,
             sessions_max: 100,
             connect_timeout: Duration::from_secs(2),
+            gateway_probe_interval: Some(Duration::from_secs(30)),
         },
         // Faster than any file may say, but in the proportions of the default.
         health: HealthSettings {

@@ -13,6 +13,7 @@ use std::{
         atomic::{AtomicU32, Ordering::Relaxed},
     },
     task::Poll,
+    time::Duration,
 };
 
 use ring::rand::SecureRandom as _;
@@ -36,7 +37,7 @@ use crate::{
         select::{self, Candidate},
         tls::Tls,
     },
-    limits::{POOL_AGE_MAX, POOL_IDLE_MAX, POOL_IDLE_TIME, POOL_USES_MAX, PROBE_INTERVAL},
+    limits::{POOL_AGE_MAX, POOL_IDLE_MAX, POOL_IDLE_TIME, POOL_USES_MAX},
     relay::Settings,
     route::{Routing, Target},
     stream::Stream,
@@ -217,8 +218,8 @@ impl Fleet {
         idle.map(|idle| idle.connection.stream).collect()
     }
 
-    /// Gateways whose probe is due, `max` at most; the next one of each is due an interval later.
-    pub(crate) fn due(&self, routing: &Routing, max: usize) -> Vec<Arc<Unit>> {
+    /// Gateways whose probe is due, `max` at most; the next one of each is due an `interval` later.
+    pub(crate) fn due(&self, routing: &Routing, interval: Duration, max: usize) -> Vec<Arc<Unit>> {
         let now = Instant::now();
         let used = routing.gateways().filter(|gateway| gateway.status != Status::Disabled);
         let units = used.map(|gateway| self.unit(gateway));
@@ -228,8 +229,7 @@ impl Fleet {
                 let due = state.probe_at.is_none_or(|at| at <= now);
                 if due {
                     // From three to five quarters of the interval: probes of many routers do not keep step.
-                    let interval = PROBE_INTERVAL * 3 / 4 + PROBE_INTERVAL * u32::from(jitter()) / 512;
-                    state.probe_at = Some(now + interval);
+                    state.probe_at = Some(now + interval * 3 / 4 + interval * u32::from(jitter()) / 512);
                 }
                 due
             })

@@ -19,7 +19,7 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// Looks after the gateways of `relay` until `shutdown`: one of these runs beside its listeners, and ends after them.
 ///
-/// Each gateway that is not disabled is greeted now and then, up to EHLO, and left with QUIT. What comes of it decides, with
+/// Each gateway that is not disabled is greeted now and then, if [`Settings`](crate::Settings) say so, up to EHLO, and left with QUIT. What comes of it decides, with
 /// what mail meets, whether the gateway is used. Idle connections that are too old are left likewise, at the end all.
 pub async fn tend<D: Directory>(relay: Arc<Relay<D>>, shutdown: CancellationToken) {
     let mut tasks = JoinSet::new();
@@ -31,7 +31,8 @@ pub async fn tend<D: Directory>(relay: Arc<Relay<D>>, shutdown: CancellationToke
         for stream in relay.fleet.sweep(&routing) {
             tasks.spawn(leave(stream, relay.settings.timeouts.farewell));
         }
-        for unit in relay.fleet.due(&routing, PROBES_MAX.saturating_sub(tasks.len())) {
+        let Some(interval) = relay.settings.probe_interval else { continue };
+        for unit in relay.fleet.due(&routing, interval, PROBES_MAX.saturating_sub(tasks.len())) {
             let relay = Arc::clone(&relay);
             tasks.spawn(async move {
                 if let Some(stream) = relay.fleet.probe(&unit, &relay.directory.listeners()).await {
