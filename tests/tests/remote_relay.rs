@@ -62,8 +62,9 @@ fn prepare(scene: &mut Scene, pool: &[&str]) -> [Server; 2] {
     nft(scene, &["-f", file.to_str().unwrap()]);
 
     // Fast enough for a test to wait for.
-    let probes = "interval_s = 1\ntimeout_s = 1\ndown_after = 2\nup_after = 1";
-    let configuration = configuration(scene.lab.folder(), scene.mode.hook()).replace("interval_s = 0", probes);
+    let probes = "[health]\ninterval_s = 1\ntimeout_s = 1\ndown_after = 2\nup_after = 1";
+    let configuration =
+        configuration(scene.lab.folder(), scene.mode.hook()).replace("[health]\ninterval_s = 0", probes);
     scene.product.stop().unwrap();
     scene.product = Product::start(&scene.lab, &configuration).unwrap();
     let relays = [1, 2].map(|number| start_relay(scene, number));
