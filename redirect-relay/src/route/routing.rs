@@ -114,6 +114,8 @@ pub struct Routing {
     suffixes: HashMap<Domain, Box<[Route]>>,
     default: Box<[Route]>,
     managed: HashMap<Domain, Option<Target>>,
+    /// The targets of all routes and managed domains that name a domain, by the class that they are for.
+    by_domain: BTreeMap<Option<Name>, BTreeSet<Target>>,
 }
 
 /// A place where routes may be found.
@@ -142,6 +144,9 @@ impl Routing {
             if let Some(target) = target.as_ref().filter(|target| !routing.has(target)) {
                 faults.push(RoutingFault::NoManagedTarget { domain: domain.clone(), target: target.clone() });
             }
+            if let Some(target) = &target {
+                routing.by_domain.entry(None).or_default().insert(target.clone());
+            }
             if routing.managed.insert(domain.clone(), target).is_some() {
                 faults.push(RoutingFault::ManagedTwice(domain));
             }
@@ -152,6 +157,9 @@ impl Routing {
         }
         for (pattern, mut routes) in by_pattern {
             routing.check_routes(&pattern, &routes, &mut faults);
+            for route in routes.iter().filter(|_| pattern != Pattern::Default) {
+                routing.by_domain.entry(route.conditions.class.clone()).or_default().insert(route.target.clone());
+            }
             routes.sort_by_key(|route| (route.order, usize::MAX - route.conditions.count()));
             let routes = routes.into_boxed_slice();
             match pattern {
@@ -246,25 +254,41 @@ impl Routing {
         self.places(query.domain).find_map(|(_, place)| place.decide(query))
     }
 
-    /// The only target that a message of this class can have, whoever its recipients are.
-    pub fn only_target(&self, class: &str) -> Option<&Target> {
-        let [route] = &*self.default else { return None };
-        let plain = route.conditions == Conditions::default() || {
-            let only_class = Conditions { class: route.conditions.class.clone(), ..Conditions::default() };
-            route.conditions == only_class && route.conditions.class.as_ref().is_some_and(|name| name.as_str() == class)
-        };
-        let alone = self.exact.is_empty() && self.suffixes.is_empty() && self.managed.values().all(Option::is_none);
-        (plain && alone).then_some(&route.target)
+    /// Every target that a message of this class may have, some of them several times. Whether a route of one domain hides another is not looked at.
+    fn targets(&self, class: &str) -> impl Iterator<Item = &Target> {
+        self.domain_targets(class).chain(self.default_routes(class).map(|route| &route.target))
     }
 
-    /// Whether mail of one class may go to more than one target, by the recipients' domains.
-    pub fn splits(&self) -> bool {
-        let by_domain = self.exact.values().chain(self.suffixes.values()).flatten().map(|route| &route.target);
-        let mut targets =
-            by_domain.chain(self.managed.values().flatten()).chain(self.default.iter().map(|r| &r.target));
-        let Some(first) = targets.next() else { return false };
-        !(self.exact.is_empty() && self.suffixes.is_empty() && self.managed.values().all(Option::is_none))
-            && targets.any(|target| target != first)
+    fn domain_targets(&self, class: &str) -> impl Iterator<Item = &Target> {
+        let concerns = move |named: &Option<Name>| named.as_ref().is_none_or(|name| name.as_str() == class);
+        self.by_domain.iter().filter(move |(named, _)| concerns(named)).flat_map(|(_, targets)| targets)
+    }
+
+    /// The routes `*` that a message of this class may take: those behind one without further conditions are out of its reach.
+    fn default_routes(&self, class: &str) -> impl Iterator<Item = &Route> {
+        self.default.iter().filter(move |route| route.conditions.concern(class)).scan(true, |open, route| {
+            let reached = *open;
+            *open &= !route.conditions.are_only_class();
+            reached.then_some(route)
+        })
+    }
+
+    /// The only target that a message of this class can have, whoever its recipients are.
+    pub fn only_target(&self, class: &str) -> Option<&Target> {
+        let last = self.default_routes(class).last().filter(|route| route.conditions.are_only_class())?;
+        self.targets(class).all(|target| *target == last.target).then_some(&last.target)
+    }
+
+    /// Whether mail of this class may go to more than one target, by the recipients' domains.
+    pub fn splits(&self, class: &str) -> bool {
+        let mut targets = self.targets(class);
+        let first = targets.next();
+        self.domain_targets(class).next().is_some() && targets.any(|target| Some(target) != first)
+    }
+
+    /// The gateways that mail of this class may go to, some of them several times.
+    pub fn gateways_of(&self, class: &str) -> impl Iterator<Item = &Arc<Gateway>> {
+        self.targets(class).flat_map(|target| self.members(target)).map(|(_, gateway)| gateway)
     }
 
     pub fn explain(&self, query: &Query<'_>) -> Explanation {
@@ -356,10 +380,19 @@ impl<'a> Place<'a> {
 }
 
 impl Conditions {
+    fn concern(&self, class: &str) -> bool {
+        self.class.as_ref().is_none_or(|name| name.as_str() == class)
+    }
+
+    /// They hold for every message of the class.
+    fn are_only_class(&self) -> bool {
+        matches!(self, Self { sender: None, size: None, priority: None, class: _ })
+    }
+
     pub fn hold(&self, query: &Query<'_>) -> bool {
-        let Self { sender, class, size, priority } = self;
-        sender.as_ref().is_none_or(|pattern| pattern.contains(query.sender))
-            && class.as_ref().is_none_or(|class| class.as_str() == query.class)
+        let Self { sender, class: _, size, priority } = self;
+        self.concern(query.class)
+            && sender.as_ref().is_none_or(|pattern| pattern.contains(query.sender))
             && size.as_ref().is_none_or(|range| (range.min..=range.max).contains(&query.size))
             && priority.as_ref().is_none_or(|range| range.contains(query.priority))
     }
@@ -600,18 +633,42 @@ mod tests {
         }
     }
 
+    /// The only target and the gateways of class guests, and whether its mail splits.
+    fn check_reach(routes: &[(&str, &str, &str)], managed: &str, only: Option<&str>, gateways: &str, splits: bool) {
+        let routing = routing(routes, managed);
+        let found = routing.only_target("guests").map(ToString::to_string);
+        assert_eq!(found, only.map(|gateway| format!("gateway {gateway}")), "{routes:?}");
+        let names: BTreeSet<_> = routing.gateways_of("guests").map(|gateway| gateway.name.as_str()).collect();
+        assert_eq!(names.into_iter().collect::<String>(), gateways, "{routes:?}");
+        assert_eq!(routing.splits("guests"), splits, "{routes:?}");
+    }
+
     #[test]
-    fn whether_a_class_has_one_target() {
-        let only = routing(&[("*", "a", "")], "");
-        assert_eq!(only.only_target("guests").unwrap().to_string(), "gateway a");
-        assert!(!only.splits());
-        let by_class = routing(&[("*", "a", r#","class":"guests""#), ("*", "b", "")], "");
-        assert_eq!(by_class.only_target("guests"), None);
-        assert!(!by_class.splits());
-        let by_domain = routing(&[("*", "a", ""), ("x", "b", "")], "");
-        assert_eq!(by_domain.only_target("guests"), None);
-        assert!(by_domain.splits());
-        assert!(!routing(&[("*", "a", ""), ("x", "a", "")], "").splits());
+    fn where_the_mail_of_a_class_may_go() {
+        const GUESTS: &str = r#","class":"guests""#;
+        const STAFF: &str = r#","class":"staff""#;
+        const LARGE: &str = r#","size":{"min":1000}"#;
+        check_reach(&[("*", "a", "")], "", Some("a"), "a", false);
+        check_reach(&[], "", None, "", false);
+        // The gateway of a class stands before the one for everybody.
+        check_reach(&[("*", "a", GUESTS), ("*", "b", "")], "", Some("a"), "a", false);
+        check_reach(&[("*", "a", STAFF), ("*", "b", "")], "", Some("b"), "b", false);
+        check_reach(&[("*", "a", STAFF)], "", None, "", false);
+        check_reach(&[("*", "a", GUESTS), ("*", "c", STAFF), ("*", "b", "")], "", Some("a"), "a", false);
+        // Another condition decides within the class, and what it does not hold for goes on.
+        check_reach(&[("*", "a", LARGE), ("*", "b", "")], "", None, "ab", false);
+        check_reach(&[("*", "a", LARGE), ("*", "a", "")], "", Some("a"), "a", false);
+        check_reach(&[("*", "a", LARGE)], "", None, "a", false);
+        // Domains: those of other classes do not count.
+        check_reach(&[("*", "a", ""), ("x", "b", "")], "", None, "ab", true);
+        check_reach(&[("*", "a", ""), ("x", "a", "")], "", Some("a"), "a", false);
+        check_reach(&[("*", "a", ""), ("x", "b", STAFF)], "", Some("a"), "a", false);
+        check_reach(&[("*", "a", ""), (".x", "b", GUESTS)], "", None, "ab", true);
+        check_reach(&[("x", "b", "")], "", None, "b", false);
+        // Managed domains go their own way, or by default.
+        check_reach(&[("*", "a", "")], r#"{"domain":"x"}"#, Some("a"), "a", false);
+        check_reach(&[("*", "a", "")], r#"{"domain":"x","target":{"gateway":"b"}}"#, None, "ab", true);
+        check_reach(&[("*", "a", "")], r#"{"domain":"x","target":{"group":"g"}}"#, None, "ab", true);
     }
 
     proptest! {
