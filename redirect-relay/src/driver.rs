@@ -148,7 +148,8 @@ async fn serve<D: Directory>(
             (pass_through(relay, stream, &identity, &signals).await, true)
         }
         Ok((stream, identity)) => {
-            let session = Session::new(Arc::clone(&relay.settings), identity, &relay.means, now());
+            let offered = relay.fleet.offers(&relay.directory.routing(), &identity.class);
+            let session = Session::new(Arc::clone(&relay.settings), identity, offered, &relay.means, now());
             let mut conversation = Conversation::new(relay, session, stream, tasks);
             conversation.run(&signals).await;
             (conversation.client, conversation.session.client_may_talk())

@@ -5,8 +5,8 @@
 //! through [`Directory`], who the client is, where it meant to go, and where mail goes: gateways, groups of them and routes.
 //!
 //! Spoken to clients: HELO, EHLO, MAIL, RCPT, DATA, BDAT, RSET, NOOP, QUIT, VRFY (252) with PIPELINING (RFC 2920), SIZE
-//! (RFC 1870), CHUNKING (RFC 3030), ENHANCEDSTATUSCODES (RFC 2034), LIMITS (RFC 9422), and as the class's [`Policy`] says
-//! 8BITMIME (RFC 6152), SMTPUTF8 (RFC 6531), DSN (RFC 3461), STARTTLS (RFC 3207) and AUTH (RFC 4954). Spoken to gateways: the same without CHUNKING, as far as
+//! (RFC 1870), CHUNKING (RFC 3030), ENHANCEDSTATUSCODES (RFC 2034), LIMITS (RFC 9422); where every gateway of the class does as
+//! much, 8BITMIME (RFC 6152), SMTPUTF8 (RFC 6531) and DSN (RFC 3461); and as its [`Policy`] says STARTTLS (RFC 3207) and AUTH (RFC 4954). Spoken to gateways: the same without CHUNKING, as far as
 //! the gateway offers it; there AUTH is PLAIN, LOGIN or SCRAM-SHA-256, and XCLIENT and the PROXY protocol come on top.
 //!
 //! | module | owns |
@@ -71,7 +71,7 @@ pub use crate::{
     driver::run,
     gateway::tend,
     limits::{Limits, Timeouts},
-    policy::{Access, Auth, Extensions, Lock, Policy, Tls},
+    policy::{Access, Auth, Lock, Policy, Tls},
     quota::{Kind, Quota, Rate},
     record::{Cause, GatewayReplies, Outcome, Record, Status, Times},
     relay::{Directory, Identity, Relay, Settings},

@@ -15,7 +15,6 @@ use crate::{
 /// The rules for one session; they hold until it ends.
 #[derive(Debug, Clone, Default)]
 pub struct Policy {
-    pub extensions: Extensions,
     pub tls: Tls,
     pub auth: Auth,
     /// AUTH may also be used without TLS: passwords in clear.
@@ -116,29 +115,6 @@ impl Access {
 
     pub fn allows(&self, ip: IpAddr) -> bool {
         self.entries.iter().find(|(prefix, _)| prefix.contains(&ip)).map_or(self.otherwise, |(_, may)| *may)
-    }
-}
-
-/// What a client is offered that its gateways must be able to do as well. The caller knows them; the relay refuses, with
-/// the replies of the extensions' RFCs, what the gateway in hand turns out not to take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(clippy::struct_excessive_bools, reason = "each is an extension of its own")]
-pub struct Extensions {
-    /// The largest message that every gateway takes, in octets; [`Settings::size_max`](crate::Settings::size_max) holds too.
-    pub size_max: u64,
-    /// 8BITMIME (RFC 6152).
-    pub eight_bit_mime: bool,
-    /// SMTPUTF8 (RFC 6531).
-    pub smtputf8: bool,
-    /// DSN (RFC 3461).
-    pub dsn: bool,
-    /// The class has several routes, so the recipients of a message should have one domain: RCPTDOMAINMAX=1 (RFC 9422).
-    pub one_domain: bool,
-}
-
-impl Default for Extensions {
-    fn default() -> Self {
-        Self { size_max: u64::MAX, eight_bit_mime: true, smtputf8: false, dsn: false, one_domain: false }
     }
 }
 

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use crate::{
     addrs::{ClientAddr, OriginalDst},
     counters::{Counters, Meters},
-    gateway::{Capabilities, Fleet, Gateway, GatewayState, VerifyReport},
+    gateway::{Fleet, Gateway, GatewayState, VerifyReport},
     limits::{Limits, Timeouts},
     policy::Policy,
     quota::{self, Presence},
@@ -140,11 +140,6 @@ impl<D: Directory> Relay<D> {
     /// Tries a gateway, saved or not, as mail would use it, up to a MAIL that is given up.
     pub async fn verify(&self, gateway: &Gateway) -> VerifyReport {
         self.fleet.verify(gateway, &self.directory.listeners()).await
-    }
-
-    /// What every gateway that takes mail offers, as far as EHLO has told; `None` before any has.
-    pub fn common_capabilities(&self) -> Option<Capabilities> {
-        self.fleet.common(&self.directory.routing())
     }
 
     /// Messages by class and gateway.

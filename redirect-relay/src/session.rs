@@ -35,13 +35,13 @@ use crate::{
     command::{self, Chunk, Command, Grammar, Mail, NEEDS_SMTPUTF8, Rcpt, Refusal},
     data::Scanner,
     domain::Domain,
-    gateway::{Capabilities, Gateway, Introduction, OpenError, OpenReason, Stage as OpenStage, Want},
+    gateway::{Capabilities, Extensions, Gateway, Introduction, OpenError, OpenReason, Stage as OpenStage, Want},
     limits::Limits,
     limits::{
         ANY_LINE_MAX, AUTH_LINE_MAX, CHUNK_SMALL, HOPS_MAX, RECIPIENTS_IN_FLIGHT, TEXT_LINE_MAX, TO_CLIENT_HIGH,
         TO_GATEWAY_HIGH,
     },
-    policy::{Auth, Extensions},
+    policy::Auth,
     quota::{self, Account, Kind},
     record::{Cause, Outcome, Record, Status},
     relay::{Identity, Settings},
@@ -328,6 +328,7 @@ struct Link {
 pub(crate) struct Session {
     settings: Arc<Settings>,
     identity: Identity,
+    offered: Extensions,
     phase: Phase,
     helo: Option<Helo>,
     transaction: Option<Box<Transaction>>,
@@ -359,10 +360,11 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Greets the client.
+    /// Greets the client. `offered` is what its gateways can do.
     pub(crate) fn new(
         settings: Arc<Settings>,
         identity: Identity,
+        offered: Extensions,
         Means { quotas, places, stage }: &Means,
         now: Instant,
     ) -> Self {
@@ -371,6 +373,7 @@ impl Session {
         let mut session = Self {
             settings,
             identity,
+            offered,
             phase: Phase::Command,
             helo: None,
             transaction: None,
@@ -787,7 +790,7 @@ impl Session {
 
     /// The answer to EHLO.
     fn offers(&self) -> String {
-        let Extensions { eight_bit_mime, smtputf8, dsn, one_domain, .. } = self.identity.policy.extensions;
+        let Extensions { eight_bit_mime, smtputf8, dsn, one_domain, .. } = self.offered;
         let Limits { recipients_max, messages_max, .. } = self.settings.limits;
         let mut text = format!("250-{}\r\n250-PIPELINING\r\n250-SIZE {}\r\n", self.settings.hostname, self.size_max());
         let offers = [
@@ -812,12 +815,12 @@ impl Session {
 
     /// What the client may use: what it was offered, which HELO does not show.
     fn grammar(&self) -> Grammar {
-        let Extensions { smtputf8, dsn, .. } = self.identity.policy.extensions;
+        let Extensions { smtputf8, dsn, .. } = self.offered;
         Grammar { smtputf8, dsn, auth: self.offers_auth() }
     }
 
     fn size_max(&self) -> u64 {
-        self.settings.size_max.min(self.identity.policy.extensions.size_max)
+        self.settings.size_max.min(self.offered.size_max)
     }
 
     fn mail(&mut self, mail: Mail, now: Instant) {

@@ -387,6 +387,57 @@ fn opensmtpd_without_tls() {
     stage.finish();
 }
 
+/// What a gateway has said that it can do is offered, and works to its end: a report on the delivery in the words of the client, and an address
+/// outside ASCII.
+#[test]
+fn postfix_reports_and_takes_internationalized_mail() {
+    let stage = Stage::new(Software::Postfix);
+    let sender = format!("guest@{DOMAIN}");
+    let message = [header("first").as_bytes(), b"Hello.\r\n"].concat();
+    // A gateway that nobody has met is not known to do either.
+    let mut client = stage.connect(Family::V4);
+    assert_eq!(client.command(&format!("MAIL FROM:<{sender}> RET=HDRS")).unwrap().code, 555);
+    assert_eq!(client.deliver(FROM, &format!("friend@{DOMAIN}"), &message).unwrap().code, 250);
+    client.expect("QUIT", 221).unwrap();
+    stage.mails(1);
+
+    let mut client = stage.connect(Family::V4);
+    let offers = client.expect("EHLO client.example", 250).unwrap().lines;
+    let size = format!("SIZE {SIZE_MAX}");
+    for keyword in ["DSN", "SMTPUTF8", "8BITMIME", &size] {
+        assert!(offers.iter().any(|line| line == keyword), "{keyword}: {offers:?}");
+    }
+    client.expect(&format!("MAIL FROM:<{sender}> RET=HDRS ENVID=QQ314159"), 250).unwrap();
+    let recipient = "NOTIFY=SUCCESS,FAILURE ORCPT=rfc822;Friend@elsewhere.example";
+    client.expect(&format!("RCPT TO:<friend@{DOMAIN}> {recipient}"), 250).unwrap();
+    client.expect("DATA", 354).unwrap();
+    client.send(&message).unwrap();
+    client.expect(".", 250).unwrap();
+    let mails = stage.mails(3);
+    let texts: Vec<_> = mails.iter().map(|mail| String::from_utf8_lossy(&mail.text)).collect();
+    let report = texts.iter().find(|text| text.contains("multipart/report")).expect("a report");
+    let fields =
+        ["Original-Envelope-Id: QQ314159", "Original-Recipient: rfc822;Friend@elsewhere.example", "Action: delivered"];
+    for field in fields {
+        assert!(report.contains(field), "{field}: {report}");
+    }
+    assert!(report.contains("text/rfc822-headers") && !report.contains("Hello."), "headers only: {report}");
+
+    let message = format!("From: <{sender}>\r\nSubject: Gr\u{fc}\u{df}e\r\n\r\n\u{3b4}\r\n");
+    client.expect(&format!("MAIL FROM:<g\u{e4}st@{DOMAIN}> SMTPUTF8 BODY=8BITMIME"), 250).unwrap();
+    client.expect(&format!("RCPT TO:<fr\u{e4}nd@{DOMAIN}>"), 250).unwrap();
+    client.expect("DATA", 354).unwrap();
+    client.send(message.as_bytes()).unwrap();
+    client.expect(".", 250).unwrap();
+    client.expect("QUIT", 221).unwrap();
+    let mails = stage.mails(4);
+    let mail = mails.iter().find(|mail| mail.protocol().as_deref() == Some("utf8smtp")).expect("a mail by UTF8SMTP");
+    let text = String::from_utf8(mail.text.clone()).unwrap();
+    assert!(text.contains(&format!("fr\u{e4}nd@{DOMAIN}")), "{text}");
+    assert_eq!(mail.as_handed_to(RELAY).unwrap(), stored(message.as_bytes()));
+    stage.finish();
+}
+
 /// A scene whose gateway is the test's own server, and what the daemon holds before anybody connects.
 fn scene() -> (Scene, Holdings) {
     let scene = Scene::new(Mode::Tc).unwrap();

@@ -72,21 +72,47 @@ impl Capabilities {
         }
     }
 
-    /// What every one of several gateways can do, as far as clients may be told of it.
-    #[must_use]
-    pub fn common(&self, other: &Self) -> Self {
-        let least = |mine: Option<u64>, other: Option<u64>| match (mine, other) {
-            (Some(0) | None, size) | (size, Some(0) | None) => size,
-            (Some(mine), Some(other)) => Some(mine.min(other)),
-        };
+    /// What a client may be offered whose mail goes to this gateway.
+    pub(crate) fn offers(&self) -> Extensions {
+        let Self { size, eight_bit_mime, smtputf8, dsn, .. } = *self;
+        let size_max = size.filter(|size| *size > 0).unwrap_or(u64::MAX);
+        Extensions { size_max, eight_bit_mime, smtputf8, dsn, one_domain: false }
+    }
+}
+
+/// What a client is offered that its gateways must be able to do as well. One that cannot after all has the replies of the
+/// extensions' RFCs given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an extension of its own")]
+pub(crate) struct Extensions {
+    /// The largest message that every gateway takes, in octets; [`Settings::size_max`](crate::Settings::size_max) holds too.
+    pub(crate) size_max: u64,
+    /// 8BITMIME (RFC 6152).
+    pub(crate) eight_bit_mime: bool,
+    /// SMTPUTF8 (RFC 6531).
+    pub(crate) smtputf8: bool,
+    /// DSN (RFC 3461).
+    pub(crate) dsn: bool,
+    /// The class has several routes, so the recipients of a message should have one domain: RCPTDOMAINMAX=1 (RFC 9422).
+    pub(crate) one_domain: bool,
+}
+
+/// What a gateway is believed to do before it has said anything.
+impl Default for Extensions {
+    fn default() -> Self {
+        Self { size_max: u64::MAX, eight_bit_mime: true, smtputf8: false, dsn: false, one_domain: false }
+    }
+}
+
+impl Extensions {
+    /// What both of two gateways can do.
+    pub(crate) fn common(self, other: Self) -> Self {
         Self {
-            pipelining: self.pipelining && other.pipelining,
-            size: least(self.size, other.size),
+            size_max: self.size_max.min(other.size_max),
             eight_bit_mime: self.eight_bit_mime && other.eight_bit_mime,
             smtputf8: self.smtputf8 && other.smtputf8,
             dsn: self.dsn && other.dsn,
-            recipients_max: self.recipients_max.into_iter().chain(other.recipients_max).min(),
-            ..Self::default()
+            one_domain: self.one_domain || other.one_domain,
         }
     }
 }
@@ -150,10 +176,12 @@ mod tests {
 
     #[test]
     fn what_several_gateways_have_in_common() {
-        let one = read(&["PIPELINING", "SIZE 100", "8BITMIME", "DSN", "LIMITS RCPTMAX=50"]);
-        let two = read(&["SIZE 0", "8BITMIME", "SMTPUTF8", "STARTTLS"]);
-        let both = read(&["SIZE 100", "8BITMIME", "LIMITS RCPTMAX=50"]);
-        assert_eq!(one.common(&two), both);
-        assert_eq!(two.common(&one), both);
+        let one = read(&["PIPELINING", "SIZE 100", "8BITMIME", "DSN"]).offers();
+        let two = read(&["SIZE 0", "8BITMIME", "SMTPUTF8", "STARTTLS"]).offers();
+        let both = read(&["SIZE 100", "8BITMIME"]).offers();
+        assert_eq!(one.common(two), both);
+        assert_eq!(two.common(one), both);
+        assert_eq!(read(&[]).offers(), Extensions { eight_bit_mime: false, ..Extensions::default() });
+        assert_eq!(one.common(Extensions::default()), Extensions { dsn: false, ..one });
     }
 }

@@ -25,7 +25,7 @@ use tokio::{
 
 use crate::{
     gateway::{
-        Balance, Capabilities, Encryption, Gateway, Host, Name, OpenError, OpenReason, Stage, Status,
+        Balance, Capabilities, Encryption, Extensions, Gateway, Host, Name, OpenError, OpenReason, Stage, Status,
         dial::Dial,
         egress::{Choice, EgressState},
         guard,
@@ -160,9 +160,8 @@ impl Fleet {
     }
 
     pub(crate) fn unit(&self, gateway: &Arc<Gateway>) -> Arc<Unit> {
-        let same = |unit: &Arc<Unit>| Arc::ptr_eq(&unit.gateway, gateway) || unit.gateway == *gateway;
         let old = lock(&self.units).get(&gateway.name).cloned();
-        if let Some(unit) = old.as_ref().filter(|unit| same(unit)) {
+        if let Some(unit) = old.as_ref().filter(|unit| unit.is_for(gateway)) {
             return Arc::clone(unit);
         }
         // Outside of the lock, for it may read a file.
@@ -188,12 +187,16 @@ impl Fleet {
             .collect()
     }
 
-    /// What every gateway that takes mail offers, as far as it is known.
-    pub(crate) fn common(&self, routing: &Routing) -> Option<Capabilities> {
+    /// What clients of a class are offered: what every gateway can do that takes their mail.
+    pub(crate) fn offers(&self, routing: &Routing, class: &str) -> Extensions {
         let units = lock(&self.units);
-        let enabled = routing.gateways().filter(|gateway| gateway.status == Status::Enabled);
-        let known = enabled.filter_map(|gateway| lock(&units.get(&gateway.name)?.state).capabilities.clone());
-        known.reduce(|mine, other| mine.common(&other))
+        let enabled = routing.gateways_of(class).filter(|gateway| gateway.status == Status::Enabled);
+        let each = enabled.map(|gateway| {
+            let unit = units.get(&gateway.name).filter(|unit| unit.is_for(gateway));
+            unit.and_then(|unit| lock(&unit.state).capabilities.as_ref().map(Capabilities::offers)).unwrap_or_default()
+        });
+        let common = each.reduce(Extensions::common).unwrap_or_default();
+        Extensions { one_domain: routing.splits(class), ..common }
     }
 
     /// Forgets gateways that are not in `routing`; gives back the connections that are to be closed.
@@ -365,6 +368,11 @@ impl GatewayState {
 }
 
 impl Unit {
+    /// As the gateway is configured at the moment.
+    fn is_for(&self, gateway: &Arc<Gateway>) -> bool {
+        Arc::ptr_eq(&self.gateway, gateway) || self.gateway == *gateway
+    }
+
     fn report(&self) -> GatewayState {
         let state = lock(&self.state);
         let now = Instant::now().into_std();

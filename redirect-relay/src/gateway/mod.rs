@@ -33,6 +33,7 @@ pub use self::{
     verify::{StageReport, VerifyReport},
 };
 pub(crate) use self::{
+    capabilities::Extensions,
     dial::quit,
     fleet::{Attempt, Fleet, Lease, Want},
     introduce::Introduction,

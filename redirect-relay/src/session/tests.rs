@@ -115,7 +115,7 @@ fn means(quota_entries: usize, tarpit_max: usize) -> Means {
 }
 
 fn new_session(settings: Settings, identity: Identity, now: Instant) -> Session {
-    Session::new(Arc::new(settings), identity, &means(1000, 10), now)
+    Session::new(Arc::new(settings), identity, Extensions::default(), &means(1000, 10), now)
 }
 
 fn gateway() -> Gateway {
@@ -154,9 +154,13 @@ impl Rig {
     }
 
     fn for_class(settings: Settings, policy: Policy, gateway: FakeGateway) -> Self {
+        Self::offered(Extensions::default(), settings, policy, gateway)
+    }
+
+    fn offered(offered: Extensions, settings: Settings, policy: Policy, gateway: FakeGateway) -> Self {
         let now = Instant::now();
         let identity = Identity { policy: Arc::new(policy), ..identity() };
-        let session = new_session(settings, identity, now);
+        let session = Session::new(Arc::new(settings), identity, offered, &means(1000, 10), now);
         let mut rig = Self {
             session,
             now,

@@ -5,7 +5,7 @@ use std::{fs, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use redirect_relay::{
     gateway::{
         Account, Balance, Egress, EgressAddress, Encryption, Gateway, Group, Mechanism, Member, Pin, Secret,
-        Stage as Part, Strategy, Verification,
+        Stage as Part, Status, Strategy, Verification,
     },
     route::{Pattern, Route, Routing, RoutingSpec, Target},
     tend,
@@ -89,6 +89,64 @@ async fn check(routing: RoutingSpec, expected: &str) {
     let reply = deliver(&mut client).await;
     assert!(reply.starts_with(expected), "expected {expected:?}, got {reply:?}");
     client.ask("QUIT", "221").await;
+    relay.stop().await;
+}
+
+/// What EHLO offers to a client of its own.
+async fn offers(relay: &Running) -> String {
+    let mut client = relay.client().await;
+    client.expect("220").await;
+    let offers = client.ask("EHLO pc.example", "250-").await;
+    client.ask("QUIT", "221").await;
+    offers
+}
+
+/// A gateway is met by the first message; what it can do is offered from then on, as long as the others can as well.
+#[tokio::test]
+async fn clients_are_offered_what_their_gateways_can_do() {
+    let able = Nature { offers: vec!["DSN", "SMTPUTF8", "SIZE 5000"], ..Nature::default() };
+    let gateway = FakeGateway::with(able, vec![]);
+    let relay = Running::with(gateway.address).await;
+    let before = offers(&relay).await;
+    assert!(before.contains("8BITMIME") && !before.contains("DSN") && !before.contains("SMTPUTF8"), "{before}");
+    let mut client = relay.client().await;
+    client.greet().await;
+    assert!(deliver(&mut client).await.starts_with("250"));
+    let after = offers(&relay).await;
+    assert!(after.contains("|250-SIZE 5000|250-8BITMIME|250-SMTPUTF8|250-DSN|"), "{after}");
+    let mut client = relay.client().await;
+    client.greet().await;
+    client.ask("MAIL FROM:<\u{3b4}@b.example> SMTPUTF8 RET=HDRS ENVID=q", "250").await;
+    client.ask("RCPT TO:<c@d.example> NOTIFY=SUCCESS,FAILURE ORCPT=rfc822;x@y.example", "250").await;
+    let seen = gateway.seen().commands;
+    assert!(seen.contains(&"MAIL FROM:<\u{3b4}@b.example> SMTPUTF8 RET=HDRS ENVID=q".to_owned()), "{seen:?}");
+    assert_eq!(seen.last().unwrap(), "RCPT TO:<c@d.example> NOTIFY=SUCCESS,FAILURE ORCPT=rfc822;x@y.example");
+    drop(client);
+
+    // A domain of its own goes to a gateway that nobody has met, and then to one that can do less.
+    let plain_one = FakeGateway::start(vec![]);
+    let mut spec = to(vec![plain("g0", gateway.address)]);
+    spec.gateways.push(plain("other", plain_one.address));
+    let other = Target::Gateway("other".parse().unwrap());
+    spec.routes.push(Route::new("d.example".parse().unwrap(), other));
+    *relay.relay.directory().routing.lock().unwrap() = Arc::new(Routing::build(spec.clone()).unwrap());
+    let split = offers(&relay).await;
+    assert!(!split.contains("DSN") && split.contains("8BITMIME") && split.contains("RCPTDOMAINMAX=1"), "{split}");
+    let mut client = relay.client().await;
+    client.greet().await;
+    assert!(deliver(&mut client).await.starts_with("250"));
+    assert!(!offers(&relay).await.contains("DSN"));
+    // What is disabled takes no mail, and what another class uses is not asked.
+    for disabled in [true, false] {
+        let mut spec = spec.clone();
+        if disabled {
+            spec.gateways[1].status = Status::Disabled;
+        } else {
+            spec.routes[1].conditions.class = Some("staff".parse().unwrap());
+        }
+        *relay.relay.directory().routing.lock().unwrap() = Arc::new(Routing::build(spec).unwrap());
+        assert!(offers(&relay).await.contains("250-DSN"));
+    }
     relay.stop().await;
 }
 

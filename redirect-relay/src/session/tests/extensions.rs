@@ -1,17 +1,12 @@
 //! What EHLO offers, and that each offer is kept: toward gateways that do as much and gateways that do not.
 
 use super::*;
-use crate::policy::Extensions;
 
 const ALL: Extensions =
     Extensions { size_max: 1500, eight_bit_mime: true, smtputf8: true, dsn: true, one_domain: true };
 
 fn rig(extensions: Extensions, plain: bool) -> Rig {
-    Rig::for_class(
-        settings(),
-        Policy { extensions, ..Policy::default() },
-        FakeGateway { plain, ..FakeGateway::default() },
-    )
+    Rig::offered(extensions, settings(), Policy::default(), FakeGateway { plain, ..FakeGateway::default() })
 }
 
 /// With everything offered: the replies after EHLO, and what the gateway was told, toward one with and one without.
@@ -100,8 +95,8 @@ fn attack_17_utf8_without_the_parameter() {
 #[test]
 fn own_refusals_keep_their_turn() {
     let answers = vec![("RCPT TO:<bad", "550 5.1.1 no\r\n")];
-    let policy = Policy { extensions: ALL, refuse_literals: true, ..Policy::default() };
-    let mut rig = Rig::for_class(settings(), policy, FakeGateway { answers, ..FakeGateway::default() });
+    let policy = Policy { refuse_literals: true, ..Policy::default() };
+    let mut rig = Rig::offered(ALL, settings(), policy, FakeGateway { answers, ..FakeGateway::default() });
     rig.send(HELLO.as_bytes());
     rig.send(
         "MAIL FROM:<a@b>\r\nRCPT TO:<bad@d>\r\nRCPT TO:<\u{3b4}@b>\r\nRCPT TO:<c@d>\r\nRCPT TO:<a@[192.0.2.1]>\r\n"

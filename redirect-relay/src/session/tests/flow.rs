@@ -128,7 +128,7 @@ fn sessions_that_are_cut_lead_to_a_lock() {
     for _ in 0..3 {
         let identity = Identity { policy: Arc::new(policy.clone()), ..identity() };
         let now = Instant::now();
-        let mut session = Session::new(Arc::new(settings()), identity, &means, now);
+        let mut session = Session::new(Arc::new(settings()), identity, Extensions::default(), &means, now);
         session.on_client(b"GET / HTTP/1.1\r\n", now);
         while let Some(action) = session.next_action() {
             locks += u32::from(matches!(action, Action::Lock(_)));
@@ -194,7 +194,7 @@ fn attack_56_a_lost_place_ends_the_session_at_once() {
     let now = Instant::now();
     let slow = || {
         let identity = Identity { policy: Arc::clone(&policy), ..identity() };
-        let mut session = Session::new(Arc::new(settings()), identity, &means(&places), now);
+        let mut session = Session::new(Arc::new(settings()), identity, Extensions::default(), &means(&places), now);
         session.client_sent(session.client_out().len(), now);
         session.on_client(HELLO.as_bytes(), now);
         session.on_client("MAIL FROM:<a@b>\r\nRSET\r\n".repeat(2).as_bytes(), now);

@@ -90,7 +90,7 @@ fn a_session_as_it_is_seen() {
     let answers = vec![("RCPT TO:<bad", "550 5.1.1 bob@d is nobody\r\n")];
     let mut rig = Rig::for_class(settings(), policy.clone(), FakeGateway { answers, ..FakeGateway::default() });
     let identity = Identity { policy: Arc::new(policy), ..identity() };
-    rig.session = Session::new(Arc::new(settings()), identity, &means, rig.now);
+    rig.session = Session::new(Arc::new(settings()), identity, Extensions::default(), &means, rig.now);
     rig.play(&[
         HELLO,
         "AUTH PLAIN AGFsaWNlAHNlY3JldA==\r\n",
@@ -139,7 +139,7 @@ fn attack_57_what_a_client_says_ends_no_line() {
     let means = means(10, 1);
     let mut watcher = means.stage.watch("0.0.0.0/0".parse().unwrap()).unwrap();
     let mut rig = Rig::new(settings(), FakeGateway::default());
-    rig.session = Session::new(Arc::new(settings()), identity(), &means, rig.now);
+    rig.session = Session::new(Arc::new(settings()), identity(), Extensions::default(), &means, rig.now);
     rig.send(b"EHLO x\x1b[31m\r\n");
     rig.send(b"EHLO \"}{\"outcome\":\"accepted\r\n");
     rig.send(b"MAIL FROM:<a@b>\r\nRCPT TO:<\"x\\\"}\"@d>\r\n");
