@@ -517,6 +517,10 @@ async fn files_of_routes_go_in_whole_or_not_at_all() {
     let latin =
         lab.raw("POST", "/v1/routes:import?format=csv", "", b"domain,gateway\nb.example,mx\nb\xfc.example,mx\n").await;
     latin.problem(422, "invalid", Some("line 3"));
+    let lost = "[{\"domain\":\"b.example\",\"gateway\":\"mx\"},\n{\"domain\":\"c.example\",\"gateway\":\"mx\",\"clas\":\"bypass\"}]";
+    let answer = import("format=json", lost).await;
+    answer.problem(422, "invalid", Some("line 2"));
+    assert!(answer.text.contains(r#"\"clas\" is no member of a route"#), "{}", answer.text);
     import("format=xml", "").await.problem(400, "invalid_query", Some("?format"));
     import("", "").await.problem(400, "invalid_query", Some("?format"));
     let huge = "x".repeat(redirect_ctl::limits::IMPORT_BYTES_MAX + 1);

@@ -1,5 +1,7 @@
 //! JSON: an array of routes.
 
+use std::collections::BTreeMap;
+
 use serde_json::value::RawValue;
 
 use crate::route::{
@@ -26,11 +28,27 @@ pub fn import_json(text: &str, refuse: impl Fn(&Route) -> Option<String>) -> Res
         line += memchr::memchr_iter(b'\n', &text.as_bytes()[seen..start]).count();
         seen = start;
         match serde_json::from_str(item.get()) {
-            Ok(route) => reader.route(line, route),
+            Ok(route) => match fault_of_members(item) {
+                Some(fault) => reader.fault(line, fault),
+                None => reader.route(line, route),
+            },
             Err(error) => reader.fault(line, words(&error)),
         }
     }
     reader.finish()
+}
+
+/// The members of [`Route`], which serde cannot know: it is put together of parts.
+const MEMBERS: [&str; 9] = ["domain", "order", "sender", "class", "size", "priority", "gateway", "group", "note"];
+
+/// What a route would lose without a word.
+fn fault_of_members(route: &RawValue) -> Option<String> {
+    let members: BTreeMap<String, &RawValue> = serde_json::from_str(route.get()).unwrap_or_default();
+    if let Some(name) = members.keys().find(|name| !MEMBERS.contains(&name.as_str())) {
+        return Some(format!("{name:?} is no member of a route: use {}", MEMBERS.join(", ")));
+    }
+    (members.contains_key("gateway") && members.contains_key("group"))
+        .then(|| "give a gateway or a group, not both".to_owned())
 }
 
 /// The error without its place, which would be that within the item.
@@ -62,6 +80,25 @@ mod tests {
         check("[]", Ok(0));
         check("[{\"domain\":\"a\",\"gateway\":\"mx\"},\r\n{\"domain\":\"b\",\"group\":\"g\"}]", Ok(2));
         check("\u{feff}[]", Ok(0));
+    }
+
+    #[test]
+    fn members_that_would_be_lost() {
+        let unknown = |line: usize, name: &str| {
+            let members = "domain, order, sender, class, size, priority, gateway, group, note";
+            format!("line {line}: \"{name}\" is no member of a route: use {members}")
+        };
+        check(
+            "[{\"domain\":\"a\",\"gateway\":\"mx\"},\n{\"domain\":\"b\",\"gatway\":\"x\",\"group\":\"g\"},\n\
+             {\"domain\":\"c\",\n\"gateway\":\"mx\",\"size\":{\"mix\":5}},{\"key\":\"d\",\"domain\":\"d\",\"gateway\":\"mx\"},\n\
+             {\"domain\":\"e\",\"gateway\":\"mx\",\"group\":\"g\"}]",
+            Err(&[
+                &unknown(2, "gatway"),
+                "line 3: unknown field `mix`, expected `min` or `max`",
+                &unknown(4, "key"),
+                "line 5: give a gateway or a group, not both",
+            ]),
+        );
     }
 
     #[test]
