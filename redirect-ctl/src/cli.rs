@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     api::{client::socket_of, types::RouteFormat},
+    clients::Username,
     config, dataplane,
     desired::{self, Counted, InterfaceName, Name, PoolRelay, Prefix, Time},
     limits,
@@ -94,6 +95,12 @@ pub enum Noun {
     /// Which gateway takes the mail for which recipients (smart hosts)
     #[command(subcommand)]
     Route(RouteVerb),
+    /// What the embedded relay shows clients that begin TLS
+    #[command(subcommand)]
+    Certificate(CertificateVerb),
+    /// Who may log in at the embedded relay where a class says --auth local
+    #[command(subcommand)]
+    User(UserVerb),
     /// What is allowed and yet hardly meant: shadowed routes, mail and passwords in clear, gateways out of reach; exit code 1 if there is any
     Lint,
     /// The operator's own domains, which cannot be routes
@@ -304,7 +311,9 @@ pub enum ClassVerb {
         after_help = "Examples:\n  redirect-ctl class set guests --action redirect --relay embedded --on-relay-down block\n  \
                       redirect-ctl class set guests --action redirect --relay a:3 --relay b --rate 5 --open-max 20 --lock-after 100 --lock-for 1h\n  \
                       redirect-ctl class set guests --action redirect --relay embedded --quota messages=100/1h:20 --quota recipients=500/1h \\\n    \
-                      --tarpit 1s..60s --lock-strikes 50/10m --lock-strikes-for 1h"
+                      --tarpit 1s..60s --lock-strikes 50/10m --lock-strikes-for 1h\n  \
+                      redirect-ctl class set staff --action redirect --relay embedded --tls offer --certificate relay --auth local \\\n    \
+                      --unauthenticated deny --allow-unauthenticated 10.20.9.0/24"
     )]
     Set(Box<ClassSet>),
     /// Delete a class that nobody uses
@@ -355,12 +364,24 @@ pub struct SmtpArgs {
     /// TLS toward clients
     #[arg(long, default_value = "none", value_parser = word::<smtp::SmtpTls>(smtp::SmtpTls::WORDS))]
     pub tls: smtp::SmtpTls,
+    /// What clients are shown, with --tls offer
+    #[arg(long, value_name = "NAME")]
+    pub certificate: Option<Name>,
     /// AUTH of clients
     #[arg(long, default_value = "off", value_parser = word::<smtp::SmtpAuth>(smtp::SmtpAuth::WORDS))]
     pub auth: smtp::SmtpAuth,
     /// AUTH also without TLS: passwords in clear
     #[arg(long)]
     pub auth_cleartext: bool,
+    /// Whether clients that none of the following two lists holds may send without AUTH
+    #[arg(long, default_value = "allow", value_parser = word::<smtp::SmtpAccess>(smtp::SmtpAccess::WORDS))]
+    pub unauthenticated: smtp::SmtpAccess,
+    /// Clients that may send without AUTH; the longest prefix decides; once for each
+    #[arg(long, value_name = "PREFIX")]
+    pub allow_unauthenticated: Vec<Prefix>,
+    /// Clients that may not
+    #[arg(long, value_name = "PREFIX")]
+    pub deny_unauthenticated: Vec<Prefix>,
     #[arg(long = "quota", help = "What one subscriber may do, of connections, messages, notifications, recipients, octets, invalid_recipients and auth_failures; once for each", value_name = "KIND=COUNT/PERIOD[:BURST]", value_parser = quota)]
     pub quotas: Vec<(String, Rate)>,
     /// The same for all subscribers of the class together
@@ -732,6 +753,55 @@ pub struct ManagedDomainSet {
     /// The group that takes its mail
     #[arg(long)]
     pub group: Option<Name>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CertificateVerb {
+    /// List certificates
+    List,
+    /// Show one certificate; with -o json its chain too
+    Get { name: Name },
+    /// Create a certificate, or replace it: sessions that begin afterwards are shown this one
+    #[command(
+        after_help = "Examples:\n  redirect-ctl certificate set relay --chain-file fullchain.pem --key-file privkey.pem\n  \
+                      redirect-ctl class set guests --action redirect --relay embedded --tls offer --certificate relay"
+    )]
+    Set(CertificateSet),
+    /// Delete a certificate that no class names
+    Delete { name: Name },
+}
+
+#[derive(Debug, Args)]
+pub struct CertificateSet {
+    pub name: Name,
+    /// The chain in PEM, our own certificate first; "-" for standard input
+    #[arg(long, value_name = "FILE")]
+    pub chain_file: PathBuf,
+    /// Its private key in PEM; "-" for standard input [default: the known one]
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum UserVerb {
+    /// List users
+    List,
+    /// Show one user
+    Get { name: Username },
+    /// Create a user, or give it another password
+    #[command(after_help = "Examples:\n  redirect-ctl user set anna --password-file /root/anna.password\n  \
+                      pass show anna | redirect-ctl user set anna@example.net --password-file -")]
+    Set(UserSet),
+    /// Delete a user
+    Delete { name: Username },
+}
+
+#[derive(Debug, Args)]
+pub struct UserSet {
+    pub name: Username,
+    /// The password is the first line of this file, or of standard input for "-"
+    #[arg(long, value_name = "FILE")]
+    pub password_file: PathBuf,
 }
 
 /// Decides what happens to subscribers' port-25 flows.

@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
+    clients::Clients,
     dataplane::{ClassId, Hook, RelayId, Role, UnknownWord, words},
     limits,
     smtp::Smtp,
@@ -607,16 +608,18 @@ pub struct Interface {
     pub source: Source,
 }
 
-/// The small tables at one revision, and where mail goes. Subscribers stay in the store: there may be a million.
+/// The small tables at one revision, where mail goes, and what clients meet. Subscribers stay in the store: there may be a million.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     pub revision: u64,
     pub tables: Arc<Tables>,
     /// What [`crate::routes::spec`] makes of the classes, gateways, groups, routes and managed domains.
     pub routing: Arc<Routing>,
+    /// What the classes' rules, certificates and users make together.
+    pub clients: Arc<Clients>,
 }
 
-/// The routing is made of what the revision names.
+/// Routing and clients are made of what the revision names.
 impl PartialEq for Snapshot {
     fn eq(&self, other: &Self) -> bool {
         self.revision == other.revision && self.tables == other.tables

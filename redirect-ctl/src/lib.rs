@@ -12,11 +12,13 @@
 //! - [`host`]: routes, sysctls and relays' sockets of the host
 //! - [`api`]: REST over the Unix socket, its types and its client; [`metrics`]: Prometheus
 //! - [`cli`] and [`commands`]: `redirect-ctl`; [`postfix`]: what it makes of the settings of a Postfix
-//! - [`relay`]: tells the embedded relay who a connection comes from and which gateway is its; [`smtp`]: how a class is treated there
+//! - [`relay`]: tells the embedded relay who a connection comes from and which gateway is its; [`smtp`]: how a class is treated there;
+//!   [`clients`]: the certificates and users that this takes
 //! - [`daemon`]: start order, tasks, stop; [`limits`]: every bound
 
 pub mod api;
 pub mod cli;
+pub mod clients;
 pub mod commands;
 pub mod config;
 pub mod daemon;

@@ -34,6 +34,18 @@ pub const GROUPS_MAX: u64 = 64;
 pub const ROUTES_MAX: u64 = 100_000;
 /// Managed domains.
 pub const MANAGED_DOMAINS_MAX: u64 = 10_000;
+/// Certificates of the embedded relay.
+pub const CERTIFICATES_MAX: u64 = 64;
+/// A certificate that ends within this time is worth a look: two weeks, in which one that renews itself would have done so.
+pub const CERTIFICATE_WARNING_S: i64 = 14 * 24 * 60 * 60;
+/// Users of the embedded relay: each is some 200 bytes of memory, and all are read anew for each change of one.
+pub const USERS_MAX: u64 = 10_000;
+/// Bytes of a user's name.
+pub const USERNAME_BYTES_MAX: usize = 255;
+/// Bytes of a user's password.
+pub const PASSWORD_BYTES_MAX: usize = 255;
+/// Prefixes of a class's list of who may send without AUTH, of each kind.
+pub const ACCESS_PREFIXES_MAX: usize = 256;
 /// Bytes of a file of routes: [`ROUTES_MAX`] lines of 160 bytes.
 pub const IMPORT_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Changes of each kind that an answer lists.

@@ -55,13 +55,12 @@ impl Directory for FlowDirectory {
                 return None;
             }
         };
-        let tables = Arc::clone(&self.snapshot.borrow().tables);
-        let spec = &tables.classes.get(&original.class)?.spec;
+        let snapshot = self.snapshot.borrow();
         Some(Identity {
             client: ClientAddr::new(original.client),
             original: OriginalDst::new(original.server),
-            class: spec.name.as_str().into(),
-            policy: Arc::new(spec.smtp.policy()),
+            class: snapshot.tables.classes.get(&original.class)?.spec.name.as_str().into(),
+            policy: Arc::clone(snapshot.clients.policies.get(&original.class)?),
         })
     }
 

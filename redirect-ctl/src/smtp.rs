@@ -1,10 +1,19 @@
 //! How the embedded relay treats the clients of a class: what the operator says, and what the relay makes of it.
 
-use redirect_relay::{Auth, Lock, Policy, Quota, Tarpit, Tls};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use redirect_relay::{Access, Auth, Certificate, Lock, Policy, Quota, Tarpit, Tls, Users};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{dataplane::words, desired::Invalid, limits};
+use crate::{
+    dataplane::words,
+    desired::{Invalid, Name, Prefix},
+    limits,
+};
 
 words! {
     /// TLS toward clients.
@@ -13,6 +22,8 @@ words! {
         /// None is offered.
         #[default]
         None = "none",
+        /// STARTTLS, with the certificate that the class names.
+        Offer = "offer",
         /// The session is passed through to the server that the client dialled.
         Passthrough = "passthrough",
     }
@@ -26,6 +37,34 @@ words! {
         Off = "off",
         /// Any credentials are accepted, and forgotten.
         AcceptAny = "accept_any",
+        /// Those of the operator's users.
+        Local = "local",
+    }
+}
+
+words! {
+    #[derive(Default)]
+    SmtpAccess {
+        #[default]
+        Allow = "allow",
+        Deny = "deny",
+    }
+}
+
+/// Who may send without AUTH: the longest prefix that holds the client's address decides, else `otherwise`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Unauthenticated {
+    pub otherwise: SmtpAccess,
+    pub allow: Vec<Prefix>,
+    pub deny: Vec<Prefix>,
+}
+
+impl Unauthenticated {
+    fn access(&self) -> Access {
+        let entries = |prefixes: &[Prefix], may: bool| prefixes.iter().map(move |prefix| (prefix.0, may)).collect();
+        let entries: [Vec<_>; 2] = [entries(&self.allow, true), entries(&self.deny, false)];
+        Access::new(entries.into_iter().flatten(), self.otherwise == SmtpAccess::Allow)
     }
 }
 
@@ -34,9 +73,12 @@ words! {
 #[serde(deny_unknown_fields, default)]
 pub struct Smtp {
     pub tls: SmtpTls,
+    /// What clients are shown, with `tls` `offer`.
+    pub certificate: Option<Name>,
     pub auth: SmtpAuth,
     /// AUTH may also be used without TLS: passwords in clear.
     pub auth_cleartext: bool,
+    pub unauthenticated: Unauthenticated,
     /// What one subscriber may do: an IPv4 address, or an IPv6 /64.
     pub subscriber_quota: Quota,
     /// What the subscribers of the class may do together.
@@ -64,6 +106,32 @@ impl Smtp {
             |wrong: bool, member, text: &str| if wrong { Err((member, Invalid(text.to_owned()))) } else { Ok(()) };
         fault(self.subscriber_sessions_max == Some(0), "subscriber_sessions_max", "give at least 1, or null")?;
         fault(self.notification_recipients_max == Some(0), "notification_recipients_max", "give at least 1, or null")?;
+        let Self { tls, certificate, auth, auth_cleartext, unauthenticated, .. } = self;
+        fault(
+            *tls == SmtpTls::Offer && certificate.is_none(),
+            "certificate",
+            "is what tls offer needs; name one of redirect-ctl certificate list",
+        )?;
+        fault(
+            *tls != SmtpTls::Offer && certificate.is_some(),
+            "certificate",
+            "means nothing without tls offer; give it as well, or leave it out",
+        )?;
+        let unheard = *tls == SmtpTls::Passthrough;
+        let text = "means nothing with tls passthrough, by which the relay hears nothing; leave it out";
+        fault(unheard && *auth != SmtpAuth::Off, "auth", text)?;
+        fault(unheard && *unauthenticated != Unauthenticated::default(), "unauthenticated", text)?;
+        fault(
+            *tls == SmtpTls::None && *auth != SmtpAuth::Off && !auth_cleartext,
+            "auth",
+            "is offered under TLS only; give tls offer with a certificate, or auth_cleartext",
+        )?;
+        let Unauthenticated { allow, deny, .. } = unauthenticated;
+        let (denied, text) =
+            (deny.iter().collect::<BTreeSet<_>>(), "has too many prefixes; give 256 of a kind at most");
+        fault(allow.len().max(deny.len()) > limits::ACCESS_PREFIXES_MAX, "unauthenticated", text)?;
+        let both = allow.iter().any(|prefix| denied.contains(prefix));
+        fault(both, "unauthenticated", "has a prefix in allow and in deny; give it once")?;
         fault(
             self.auth_cleartext && self.auth == SmtpAuth::Off,
             "auth_cleartext",
@@ -80,18 +148,22 @@ impl Smtp {
         Ok(())
     }
 
-    pub fn policy(&self) -> Policy {
+    /// `None`: the certificate is not among these.
+    pub fn policy(&self, certificates: &BTreeMap<Name, Certificate>, users: &Arc<Users>) -> Option<Policy> {
         let Self { subscriber_quota, class_quota, tarpit, lock, .. } = *self;
-        Policy {
+        Some(Policy {
             tls: match self.tls {
                 SmtpTls::None => Tls::None,
+                SmtpTls::Offer => Tls::Offer(certificates.get(self.certificate.as_ref()?)?.clone()),
                 SmtpTls::Passthrough => Tls::Passthrough,
             },
             auth: match self.auth {
                 SmtpAuth::Off => Auth::Off,
                 SmtpAuth::AcceptAny => Auth::AcceptAny,
+                SmtpAuth::Local => Auth::Local(Arc::clone(users)),
             },
             auth_cleartext: self.auth_cleartext,
+            unauthenticated: self.unauthenticated.access(),
             subscriber_quota,
             class_quota,
             subscriber_sessions_max: self.subscriber_sessions_max,
@@ -101,6 +173,6 @@ impl Smtp {
             tarpit,
             lock,
             ..Policy::default()
-        }
+        })
     }
 }

@@ -8,11 +8,12 @@
 //! - The keys that a change touches are noted *before* its commit. A reader of revision `n` therefore finds every key of the changes up to
 //!   `n`; a note without a commit costs one needless look.
 //!
-//! Where mail goes is in `mail`.
+//! Where mail goes is in `mail`, what clients of the embedded relay meet in `clients`.
 //!
 //! What the configuration file owns (the embedded relay, its interfaces) is stored too, marked as the file's, and follows the file at each
 //! start.
 
+mod clients;
 mod mail;
 
 use std::{
@@ -43,10 +44,11 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 pub(crate) use self::mail::with_known_password;
 pub use self::mail::{RouteFilter, RouteQuery};
 use crate::{
+    clients::{CertificateSpec, User, Username},
     dataplane::ClassId,
     desired::{
         self, Action, Class, ClassSpec, EMBEDDED_RELAY, Interface, InterfaceName, Limits, Name, PoolRelay, Relay,
-        RelaySpec, RelayStatus, Snapshot, Source, Subscriber, Tables, Weight,
+        RelaySpec, RelayStatus, Snapshot, Source, Subscriber, Tables, Time, Weight,
     },
     limits,
     routes::RouteKey,
@@ -81,6 +83,14 @@ pub enum Change {
     },
     PutManagedDomain(ManagedDomain),
     DeleteManagedDomain(Domain),
+    /// Without a key it keeps the one that is known.
+    PutCertificate {
+        certificate: CertificateSpec,
+        now: Time,
+    },
+    DeleteCertificate(Name),
+    PutUser(User),
+    DeleteUser(Username),
     PutInterface(Interface),
     DeleteInterface(InterfaceName),
     /// Removes subscribers that expired by `now_s`, a bounded number at a time.
@@ -109,10 +119,27 @@ impl Change {
             | Self::DeleteSubscriber(_)
             | Self::PutRelay(_)
             | Self::DeleteRelay(_)
+            | Self::PutCertificate { .. }
+            | Self::DeleteCertificate(_)
+            | Self::PutUser(_)
+            | Self::DeleteUser(_)
             | Self::PutInterface(_)
             | Self::DeleteInterface(_)
             | Self::Expire { .. } => false,
         }
+    }
+
+    /// Whether clients of the embedded relay may meet something else after it.
+    const fn concerns_clients(&self) -> bool {
+        matches!(
+            self,
+            Self::PutClass(_)
+                | Self::DeleteClass(_)
+                | Self::PutCertificate { .. }
+                | Self::DeleteCertificate(_)
+                | Self::PutUser(_)
+                | Self::DeleteUser(_)
+        )
     }
 }
 
@@ -146,6 +173,8 @@ pub enum Kind {
     Group,
     Route,
     ManagedDomain,
+    Certificate,
+    User,
     Interface,
 }
 
@@ -159,6 +188,8 @@ impl Kind {
             Self::Group => "group",
             Self::Route => "route",
             Self::ManagedDomain => "managed domain",
+            Self::Certificate => "certificate",
+            Self::User => "user",
             Self::Interface => "interface",
         }
     }
@@ -322,7 +353,7 @@ pub fn open(path: &Path, resources: &FileResources) -> Result<(Store, Writer), E
         return Err(Error::Full { table, max: resources.subscribers_max, file: resources.file.clone() });
     }
 
-    let (snapshot_sender, snapshot) = watch::channel(read_snapshot(&connection, None)?);
+    let (snapshot_sender, snapshot) = watch::channel(read_snapshot(&connection, None, None)?);
     let (writer, jobs) = mpsc::channel(limits::STORE_QUEUE_MAX);
     let touched = Arc::new(Touched::default());
     let applied = Arc::new(AtomicU64::new(0));
@@ -425,6 +456,15 @@ impl Store {
         self.read(move |connection| mail::select_managed_page(connection, after.as_ref(), rows_max)).await
     }
 
+    pub async fn user(&self, name: Username) -> Result<Option<User>, Error> {
+        self.read(move |connection| clients::select_user(connection, &name)).await
+    }
+
+    /// A page of users in the order of their names.
+    pub async fn users(&self, after: Option<Username>, rows_max: u32) -> Result<Vec<User>, Error> {
+        self.read(move |connection| clients::select_users(connection, after.as_ref(), rows_max)).await
+    }
+
     /// Subscribers by class. Counting a million takes some 50 ms, so the result is kept for its revision.
     pub async fn subscriber_counts(&self) -> Result<BTreeMap<ClassId, u64>, Error> {
         let revision = self.snapshot.borrow().revision;
@@ -489,7 +529,7 @@ pub enum Scope {
     Touched,
 }
 
-/// The desired state of the kernel at one revision; [`Snapshot::routing`] is empty.
+/// The desired state of the kernel at one revision; [`Snapshot::routing`] and [`Snapshot::clients`] are empty.
 #[derive(Debug)]
 pub struct View {
     pub snapshot: Snapshot,
@@ -674,7 +714,7 @@ impl Writer {
                 self.connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
             let mut revision = before.revision;
             let mut fill = self.fill;
-            let mut mail = false;
+            let (mut mail, mut clients) = (false, false);
             for Job { change, reply } in group.by_ref() {
                 let mut savepoint = transaction.savepoint()?;
                 let mut step = Step {
@@ -689,6 +729,7 @@ impl Writer {
                 let answer = step.carry_out(&change).map(|outcome| {
                     if outcome != Outcome::Unchanged {
                         mail |= change.concerns_mail();
+                        clients |= change.concerns_clients();
                         revision += 1;
                     }
                     fill = step.fill;
@@ -706,7 +747,7 @@ impl Writer {
             let after = if revision == before.revision {
                 before.clone()
             } else {
-                read_snapshot(&transaction, (!mail).then_some(before))?
+                read_snapshot(&transaction, (!mail).then_some(before), (!clients).then_some(before))?
             };
             transaction.commit()?;
             self.fill = fill;
@@ -751,6 +792,10 @@ impl Step<'_> {
             Change::ImportRoutes { routes, replace } => self.import_routes(routes, *replace),
             Change::PutManagedDomain(managed) => self.put_managed_domain(managed),
             Change::DeleteManagedDomain(domain) => self.delete_managed_domain(domain),
+            Change::PutCertificate { certificate, now } => self.put_certificate(certificate, *now),
+            Change::DeleteCertificate(name) => self.delete_certificate(name),
+            Change::PutUser(user) => self.put_user(user),
+            Change::DeleteUser(name) => self.delete_user(name),
             Change::PutInterface(interface) => self.put_interface(interface),
             Change::DeleteInterface(name) => self.delete_interface(name),
             Change::Expire { now_s } => self.expire(*now_s),
@@ -842,6 +887,7 @@ impl Step<'_> {
                 name: gateway.to_string(),
             });
         }
+        self.refuse_without_certificate(spec.smtp.certificate.as_ref())?;
         let (id, outcome) = match self.class(&spec.name)? {
             Some(known) if known.spec == *spec => return Ok(Outcome::Unchanged),
             Some(known) => (known.id, Outcome::Replaced),
@@ -849,12 +895,12 @@ impl Step<'_> {
         };
         let Limits { rate, burst, open_max, lock_after, lock_s } = spec.limits;
         self.connection.execute(
-            "INSERT INTO classes (id, name, action, on_relay_down, on_class_change, rate, burst, open_max, lock_after, lock_s, gateway, smtp)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)
+            "INSERT INTO classes (id, name, action, on_relay_down, on_class_change, rate, burst, open_max, lock_after, lock_s, gateway, smtp, certificate)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
              ON CONFLICT (id) DO UPDATE SET action = excluded.action, on_relay_down = excluded.on_relay_down,
                  on_class_change = excluded.on_class_change, rate = excluded.rate, burst = excluded.burst, open_max = excluded.open_max,
                  lock_after = excluded.lock_after, lock_s = excluded.lock_s, gateway = excluded.gateway,
-                 smtp = excluded.smtp",
+                 smtp = excluded.smtp, certificate = excluded.certificate",
             params![
                 id,
                 spec.name.as_str(),
@@ -867,7 +913,8 @@ impl Step<'_> {
                 lock_after,
                 lock_s,
                 spec.gateway.as_ref().map(Name::as_str),
-                mail::json(&spec.smtp)
+                mail::json(&spec.smtp),
+                spec.smtp.certificate.as_ref().map(Name::as_str)
             ],
         )?;
         self.connection.execute("DELETE FROM class_relays WHERE class = ?1", [id])?;
@@ -1172,17 +1219,25 @@ fn select_subscribers(connection: &Connection, query: &SubscriberQuery) -> Resul
     rows.map(|row| row?).collect()
 }
 
-/// With the routing of `before` where that is given: nothing changed it.
-fn read_snapshot(connection: &Connection, before: Option<&Snapshot>) -> Result<Snapshot, Error> {
+/// With the routing of `mail_before`, and the clients of `clients_before`, where they are given: nothing changed them.
+fn read_snapshot(
+    connection: &Connection,
+    mail_before: Option<&Snapshot>,
+    clients_before: Option<&Snapshot>,
+) -> Result<Snapshot, Error> {
     let snapshot = read_tables(connection)?;
-    let routing = match before {
+    let routing = match mail_before {
         Some(before) => Arc::clone(&before.routing),
         None => Arc::new(mail::read_routing(connection, &snapshot.tables)?),
     };
-    Ok(Snapshot { routing, ..snapshot })
+    let clients = match clients_before {
+        Some(before) => Arc::clone(&before.clients),
+        None => Arc::new(clients::read_clients(connection, &snapshot.tables)?),
+    };
+    Ok(Snapshot { routing, clients, ..snapshot })
 }
 
-/// A snapshot without a routing.
+/// A snapshot without routing and clients.
 fn read_tables(connection: &Connection) -> Result<Snapshot, Error> {
     let revision = connection.prepare_cached("SELECT revision FROM state")?.query_row([], |row| row.get(0))?;
     let relays = read_rows(connection, SELECT_RELAY, relay_row)?;
@@ -1198,7 +1253,7 @@ fn read_tables(connection: &Connection) -> Result<Snapshot, Error> {
         groups: groups.into_iter().map(|group| (group.name.clone(), group)).collect(),
         interfaces: interfaces.into_iter().map(|interface| (interface.name.clone(), interface)).collect(),
     };
-    Ok(Snapshot { revision, tables: Arc::new(tables), routing: Arc::default() })
+    Ok(Snapshot { revision, tables: Arc::new(tables), ..Snapshot::default() })
 }
 
 fn read_rows<T>(connection: &Connection, sql: &str, read: fn(&Row<'_>) -> RowResult<T>) -> Result<Vec<T>, Error> {
@@ -1270,7 +1325,8 @@ fn connect(path: &Path) -> Result<Connection, Error> {
 }
 
 /// Each entry leads from the schema of its index to the next one; entries are never changed, only added.
-const MIGRATIONS: &[Migration] = &[first_schema, pools_and_limits, foreign_sources, mail::mail_routing, class_smtp];
+const MIGRATIONS: &[Migration] =
+    &[first_schema, pools_and_limits, foreign_sources, mail::mail_routing, class_smtp, clients::clients_schema];
 
 type Migration = fn(&Transaction<'_>) -> Result<(), Error>;
 

@@ -125,8 +125,9 @@ fn credential(text: &str) -> Result<Secret, BadResponse> {
 }
 
 /// What the store keeps of a password: SCRAM-SHA-256's verifier (RFC 5803), written
-/// `SCRAM-SHA-256$iterations:salt$StoredKey:ServerKey`. The password cannot be had from it but by trying.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// `SCRAM-SHA-256$iterations:salt$StoredKey:ServerKey`. The password cannot be had from it but by trying; so it shows
+/// itself to no log.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Verifier {
     iterations: NonZeroU32,
     salt: Vec<u8>,
@@ -151,15 +152,20 @@ impl Verifier {
     pub const ITERATIONS_MAX: u32 = 600_000;
     /// A password of a new user: some 10 ms of one CPU for each attempt.
     pub const ITERATIONS: u32 = 20_000;
+    const COST: NonZeroU32 = NonZeroU32::new(Self::ITERATIONS).expect("not zero");
 
     /// With a salt of its own.
     pub fn of_password(password: &str) -> Result<Self, VerifierInvalid> {
         let salt: [u8; 16] = ring::rand::generate(&ring::rand::SystemRandom::new())
             .map_err(|ring::error::Unspecified| VerifierInvalid::Random)?
             .expose();
-        let iterations = const { NonZeroU32::new(Self::ITERATIONS).expect("not zero") };
-        let (stored_key, server_key) = derive(password, &salt, iterations);
-        Ok(Self { iterations, salt: salt.into(), stored_key, server_key })
+        let (stored_key, server_key) = derive(password, &salt, Self::COST);
+        Ok(Self { iterations: Self::COST, salt: salt.into(), stored_key, server_key })
+    }
+
+    /// Accepts no password, and takes as long over it as that of a new user.
+    fn nobody() -> Self {
+        Self { iterations: Self::COST, salt: vec![0; 16], stored_key: [0; 32], server_key: [0; 32] }
     }
 
     /// Takes as long for a wrong password as for the right one.
@@ -178,6 +184,12 @@ fn derive(password: &str, salt: &[u8], iterations: NonZeroU32) -> ([u8; 32], [u8
     let client_key = hmac::sign(&key, b"Client Key");
     let stored_key = digest::digest(&digest::SHA256, client_key.as_ref());
     (sized(stored_key.as_ref()), sized(hmac::sign(&key, b"Server Key").as_ref()))
+}
+
+impl fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
 }
 
 impl fmt::Display for Verifier {
@@ -208,22 +220,21 @@ impl FromStr for Verifier {
 }
 
 /// The users of AUTH mode `local`.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Users {
     verifiers: HashMap<String, Verifier>,
-    /// Checked for a name that is nobody's, so that time does not tell who exists.
-    nobody: Verifier,
 }
 
 impl Users {
-    pub fn new(users: impl IntoIterator<Item = (String, Verifier)>) -> Result<Self, VerifierInvalid> {
-        Ok(Self { verifiers: users.into_iter().collect(), nobody: Verifier::of_password("")? })
+    pub fn new(users: impl IntoIterator<Item = (String, Verifier)>) -> Self {
+        Self { verifiers: users.into_iter().collect() }
     }
 
     /// Uses a CPU for as long as the verifier's iterations take.
     pub(crate) fn accept(&self, credentials: &Credentials) -> bool {
         let known = self.verifiers.get(credentials.username.expose());
-        known.unwrap_or(&self.nobody).accepts(credentials.password.expose()) && known.is_some()
+        // Looked at for a name that is nobody's too, so that time does not tell who exists.
+        known.unwrap_or(&Verifier::nobody()).accepts(credentials.password.expose()) && known.is_some()
     }
 }
 
@@ -311,7 +322,7 @@ mod tests {
 
     #[test]
     fn users_of_the_table() {
-        let users = Users::new([("user".into(), Verifier::of_password("pass").unwrap())]).unwrap();
+        let users = Users::new([("user".into(), Verifier::of_password("pass").unwrap())]);
         assert!(users.accept(&credentials("user", "pass")));
         for (username, password) in [("user", "Pass"), ("other", "pass"), ("other", ""), ("User", "pass")] {
             assert!(!users.accept(&credentials(username, password)), "{username}");

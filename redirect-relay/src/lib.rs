@@ -18,7 +18,7 @@
 //! | `route`, `domain` | which gateway is for which recipient |
 //! | `reply` | replies, both directions |
 //! | `data`, `chunk` | the framing of a body: ended by a dot, or counted |
-//! | `policy`, `auth`, `certificate` | what a class's clients are offered; who they are, and TLS with them |
+//! | `policy`, `auth`, `certificate`, `x509` | what a class's clients are offered; who they are, and TLS with them |
 //! | `quota`, `tarpit` | how much each may do, and how who does more is slowed down |
 //! | `record`, `tally`, `watch` | what is put on record, counted, and shown to who looks on |
 //! | `splice` | sessions that are passed through to the server dialled |
@@ -61,6 +61,7 @@ mod tarpit;
 mod trace;
 mod upstream;
 mod watch;
+mod x509;
 
 pub use crate::{
     addrs::{ClientAddr, OriginalDst},

@@ -136,7 +136,10 @@ impl ApiError {
 
     /// Says no more than where the fault is, if what was sent there may be a password.
     pub(super) fn silent_about_passwords(mut self) -> Self {
-        let secret = |pointer: &str| pointer == "/account" || pointer.starts_with("/account/password");
+        let secret = |pointer: &str| {
+            pointer == "/account"
+                || ["/account/password", "/password", "/key"].iter().any(|start| pointer.starts_with(start))
+        };
         if let Some(error) = self.errors.iter_mut().find(|error| secret(&error.pointer)) {
             "is not as it must be; see /openapi.json".clone_into(&mut error.detail);
             self.detail = format!("{}: {}", error.pointer, error.detail);

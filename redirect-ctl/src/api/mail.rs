@@ -26,7 +26,8 @@ use super::{
     },
 };
 use crate::{
-    desired::{Invalid, Name, Tables},
+    clients,
+    desired::{Invalid, Name, Tables, Time},
     limits,
     routes::RouteKey,
     store::{Change, Kind, Outcome, RouteFilter, RouteQuery, with_known_password},
@@ -305,6 +306,8 @@ pub(super) async fn export_routes(
 #[utoipa::path(get, path = paths::LINT, tag = "routes", responses((status = 200, body = Page<Finding>)))]
 pub(super) async fn lint(State(app): App) -> Result<Json<Page<Finding>>, ApiError> {
     let mut findings = route::lint(&app.store.routing_spec().await?);
+    let snapshot = app.store.snapshot();
+    findings.extend(clients::lint(&snapshot.tables, &snapshot.clients, Time::now()));
     let down = app.relay.gateways().into_iter().filter(|state| !state.up);
     findings.extend(down.map(|state| Finding {
         concern: Concern::UnreachableGateway,

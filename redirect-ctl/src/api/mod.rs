@@ -5,6 +5,7 @@
 //! the change is on disk and will be applied.
 
 pub mod client;
+mod clients;
 pub mod error;
 pub mod events;
 mod extract;
@@ -127,6 +128,10 @@ fn routes() -> OpenApiRouter<Arc<AppState>> {
         .routes(routes!(mail::lint))
         .routes(routes!(mail::list_managed_domains))
         .routes(routes!(mail::get_managed_domain, mail::put_managed_domain, mail::delete_managed_domain))
+        .routes(routes!(clients::list_certificates))
+        .routes(routes!(clients::get_certificate, clients::put_certificate, clients::delete_certificate))
+        .routes(routes!(clients::list_users))
+        .routes(routes!(clients::get_user, clients::put_user, clients::delete_user))
         .routes(routes!(list_flows))
         .routes(routes!(get_original))
         .routes(routes!(list_locks))

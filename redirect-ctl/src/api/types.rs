@@ -11,13 +11,14 @@ use std::{
 use redirect_common::maps;
 use redirect_relay::{
     Domain,
-    gateway::{self, GatewayState, PriorityRange},
+    gateway::{self, GatewayState, PriorityRange, Secret},
     route,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::{
+    clients::Username,
     dataplane::{FlowDelivery, FlowState, Hook, InterfaceCounter, MapMemory, Mode, RelayId, Role, words},
     desired::{
         self, Action, Counted, Delivery, Fallback, InterfaceName, Limits, Name, OnClassChange, Origin, PoolRelay,
@@ -54,6 +55,10 @@ pub mod paths {
     pub const LINT: &str = "/v1/lint";
     pub const MANAGED_DOMAINS: &str = "/v1/managed-domains";
     pub const MANAGED_DOMAIN: &str = "/v1/managed-domains/{domain}";
+    pub const CERTIFICATES: &str = "/v1/certificates";
+    pub const CERTIFICATE: &str = "/v1/certificates/{name}";
+    pub const USERS: &str = "/v1/users";
+    pub const USER: &str = "/v1/users/{name}";
     pub const FLOWS: &str = "/v1/flows";
     pub const FLOWS_ORIGINAL: &str = "/v1/flows:original";
     pub const LOCKS: &str = "/v1/locks";
@@ -91,6 +96,10 @@ pub mod paths {
         LINT,
         MANAGED_DOMAINS,
         MANAGED_DOMAIN,
+        CERTIFICATES,
+        CERTIFICATE,
+        USERS,
+        USER,
         FLOWS,
         FLOWS_ORIGINAL,
         LOCKS,
@@ -610,6 +619,72 @@ pub struct RouteExplanation {
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub struct ManagedDomainListQuery {
+    /// Rows of the page; 100 where not given, 1000 at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+    /// `next_cursor` of the page before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+}
+
+/// What the embedded relay shows clients that begin TLS.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Certificate {
+    pub name: Name,
+    /// In PEM, our own certificate first.
+    pub chain: String,
+    /// The DNS names and IP addresses that it is for.
+    pub names: Vec<String>,
+    pub not_before: Time,
+    pub not_after: Time,
+}
+
+impl Certificate {
+    pub fn new(name: Name, certificate: &redirect_relay::Certificate) -> Self {
+        let [not_before, not_after] =
+            [certificate.not_before_s(), certificate.not_after_s()].map(|seconds| Time { seconds });
+        let (chain, names) = (certificate.chain().to_owned(), certificate.names().to_vec());
+        Self { name, chain, names, not_before, not_after }
+    }
+}
+
+/// `names`, `not_before` and `not_after` are ignored.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CertificatePut {
+    /// If given, the same as in the path.
+    #[serde(default)]
+    pub name: Option<Name>,
+    /// In PEM, our own certificate first.
+    pub chain: String,
+    /// Its private key in PEM. If not given, the known one stays.
+    #[serde(default)]
+    #[schema(value_type = Option<String>, write_only)]
+    pub key: Secret,
+}
+
+/// Who may log in where a class's `auth` is `local`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct User {
+    pub name: Username,
+}
+
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UserPut {
+    /// If given, the same as in the path.
+    #[serde(default)]
+    pub name: Option<Username>,
+    /// If not given, the known one stays.
+    #[serde(default)]
+    #[schema(value_type = Option<String>, write_only)]
+    pub password: Option<Secret>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub struct UserListQuery {
     /// Rows of the page; 100 where not given, 1000 at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u32>,

@@ -10,7 +10,7 @@ use crate::{
     api::types::{Class, ClassPut, paths},
     cli::{ClassVerb, SmtpArgs},
     desired::Limits,
-    smtp::Smtp,
+    smtp::{Smtp, Unauthenticated},
 };
 
 pub(super) async fn run(context: &mut Context<'_>, verb: ClassVerb) -> Result<(), Error> {
@@ -59,8 +59,14 @@ fn smtp(args: SmtpArgs) -> Result<Smtp, Error> {
     let lock = args.lock_strikes.zip(args.lock_strikes_for);
     Ok(Smtp {
         tls: args.tls,
+        certificate: args.certificate,
         auth: args.auth,
         auth_cleartext: args.auth_cleartext,
+        unauthenticated: Unauthenticated {
+            otherwise: args.unauthenticated,
+            allow: args.allow_unauthenticated,
+            deny: args.deny_unauthenticated,
+        },
         subscriber_quota: quota("quota", args.quotas)?,
         class_quota: quota("class-quota", args.class_quotas)?,
         subscriber_sessions_max: args.sessions_max,

@@ -1,11 +1,5 @@
 //! `gateway list|get|set|verify|enable|drain|disable|delete`.
 
-use std::{
-    fs::File,
-    io::{BufRead, BufReader, Read},
-    path::Path,
-};
-
 use redirect_relay::gateway::{
     Account, Egress, Gateway, GatewayLimits, Name, Pin, Secret, StageReport, Status, Verification, VerifyReport,
 };
@@ -21,7 +15,6 @@ use crate::{
         types::{Gateway as Answer, paths},
     },
     cli::{GatewaySet, GatewayVerb},
-    limits,
 };
 
 pub(super) async fn run(context: &mut Context<'_>, verb: GatewayVerb) -> Result<(), Error> {
@@ -83,11 +76,7 @@ fn with_password(gateway: &Gateway) -> Result<Value, Error> {
 fn gateway(context: &mut Context<'_>, args: GatewaySet) -> Result<Gateway, Error> {
     let password = match &args.password_file {
         None => Secret::default(),
-        Some(path) if path == Path::new("-") => first_line(&mut *context.stdin, path)?,
-        Some(path) => {
-            let file = File::open(path).map_err(|error| Error::Failed(format!("{}: {error}", path.display())))?;
-            first_line(file, path)?
-        }
+        Some(path) => context.first_line(path)?,
     };
     let account = args.username.map(|username| Account {
         mechanism: args.mechanism,
@@ -132,18 +121,6 @@ fn verification(mode: &str, file: Option<std::path::PathBuf>, pin: Option<Pin>) 
         (_, Some(_), _) => Err(Error::Usage("--ca-file goes with --verification ca".to_owned())),
         (_, None, _) => Err(Error::Usage("--pin goes with --verification pin, and needs it".to_owned())),
     }
-}
-
-/// A password, without the end of its line.
-fn first_line(source: impl Read, path: &Path) -> Result<Secret, Error> {
-    let failed = |why: &dyn std::fmt::Display| Error::Failed(format!("{}: {why}", path.display()));
-    let mut line = String::new();
-    BufReader::new(source.take(limits::LINE_BYTES_MAX)).read_line(&mut line).map_err(|error| failed(&error))?;
-    let password = line.trim_end_matches(['\r', '\n']);
-    if password.is_empty() {
-        return Err(failed(&"its first line is empty"));
-    }
-    Ok(Secret::new(password.to_owned()))
 }
 
 fn stages(report: &VerifyReport) -> Table {

@@ -1,6 +1,7 @@
 //! The commands of `redirect-ctl`: each asks the API and prints the answer. What they need of the world comes in [`Env`], so that tests
 //! call them in process.
 
+mod certificate;
 mod class;
 mod explain;
 mod flow;
@@ -17,14 +18,18 @@ mod route;
 mod stats;
 mod status;
 mod subscriber;
+mod user;
 
 use std::{
+    fmt,
+    fs::File,
     io::{self, BufRead as _, BufReader, Read, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
 use clap::Parser;
+use redirect_relay::gateway::Secret;
 use serde::{Serialize, de::DeserializeOwned};
 
 use self::output::Table;
@@ -146,6 +151,8 @@ async fn dispatch(env: &mut Env<'_>, cli: Cli) -> Result<(), Error> {
         Noun::Gateway(verb) => gateway::run(&mut context, verb).await,
         Noun::Group(verb) => group::run(&mut context, verb).await,
         Noun::Route(verb) => route::run(&mut context, verb).await,
+        Noun::Certificate(verb) => certificate::run(&mut context, verb).await,
+        Noun::User(verb) => user::run(&mut context, verb).await,
         Noun::Lint => lint::run(&mut context).await,
         Noun::ManagedDomain(verb) => managed_domain::run(&mut context, verb).await,
         Noun::PostfixCheck(args) => postfix_check::run(&mut context, &args, cli.timeout).await,
@@ -155,6 +162,10 @@ async fn dispatch(env: &mut Env<'_>, cli: Cli) -> Result<(), Error> {
 /// The command line has seen to it that it fits.
 fn whole_seconds(duration: Duration) -> u32 {
     u32::try_from(duration.as_secs()).unwrap_or(u32::MAX)
+}
+
+fn failed(path: &Path, why: &dyn fmt::Display) -> Error {
+    Error::Failed(format!("{}: {why}", path.display()))
 }
 
 /// What every command works with.
@@ -228,6 +239,35 @@ impl Context<'_> {
             "y" | "Y" | "yes" => Ok(()),
             _ => Err(Error::Failed("nothing was changed".to_owned())),
         }
+    }
+
+    /// A file of text, or standard input for "-"; of `bytes_max` at most.
+    fn read(&mut self, path: &Path, bytes_max: usize) -> Result<String, Error> {
+        let mut text = String::new();
+        let read = self.open(path)?.take(bytes_max as u64 + 1).read_to_string(&mut text);
+        match read.map_err(|error| failed(path, &error))? {
+            length if length > bytes_max => Err(failed(path, &format_args!("has more than {bytes_max} bytes"))),
+            _ => Ok(text),
+        }
+    }
+
+    /// A password: the first line of a file, or of standard input for "-", without its end.
+    fn first_line(&mut self, path: &Path) -> Result<Secret, Error> {
+        let mut line = String::new();
+        let mut source = BufReader::new(self.open(path)?.take(limits::LINE_BYTES_MAX));
+        source.read_line(&mut line).map_err(|error| failed(path, &error))?;
+        let password = line.trim_end_matches(['\r', '\n']);
+        if password.is_empty() {
+            return Err(failed(path, &"its first line is empty"));
+        }
+        Ok(Secret::new(password.to_owned()))
+    }
+
+    fn open(&mut self, path: &Path) -> Result<Box<dyn Read + '_>, Error> {
+        if path == Path::new("-") {
+            return Ok(Box::new(&mut *self.stdin));
+        }
+        Ok(Box::new(File::open(path).map_err(|error| failed(path, &error))?))
     }
 
     /// Lists a collection that comes in pages: up to `wanted` rows of it, or all.

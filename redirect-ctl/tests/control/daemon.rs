@@ -10,7 +10,7 @@ use redirect_ctl::{
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader},
     net::{TcpListener, TcpSocket, TcpStream},
 };
 use tokio_util::sync::CancellationToken;
@@ -182,22 +182,25 @@ async fn conversation(mut stream: BufReader<TcpStream>) -> String {
     }
 }
 
-async fn say(stream: &mut BufReader<TcpStream>, line: &str, code: &str) {
+/// Sends a line, if there is one, and takes the reply, which has this code.
+pub(crate) async fn say(stream: &mut (impl AsyncBufRead + AsyncWrite + Unpin), line: &str, code: &str) -> String {
     if !line.is_empty() {
         stream.write_all(line.as_bytes()).await.unwrap();
     }
+    let mut whole = String::new();
     loop {
         let mut reply = String::new();
         stream.read_line(&mut reply).await.unwrap();
         assert!(reply.starts_with(code), "{line:?}: {reply}");
+        whole += &reply;
         if reply.as_bytes().get(3) == Some(&b' ') {
-            return;
+            return whole;
         }
     }
 }
 
 /// Connects to the relay as a redirected client: the flow table knows the connection before it is there.
-async fn redirected(lab: &Lab, relay: std::net::SocketAddr, class: u16) -> BufReader<TcpStream> {
+pub(crate) async fn redirected(lab: &Lab, relay: std::net::SocketAddr, class: u16) -> BufReader<TcpStream> {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let client = socket.local_addr().unwrap();
@@ -216,7 +219,7 @@ async fn redirected(lab: &Lab, relay: std::net::SocketAddr, class: u16) -> BufRe
     BufReader::new(socket.connect(relay).await.unwrap())
 }
 
-async fn lab_with_relay() -> (Lab, std::net::SocketAddr) {
+pub(crate) async fn lab_with_relay() -> (Lab, std::net::SocketAddr) {
     let relay = free_port();
     let lab = Lab::with(|settings, _| {
         let std::net::SocketAddr::V4(v4) = relay else { unreachable!("loopback is IPv4") };

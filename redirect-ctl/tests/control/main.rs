@@ -4,8 +4,10 @@
 mod api;
 mod binary;
 mod cli;
+mod clients;
 mod daemon;
 mod health;
+mod log;
 mod mail;
 mod observe;
 mod reconcile;

@@ -13,7 +13,7 @@ use redirect_ctl::{
         Action, ClassSpec, Fallback, Interface, InterfaceName, Limits, OnClassChange, Origin, RelayStatus, Source,
         Subscriber,
     },
-    smtp::Smtp,
+    smtp::{Smtp, SmtpAuth},
     store::{self, Change, Error, FileResources, Outcome, Scope, Store, Subscribers},
 };
 use redirect_relay::{
@@ -129,6 +129,7 @@ async fn interfaces_of_an_earlier_version_serve_no_foreign_sources() {
     let old = rusqlite::Connection::open(&path).unwrap();
     old.execute_batch(
         "ALTER TABLE interfaces DROP COLUMN foreign_sources; ALTER TABLE classes DROP COLUMN smtp;
+         ALTER TABLE classes DROP COLUMN certificate; DROP TABLE certificates; DROP TABLE users;
          DROP TABLE group_members; DROP TABLE routes; DROP TABLE managed_domains; ALTER TABLE targets RENAME TO gateways;
          ALTER TABLE gateways DROP COLUMN kind; ALTER TABLE gateways DROP COLUMN spec; ALTER TABLE gateways DROP COLUMN password;
          ALTER TABLE gateways ADD COLUMN address TEXT NOT NULL DEFAULT ''; ALTER TABLE gateways ADD COLUMN port INTEGER NOT NULL DEFAULT 25;
@@ -139,6 +140,29 @@ async fn interfaces_of_an_earlier_version_serve_no_foreign_sources() {
     drop(old);
     let (store, _writer) = open(&path);
     assert_eq!(store.snapshot().tables, before);
+}
+
+/// AUTH without any way to offer it could be said then; it is read, and may go on as it did.
+#[tokio::test]
+async fn rules_of_an_earlier_version_go_on() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("redirect.db");
+    let (store, writer) = open(&path);
+    store.change(class("gold")).await.unwrap();
+    drop(store);
+    writer.join().unwrap();
+    let old = rusqlite::Connection::open(&path).unwrap();
+    old.execute_batch(
+        r#"ALTER TABLE classes DROP COLUMN certificate; DROP TABLE certificates; DROP TABLE users;
+           UPDATE classes SET smtp = '{"tls":"none","auth":"accept_any","auth_cleartext":false,"refuse_literals":true}' WHERE name = 'gold';
+           PRAGMA user_version = 5"#,
+    )
+    .unwrap();
+    drop(old);
+    let (store, _writer) = open(&path);
+    let expected = Smtp { auth: SmtpAuth::AcceptAny, refuse_literals: true, ..Smtp::default() };
+    assert_eq!(store.snapshot().tables.class("gold").unwrap().spec.smtp, expected);
+    assert!(store.snapshot().clients.policies[&class_id(&store, "gold")].refuse_literals);
 }
 
 #[tokio::test]

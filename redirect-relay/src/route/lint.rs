@@ -29,6 +29,10 @@ pub enum Concern {
     TlsUnverified,
     /// Out of service, by its probes and its mail: the caller knows.
     UnreachableGateway,
+    /// Clients of the class may log in without TLS: the caller knows, as of what follows.
+    AuthCleartext,
+    /// The certificate has expired, or is about to.
+    CertificateExpires,
     /// No route leads to the gateway.
     UnusedGateway,
     /// Recipients without a route of their own are refused.
@@ -39,7 +43,7 @@ pub enum Concern {
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Finding {
     pub concern: Concern,
-    /// A gateway, or a route as it is shown.
+    /// A gateway, a route as it is shown, a class or a certificate.
     pub subject: String,
     pub text: String,
 }

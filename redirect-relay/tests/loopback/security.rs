@@ -177,7 +177,7 @@ async fn attack_27_handshakes_that_go_wrong() {
 async fn users_of_the_table_over_tls() {
     let operator = Operator::new();
     let gateway = FakeGateway::start(vec![]);
-    let users = Users::new([("user".to_owned(), Verifier::of_password("pass").unwrap())]).unwrap();
+    let users = Users::new([("user".to_owned(), Verifier::of_password("pass").unwrap())]);
     let policy = Policy { auth: Auth::Local(Arc::new(users)), ..operator.policy() };
     let relay = Running::at_site(settings(), site(policy, gateway.address)).await;
     let mut client = relay.client().await;

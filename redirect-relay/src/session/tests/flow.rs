@@ -96,7 +96,7 @@ fn attack_33_notifications() {
 #[test]
 fn attack_36_a_quota_of_failed_auths() {
     let quota = Quota { auth_failures: Some(only(1)), ..Quota::default() };
-    let users = crate::auth::Users::new([]).unwrap();
+    let users = crate::auth::Users::default();
     let auth = Auth::Local(Arc::new(users));
     let policy = Policy { auth, auth_cleartext: true, ..for_subscriber(quota) };
     let mut rig = rig(policy);

@@ -26,7 +26,7 @@ fn users() -> Auth {
     // "pencil", with the fewest iterations (RFC 7677 section 3).
     let verifier = "SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$\
                     WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU=";
-    let make = || Arc::new(Users::new([("user".into(), verifier.parse().unwrap())]).unwrap());
+    let make = || Arc::new(Users::new([("user".into(), verifier.parse().unwrap())]));
     Auth::Local(Arc::clone(MADE.get_or_init(make)))
 }
 

@@ -1,0 +1,129 @@
+//! Handlers of what clients of the embedded relay meet: certificates and users.
+
+use axum::{Json, extract::State, response::Response};
+use redirect_relay::{Verifier, gateway::Secret};
+
+use super::{
+    App, all, change, commit,
+    error::{ApiError, Code, Problem},
+    extract::{Body, Key, Members, Params},
+    in_query, not_found, page_rows, same_key,
+    types::{Certificate, CertificatePut, Page, User, UserListQuery, UserPut, paths},
+};
+use crate::{
+    clients::{self, CertificateSpec, Username},
+    desired::{Invalid, Name, Time},
+    limits,
+    store::{Change, Kind},
+};
+
+// Certificates
+
+#[utoipa::path(get, path = paths::CERTIFICATES, tag = "certificates", responses((status = 200, body = Page<Certificate>)))]
+pub(super) async fn list_certificates(State(app): App) -> Json<Page<Certificate>> {
+    let clients = app.store.snapshot().clients;
+    all(clients.certificates.iter().map(|(name, certificate)| Certificate::new(name.clone(), certificate)))
+}
+
+#[utoipa::path(get, path = paths::CERTIFICATE, tag = "certificates", params(("name" = String, Path)),
+    responses((status = 200, body = Certificate), (status = 404, body = Problem), (status = 422, body = Problem)))]
+pub(super) async fn get_certificate(State(app): App, Key(name): Key<Name>) -> Result<Json<Certificate>, ApiError> {
+    let clients = app.store.snapshot().clients;
+    let certificate = clients.certificates.get(&name).ok_or_else(|| not_found(Kind::Certificate, &name))?;
+    Ok(Json(Certificate::new(name, certificate)))
+}
+
+/// Sessions that begin afterwards are shown this certificate. Without a key the known one stays, if it fits.
+#[utoipa::path(put, path = paths::CERTIFICATE, tag = "certificates", params(("name" = String, Path)), request_body = CertificatePut,
+    responses((status = 200, body = Certificate), (status = 201, body = Certificate), (status = 400, body = Problem),
+    (status = 409, body = Problem), (status = 422, body = Problem)))]
+pub(super) async fn put_certificate(
+    State(app): App,
+    Key(name): Key<Name>,
+    Body(members): Body<Members>,
+) -> Result<Response, ApiError> {
+    let body: CertificatePut =
+        members.named(&["names", "not_before", "not_after"]).map_err(ApiError::silent_about_passwords)?;
+    same_key("/name", &name, body.name.as_ref())?;
+    let certificate = CertificateSpec { name: name.clone(), chain: body.chain, key: body.key };
+    let done = commit(&app, Change::PutCertificate { certificate, now: Time::now() }).await?;
+    let clients = app.store.snapshot().clients;
+    // Somebody may have deleted it again already.
+    let certificate = clients.certificates.get(&name).ok_or_else(|| not_found(Kind::Certificate, &name))?;
+    Ok(done.answer(Certificate::new(name, certificate)))
+}
+
+#[utoipa::path(delete, path = paths::CERTIFICATE, tag = "certificates", params(("name" = String, Path)),
+    responses((status = 204), (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
+pub(super) async fn delete_certificate(State(app): App, Key(name): Key<Name>) -> Result<Response, ApiError> {
+    change(&app, Change::DeleteCertificate(name), ()).await
+}
+
+// Users
+
+#[utoipa::path(get, path = paths::USERS, tag = "users", params(UserListQuery),
+    responses((status = 200, body = Page<User>), (status = 422, body = Problem)))]
+pub(super) async fn list_users(
+    State(app): App,
+    Params(query): Params<UserListQuery>,
+) -> Result<Json<Page<User>>, ApiError> {
+    let rows_max = page_rows(query.limit)?;
+    let after = query.cursor.as_deref().map(|cursor| in_query("cursor", cursor.parse())).transpose()?;
+    let mut rows = app.store.users(after, rows_max + 1).await?;
+    let more = rows.len() > rows_max as usize;
+    rows.truncate(rows_max as usize);
+    let next_cursor = rows.last().filter(|_| more).map(|last| last.name.to_string());
+    Ok(Json(Page { items: rows.into_iter().map(|user| User { name: user.name }).collect(), next_cursor }))
+}
+
+#[utoipa::path(get, path = paths::USER, tag = "users", params(("name" = String, Path)),
+    responses((status = 200, body = User), (status = 404, body = Problem), (status = 422, body = Problem)))]
+pub(super) async fn get_user(State(app): App, Key(name): Key<Username>) -> Result<Json<User>, ApiError> {
+    let user = app.store.user(name.clone()).await?.ok_or_else(|| not_found(Kind::User, &name))?;
+    Ok(Json(User { name: user.name }))
+}
+
+/// Without a password the known one stays.
+#[utoipa::path(put, path = paths::USER, tag = "users", params(("name" = String, Path)), request_body = UserPut,
+    responses((status = 200, body = User), (status = 201, body = User), (status = 400, body = Problem), (status = 409, body = Problem),
+    (status = 422, body = Problem)))]
+pub(super) async fn put_user(
+    State(app): App,
+    Key(name): Key<Username>,
+    Body(members): Body<Members>,
+) -> Result<Response, ApiError> {
+    let body: UserPut = members.named(&[]).map_err(ApiError::silent_about_passwords)?;
+    same_key("/name", &name, body.name.as_ref())?;
+    let known = app.store.user(name.clone()).await?.map(|user| user.verifier);
+    let verifier = match (body.password, known) {
+        (Some(password), known) => verifier(password, known).await?,
+        (None, Some(known)) => known,
+        (None, None) => {
+            let text = format!("no password is known for {name}; give one");
+            return Err(ApiError::at(Code::Invalid, "/password", &text));
+        }
+    };
+    change(&app, Change::PutUser(clients::User { name: name.clone(), verifier }), User { name }).await
+}
+
+/// What the store keeps of a password; the known one, if that is of the same password.
+async fn verifier(password: Secret, known: Option<Verifier>) -> Result<Verifier, ApiError> {
+    let text = password.expose();
+    if !(1..=limits::PASSWORD_BYTES_MAX).contains(&text.len()) || text.chars().any(char::is_control) {
+        let text = format!("give one line of text of 1 to {} bytes", limits::PASSWORD_BYTES_MAX);
+        return Err(ApiError::invalid("/password", &Invalid(text)));
+    }
+    // Trying a password is meant to take a while.
+    let found = tokio::task::spawn_blocking(move || match known {
+        Some(known) if known.accepts(password.expose()) => Ok(known),
+        _ => Verifier::of_password(password.expose()),
+    });
+    let failed = |error: &dyn std::fmt::Display| ApiError::new(Code::Internal, error.to_string());
+    found.await.map_err(|error| failed(&error))?.map_err(|error| failed(&error))
+}
+
+#[utoipa::path(delete, path = paths::USER, tag = "users", params(("name" = String, Path)),
+    responses((status = 204), (status = 404, body = Problem), (status = 422, body = Problem)))]
+pub(super) async fn delete_user(State(app): App, Key(name): Key<Username>) -> Result<Response, ApiError> {
+    change(&app, Change::DeleteUser(name), ()).await
+}

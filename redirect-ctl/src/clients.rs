@@ -1,0 +1,134 @@
+//! What the clients of the embedded relay meet: the operator's certificates and users, and the rules of each class made ready for use.
+
+use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc};
+
+use redirect_relay::{
+    Certificate, Policy, Users, Verifier,
+    gateway::Secret,
+    route::{Concern, Finding},
+};
+
+use crate::{
+    dataplane::ClassId,
+    desired::{Class, Invalid, Name, Tables, Time, text_on_the_wire},
+    limits,
+    smtp::{SmtpAuth, SmtpTls},
+};
+
+/// A certificate as it is asked for, both parts in PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateSpec {
+    pub name: Name,
+    pub chain: String,
+    /// Empty: the one that is known.
+    pub key: Secret,
+}
+
+/// Who may log in where a class's `auth` is `local`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    pub name: Username,
+    pub verifier: Verifier,
+}
+
+/// What a user calls itself: one line of text.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Username(String);
+
+text_on_the_wire! { Username = "anna@example.net" }
+
+impl Username {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Username {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl FromStr for Username {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let well = (1..=limits::USERNAME_BYTES_MAX).contains(&text.len())
+            && text.trim() == text
+            && !text.chars().any(char::is_control);
+        if well {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Invalid(format!(
+                "{text:?} cannot be a user's name: give one line of 1 to {} bytes, without spaces around it",
+                limits::USERNAME_BYTES_MAX
+            )))
+        }
+    }
+}
+
+/// See the module. At one revision, as [`Tables`].
+#[derive(Clone, Debug, Default)]
+pub struct Clients {
+    pub certificates: BTreeMap<Name, Certificate>,
+    pub policies: BTreeMap<ClassId, Arc<Policy>>,
+}
+
+impl Clients {
+    /// `None` for a class whose certificate is not there.
+    pub fn new<'c>(
+        certificates: BTreeMap<Name, Certificate>,
+        users: Users,
+        classes: impl IntoIterator<Item = &'c Class>,
+    ) -> Option<Self> {
+        let users = Arc::new(users);
+        let policy = |class: &Class| Some((class.id, Arc::new(class.spec.smtp.policy(&certificates, &users)?)));
+        let policies = classes.into_iter().map(policy).collect::<Option<_>>()?;
+        Some(Self { certificates, policies })
+    }
+}
+
+/// What is allowed and yet hardly meant: passwords in clear, and certificates at their end.
+pub fn lint(tables: &Tables, clients: &Clients, now: Time) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for class in tables.classes.values().map(|class| &class.spec) {
+        if class.smtp.auth != SmtpAuth::Off && class.smtp.auth_cleartext {
+            findings.push(Finding {
+                concern: Concern::AuthCleartext,
+                subject: format!("class {}", class.name),
+                text: match class.smtp.tls {
+                    SmtpTls::Offer => "its clients may give their passwords in clear, though TLS is offered".to_owned(),
+                    SmtpTls::None | SmtpTls::Passthrough => "its clients give their passwords in clear".to_owned(),
+                },
+            });
+        }
+    }
+    for (name, certificate) in &clients.certificates {
+        let not_after = Time { seconds: certificate.not_after_s() };
+        let left_s = not_after.seconds - now.seconds;
+        if left_s <= limits::CERTIFICATE_WARNING_S {
+            let verb = if left_s <= 0 { "expired on" } else { "expires on" };
+            findings.push(Finding {
+                concern: Concern::CertificateExpires,
+                subject: format!("certificate {name}"),
+                text: format!("{verb} {not_after}; set it anew"),
+            });
+        }
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_users() {
+        for good in ["anna", "anna@example.net", "Anna B\u{fc}cher", "a/b", &"x".repeat(255)] {
+            assert_eq!(good.parse::<Username>().unwrap().to_string(), good);
+        }
+        for bad in ["", " anna", "anna\t", "an\nna", "an\0na", &"x".repeat(256)] {
+            assert!(bad.parse::<Username>().is_err(), "{bad:?}");
+        }
+    }
+}

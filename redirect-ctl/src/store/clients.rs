@@ -1,0 +1,179 @@
+//! What clients of the embedded relay meet, in the store: certificates with their keys, and users.
+//!
+//! A key stands in a column of its own that only the relay's part reads, and of a password only its verifier is kept.
+
+use std::collections::BTreeMap;
+
+use redirect_relay::{Certificate, CertificateInvalid, Users, gateway::Secret};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+
+use super::{Error, Fault, Kind, Outcome, RowResult, Step, read_rows, word};
+use crate::{
+    clients::{CertificateSpec, Clients, User, Username},
+    desired::{Name, Tables, Time},
+    limits,
+};
+
+pub(super) fn clients_schema(transaction: &Transaction<'_>) -> Result<(), Error> {
+    transaction.execute_batch(
+        "CREATE TABLE certificates (
+             name TEXT PRIMARY KEY,
+             chain TEXT NOT NULL,
+             key TEXT NOT NULL
+         ) STRICT, WITHOUT ROWID;
+         ALTER TABLE classes ADD COLUMN certificate TEXT REFERENCES certificates (name);
+
+         CREATE TABLE users (
+             name TEXT PRIMARY KEY,
+             verifier TEXT NOT NULL
+         ) STRICT, WITHOUT ROWID;",
+    )?;
+    Ok(())
+}
+
+pub(super) fn read_clients(connection: &Connection, tables: &Tables) -> Result<Clients, Error> {
+    let specs = read_rows(connection, "SELECT name, chain, key FROM certificates", certificate_row)?;
+    let ready = specs.into_iter().map(|spec| match ready(&spec) {
+        Ok(certificate) => Ok((spec.name, certificate)),
+        Err(_) => Err(Error::Corrupt { what: "a certificate", value: spec.name.to_string() }),
+    });
+    let certificates = ready.collect::<Result<BTreeMap<_, _>, _>>()?;
+    let users = read_rows(connection, "SELECT name, verifier FROM users", user_row)?;
+    let users = Users::new(users.into_iter().map(|user| (user.name.to_string(), user.verifier)));
+    Clients::new(certificates, users, tables.classes.values())
+        .ok_or_else(|| Error::Corrupt { what: "a class", value: "without its certificate".to_owned() })
+}
+
+pub(super) fn select_user(connection: &Connection, name: &Username) -> Result<Option<User>, Error> {
+    let sql = "SELECT name, verifier FROM users WHERE name = ?1";
+    connection.prepare_cached(sql)?.query_row([name.as_str()], user_row).optional()?.transpose()
+}
+
+/// A page of the users in the order of their names.
+pub(super) fn select_users(
+    connection: &Connection,
+    after: Option<&Username>,
+    rows_max: u32,
+) -> Result<Vec<User>, Error> {
+    let sql = "SELECT name, verifier FROM users WHERE name > ?1 ORDER BY name LIMIT ?2";
+    let mut statement = connection.prepare_cached(sql)?;
+    let rows = statement.query_map(params![after.map_or("", Username::as_str), rows_max], user_row)?;
+    rows.map(|row| row?).collect()
+}
+
+fn certificate_row(row: &Row<'_>) -> RowResult<CertificateSpec> {
+    let (name, chain, key): (String, _, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+    let name = word("a certificate's name", &name);
+    Ok(name.map(|name| CertificateSpec { name, chain, key: Secret::new(key) }))
+}
+
+fn user_row(row: &Row<'_>) -> RowResult<User> {
+    let (name, verifier): (String, String) = (row.get(0)?, row.get(1)?);
+    Ok((|| {
+        // The verifier is nobody's to read in a log.
+        let corrupt = |_| Error::Corrupt { what: "a user's verifier", value: name.clone() };
+        Ok(User { name: word("a user's name", &name)?, verifier: verifier.parse().map_err(corrupt)? })
+    })())
+}
+
+fn ready(spec: &CertificateSpec) -> Result<Certificate, CertificateInvalid> {
+    Certificate::from_pem(spec.chain.as_bytes(), spec.key.expose().as_bytes())
+}
+
+impl Step<'_> {
+    pub(super) fn put_certificate(&self, spec: &CertificateSpec, now: Time) -> Result<Outcome, Error> {
+        let invalid =
+            |pointer: &str, text: String| Error::Invalid { faults: vec![Fault { pointer: pointer.to_owned(), text }] };
+        let known = self.certificate(&spec.name)?;
+        let mut spec = spec.clone();
+        if spec.key.expose().is_empty() {
+            let Some(known) = &known else {
+                return Err(invalid("/key", format!("no key is known for certificate {}; give one", spec.name)));
+            };
+            spec.key = known.key.clone();
+        }
+        let certificate = ready(&spec).map_err(|error| {
+            let pointer = match error {
+                CertificateInvalid::NoKey | CertificateInvalid::KeyMismatch => "/key",
+                CertificateInvalid::NoCertificate
+                | CertificateInvalid::HoldsKey
+                | CertificateInvalid::Malformed
+                | CertificateInvalid::Unfit(_) => "/chain",
+            };
+            invalid(pointer, error.to_string())
+        })?;
+        let [not_before, not_after] =
+            [certificate.not_before_s(), certificate.not_after_s()].map(|seconds| Time { seconds });
+        if not_after <= now {
+            return Err(invalid("/chain", format!("expired on {not_after}; give the one that follows it")));
+        }
+        if not_before > now {
+            return Err(invalid("/chain", format!("is not valid before {not_before}; set it then")));
+        }
+        certificate.chain().clone_into(&mut spec.chain);
+        let outcome = match known {
+            Some(known) if known == spec => return Ok(Outcome::Unchanged),
+            Some(_) => Outcome::Replaced,
+            None => {
+                let sql = "SELECT count(*) FROM certificates";
+                self.refuse_beyond(Kind::Certificate, sql, limits::CERTIFICATES_MAX)?;
+                Outcome::Created
+            }
+        };
+        self.connection.execute(
+            "INSERT INTO certificates (name, chain, key) VALUES (?1, ?2, ?3)
+             ON CONFLICT (name) DO UPDATE SET chain = excluded.chain, key = excluded.key",
+            params![spec.name.as_str(), spec.chain, spec.key.expose()],
+        )?;
+        Ok(outcome)
+    }
+
+    pub(super) fn delete_certificate(&self, name: &Name) -> Result<Outcome, Error> {
+        let sql = "SELECT name, count(*) OVER () FROM classes WHERE certificate = ?1 ORDER BY name LIMIT 3";
+        self.refuse_if_used(Kind::Certificate, name, &[("class", sql)])?;
+        match self.connection.execute("DELETE FROM certificates WHERE name = ?1", [name.as_str()])? {
+            0 => Err(Error::NotFound { kind: Kind::Certificate, name: name.to_string() }),
+            _ => Ok(Outcome::Deleted),
+        }
+    }
+
+    /// The certificate that a class's rules name must be there.
+    pub(super) fn refuse_without_certificate(&self, name: Option<&Name>) -> Result<(), Error> {
+        match name {
+            Some(name) if self.certificate(name)?.is_none() => Err(Error::NoSuchReference {
+                pointer: "/smtp/certificate".to_owned(),
+                kind: Kind::Certificate,
+                name: name.to_string(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn certificate(&self, name: &Name) -> Result<Option<CertificateSpec>, Error> {
+        let sql = "SELECT name, chain, key FROM certificates WHERE name = ?1";
+        self.connection.prepare_cached(sql)?.query_row([name.as_str()], certificate_row).optional()?.transpose()
+    }
+
+    pub(super) fn put_user(&self, user: &User) -> Result<Outcome, Error> {
+        let outcome = match select_user(self.connection, &user.name)? {
+            Some(known) if known == *user => return Ok(Outcome::Unchanged),
+            Some(_) => Outcome::Replaced,
+            None => {
+                self.refuse_beyond(Kind::User, "SELECT count(*) FROM users", limits::USERS_MAX)?;
+                Outcome::Created
+            }
+        };
+        self.connection.execute(
+            "INSERT INTO users (name, verifier) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET verifier = excluded.verifier",
+            params![user.name.as_str(), user.verifier.to_string()],
+        )?;
+        Ok(outcome)
+    }
+
+    pub(super) fn delete_user(&self, name: &Username) -> Result<Outcome, Error> {
+        match self.connection.execute("DELETE FROM users WHERE name = ?1", [name.as_str()])? {
+            0 => Err(Error::NotFound { kind: Kind::User, name: name.to_string() }),
+            _ => Ok(Outcome::Deleted),
+        }
+    }
+}
