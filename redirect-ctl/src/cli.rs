@@ -71,6 +71,11 @@ pub enum Noun {
     /// Redirected connections
     #[command(subcommand)]
     Flow(FlowVerb),
+    /// Print what happens in sessions with the embedded relay, until interrupted: no contents, no passwords, nobody's name
+    #[command(
+        after_help = "Examples:\n  redirect-ctl trace --subscriber 10.20.3.7\n  redirect-ctl -o json trace --subscriber 2001:db8:3::/64"
+    )]
+    Trace(Trace),
     /// Subscribers who may not open connections to port 25 for a while
     #[command(subcommand)]
     Lock(LockVerb),
@@ -183,6 +188,13 @@ pub struct FlowWatch {
     /// Only those with this reason
     #[arg(long)]
     pub reason: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Trace {
+    /// Sessions of clients inside this prefix, or of this address
+    #[arg(long, value_name = "PREFIX")]
+    pub subscriber: Prefix,
 }
 
 #[derive(Debug, Subcommand)]

@@ -10,7 +10,7 @@ use prometheus_client::{
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
     registry::Registry,
 };
-use redirect_relay::gateway::GatewayState;
+use redirect_relay::{Outcome, Pair, Tally, gateway::GatewayState};
 
 use crate::{
     api::{
@@ -33,7 +33,7 @@ pub(crate) struct RelayRow {
     pub(crate) value: u64,
 }
 
-/// The relay's counters by name; `sessions_active` goes up and down, the others only up.
+/// The relay's counters by name; those of sessions that are open go up and down, the others only up.
 pub(crate) fn relay_rows(counters: &redirect_relay::Counters) -> impl Iterator<Item = RelayRow> + use<> {
     let row = |name, help, value| RelayRow { name, help, value };
     [
@@ -42,6 +42,18 @@ pub(crate) fn relay_rows(counters: &redirect_relay::Counters) -> impl Iterator<I
         row("sessions_refused", "Sessions refused because their source has no class", counters.sessions_refused),
         row("sessions_limited", "Sessions refused because too many were open", counters.sessions_limited),
         row("sessions_cut", "Sessions closed for what the client did", counters.sessions_cut),
+        row("sessions_tarpitted", "Sessions in the tar-pit at the moment", counters.sessions_tarpitted),
+        row("tarpit_lost", "Sessions closed because others needed their place in the tar-pit", counters.tarpit_lost),
+        row(
+            "sessions_passed_through",
+            "Sessions passed through to the server dialled",
+            counters.sessions_passed_through,
+        ),
+        row("handshakes_failed", "TLS handshakes with clients that failed", counters.handshakes_failed),
+        row("auth_failures", "AUTHs with wrong credentials", counters.auth_failures),
+        row("over_quota", "Commands and connections refused because a quota was used up", counters.over_quota),
+        row("quotas_forgotten", "Quotas in use that were forgotten because too many were", counters.quotas_forgotten),
+        row("locks", "Subscribers locked for abuse", counters.locks),
         row("messages_accepted", "Messages that the gateway took", counters.messages_accepted),
         row("messages_rejected", "Messages refused for good (5xx)", counters.messages_rejected),
         row("messages_deferred", "Messages refused for the moment (4xx)", counters.messages_deferred),
@@ -49,6 +61,7 @@ pub(crate) fn relay_rows(counters: &redirect_relay::Counters) -> impl Iterator<I
         row("octets_accepted", "Octets of accepted messages", counters.octets_accepted),
         row("duplicate_risk", "Messages whose outcome is unknown", counters.duplicate_risk),
         row("smuggling_refused", "Messages refused for a bare CR, a bare LF or a NUL", counters.smuggling_refused),
+        row("trace_lines_lost", "Lines of traces that their reader was too slow for", counters.trace_lines_lost),
         row("client_timeouts", "Waits for a client that ran out", counters.client_timeouts),
         row("gateway_timeouts", "Waits for a gateway that ran out", counters.gateway_timeouts),
         row("gateway_connections", "Connections made to a gateway", counters.gateway_connections),
@@ -79,6 +92,7 @@ pub async fn scrape(app: &AppState) -> Result<String, ApiError> {
         observed,
         relay: relay_rows(&app.relay.counters()).collect(),
         gateways: app.relay.gateways(),
+        tallies: app.relay.tallies(),
         revision: snapshot.revision,
         uptime_s: app.started.elapsed().as_secs(),
         flows_capacity: u64::from(app.dataplane.flows_max) * 2,
@@ -104,6 +118,7 @@ struct Values {
     observed: Observed,
     relay: Vec<RelayRow>,
     gateways: Vec<GatewayState>,
+    tallies: Vec<(Pair, Tally)>,
     revision: u64,
     uptime_s: u64,
     flows_capacity: u64,
@@ -211,10 +226,12 @@ impl Collector for Values {
 
         for row in &self.relay {
             let name = format!("relay_{}", row.name);
-            let write = if row.name == "sessions_active" { gauge } else { counter };
+            let goes_down = matches!(row.name, "sessions_active" | "sessions_tarpitted");
+            let write = if goes_down { gauge } else { counter };
             write(encoder, &name, row.help, &[(&[], row.value)])?;
         }
-        self.encode_gateways(encoder)
+        self.encode_gateways(encoder)?;
+        self.encode_mail(encoder)
     }
 }
 
@@ -229,6 +246,40 @@ impl Values {
         gauge(encoder, "gateway_connections", help, &rows(|state| state.connections.into()))?;
         let help = "Messages under way to a gateway";
         gauge(encoder, "gateway_outstanding", help, &rows(|state| state.outstanding.into()))
+    }
+
+    /// Messages by class and gateway.
+    fn encode_mail(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let labels: Vec<_> = self
+            .tallies
+            .iter()
+            .map(|((class, gateway), _)| [("class", &**class), ("gateway", gateway.as_deref().unwrap_or(""))])
+            .collect();
+        let outcomes = [Outcome::Accepted, Outcome::Rejected, Outcome::Deferred, Outcome::Aborted];
+        let by_outcome: Vec<_> = labels
+            .iter()
+            .zip(&self.tallies)
+            .flat_map(|([class, gateway], (_, tally))| {
+                outcomes.map(|outcome| ([*class, *gateway, ("outcome", outcome.as_str())], tally.messages(outcome)))
+            })
+            .collect();
+        let rows: Vec<_> = by_outcome.iter().map(|(labels, value)| (&labels[..], *value)).collect();
+        counter(encoder, "mail_messages", "Messages of the embedded relay by class, gateway and outcome", &rows)?;
+        let rows = |value: fn(&Tally) -> u64| -> Vec<_> {
+            labels.iter().zip(&self.tallies).map(|(labels, (_, tally))| (&labels[..], value(tally))).collect()
+        };
+        counter(encoder, "mail_octets", "Octets of accepted messages", &rows(|tally| tally.octets))?;
+        counter(encoder, "mail_recipients", "Recipients of accepted messages", &rows(|tally| tally.recipients))?;
+        let help = "Recipients that were refused";
+        counter(encoder, "mail_recipients_refused", help, &rows(|tally| tally.recipients_refused))?;
+        counter(
+            encoder,
+            "mail_duplicate_risk",
+            "Messages whose outcome is unknown",
+            &rows(|tally| tally.duplicate_risk),
+        )?;
+        let help = "Milliseconds from MAIL to the end, of all messages together";
+        counter(encoder, "mail_duration_milliseconds", help, &rows(|tally| tally.duration_ms))
     }
 
     /// Counters by interface, events, memory.

@@ -172,7 +172,6 @@ impl Smtp {
             refuse_long_lines: self.refuse_long_lines,
             tarpit,
             lock,
-            ..Policy::default()
         })
     }
 }

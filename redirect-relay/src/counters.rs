@@ -49,6 +49,8 @@ counters! {
     handshakes_failed,
     /// AUTHs with wrong credentials.
     auth_failures,
+    /// Lines about sessions that somebody who looked on was too slow for.
+    trace_lines_lost,
     /// Sessions passed through to the server that the client dialled.
     sessions_passed_through,
     /// Messages that the gateway took.

@@ -38,7 +38,7 @@ use crate::{
     limits::{READ_MAX, VERIFICATIONS_MAX},
     policy::Tls,
     quota::{Account, Kind, Present, Subscriber},
-    record::{Cause, Outcome, Record},
+    record::{Cause, Outcome, Record, milliseconds},
     relay::{Directory, Identity, Relay},
     reply::Reply,
     session::{
@@ -211,7 +211,7 @@ async fn pass_through<D: Directory>(
         octets_from_client = passed.from_client,
         octets_to_client = passed.to_client,
         outcome = result.map_or_else(|error| error.kind().to_string(), |()| "ended".to_owned()),
-        duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+        duration_ms = milliseconds(begun.elapsed()),
         "passed through"
     );
     Client::Gone
@@ -571,6 +571,7 @@ impl<'a, D: Directory> Conversation<'a, D> {
                     gateway: Arc::clone(lease.gateway()),
                     capabilities: Arc::clone(lease.capabilities()),
                     egress: lease.egress(),
+                    egress_listed: lease.egress_listed(),
                     reused: lease.reused,
                 };
                 self.gateway = Some(lease);
@@ -616,23 +617,33 @@ impl<'a, D: Directory> Conversation<'a, D> {
             meters.smuggling_refused.increment();
         }
         let Identity { client, original, class, .. } = self.session.identity();
+        let (replies, times) = (&record.gateway_replies, &record.times);
         info!(
             subscriber = %client,
             class = &**class,
             original = %original,
             gateway = record.gateway.as_deref(),
+            egress = record.egress.map(display),
             size = record.octets,
+            size_declared = record.octets_declared,
             recipients = record.recipients,
+            recipients_refused = record.recipients_refused,
             outcome = record.outcome.as_str(),
             cause = record.cause.as_str(),
-            reply = record.reply.map(tracing::field::display),
-            recipients_refused = record.recipients_refused,
-            egress = record.egress.map(tracing::field::display),
+            reply = record.reply.map(display),
+            gateway_mail = replies.mail.map(display),
+            gateway_recipient = replies.recipient.map(display),
+            gateway_data = replies.data.map(display),
+            gateway_verdict = replies.verdict.map(display),
             tls = record.encrypted,
             authenticated = record.authenticated,
             duplicate_risk = record.duplicate_risk,
             client_gone = record.client_gone,
-            duration_ms = record.times.end.map(|end| u64::try_from(end.as_millis()).unwrap_or(u64::MAX)),
+            gateway_ready_ms = times.gateway_ready.map(milliseconds),
+            recipient_ms = times.recipient.map(milliseconds),
+            data_ms = times.data.map(milliseconds),
+            sent_ms = times.sent.map(milliseconds),
+            duration_ms = times.end.map(milliseconds),
             "message"
         );
         self.relay.tallies.add(class, record);

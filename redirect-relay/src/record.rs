@@ -12,7 +12,7 @@ pub struct Record {
     /// When MAIL came.
     pub at: Timestamp,
     pub gateway: Option<Arc<str>>,
-    /// Our address toward the gateway, where it has egress addresses.
+    /// Our address toward the gateway, where a connection was made.
     pub egress: Option<IpAddr>,
     /// Octets of the message, without our trace field, as far as they got.
     pub octets: u64,
@@ -73,25 +73,29 @@ pub struct GatewayReplies {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Times {
     /// A gateway connection was ready.
-    #[serde(serialize_with = "milliseconds", rename = "gateway_ready_ms")]
+    #[serde(serialize_with = "in_milliseconds", rename = "gateway_ready_ms")]
     pub gateway_ready: Option<Duration>,
     /// The gateway accepted a recipient.
-    #[serde(serialize_with = "milliseconds", rename = "recipient_ms")]
+    #[serde(serialize_with = "in_milliseconds", rename = "recipient_ms")]
     pub recipient: Option<Duration>,
     /// The gateway awaited the message.
-    #[serde(serialize_with = "milliseconds", rename = "data_ms")]
+    #[serde(serialize_with = "in_milliseconds", rename = "data_ms")]
     pub data: Option<Duration>,
     /// The client had sent all of it.
-    #[serde(serialize_with = "milliseconds", rename = "sent_ms")]
+    #[serde(serialize_with = "in_milliseconds", rename = "sent_ms")]
     pub sent: Option<Duration>,
     /// The end.
-    #[serde(serialize_with = "milliseconds", rename = "end_ms")]
+    #[serde(serialize_with = "in_milliseconds", rename = "end_ms")]
     pub end: Option<Duration>,
 }
 
+pub(crate) fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 #[expect(clippy::ref_option, reason = "serde's signature")]
-fn milliseconds<S: Serializer>(time: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
-    time.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)).serialize(serializer)
+fn in_milliseconds<S: Serializer>(time: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    time.map(milliseconds).serialize(serializer)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -155,6 +155,7 @@ impl<D: Directory> Relay<D> {
     pub fn counters(&self) -> Counters {
         Counters {
             quotas_forgotten: self.means.quotas.forgotten.get(),
+            trace_lines_lost: self.means.stage.lost.get(),
             sessions_tarpitted: self.means.places.count() as u64,
             ..self.meters.snapshot()
         }

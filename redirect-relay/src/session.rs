@@ -117,8 +117,10 @@ pub(crate) enum Note {
 pub(crate) struct Granted {
     pub(crate) gateway: Arc<Gateway>,
     pub(crate) capabilities: Arc<Capabilities>,
-    /// The one of the gateway's egress addresses that it leaves from.
+    /// Our address.
     pub(crate) egress: Option<IpAddr>,
+    /// It is one of those that the gateway lists, and another of them may serve.
+    pub(crate) egress_listed: bool,
     /// It served an earlier message, so it may have been closed meanwhile without any fault.
     pub(crate) reused: bool,
 }
@@ -275,7 +277,7 @@ struct Transaction {
     chunks: Option<Box<Chunks>>,
     /// RCPTs beyond the limit.
     overshoot: u32,
-    /// The gateway's egress address, if it has one.
+    /// Our address toward the gateway.
     egress: Option<IpAddr>,
     story: Story,
     /// The latest refusal of a recipient.
@@ -402,6 +404,7 @@ impl Session {
             delays: 0,
             locked: false,
         };
+        session.tell(Who::Note, || format!("dialled {}", session.identity.original));
         session.say(&format!("220 {} ESMTP\r\n", session.settings.hostname), now);
         session
     }
@@ -1190,7 +1193,7 @@ impl Session {
     fn goes_elsewhere(&self, reply: &Reply, mail: bool) -> bool {
         let (Some(transaction), Some(link)) = (&self.transaction, &self.link) else { return false };
         let temporary = mail && reply.code / 100 == 4;
-        let blocked = link.granted.egress.is_some() && link.granted.gateway.egress.is_block(reply.text());
+        let blocked = link.granted.egress_listed && link.granted.gateway.egress.is_block(reply.text());
         !transaction.bound && matches!(transaction.stage, Stage::Live) && !reply.is_positive() && (temporary || blocked)
     }
 
@@ -1198,7 +1201,7 @@ impl Session {
     fn go_on(&mut self, reply: Reply, now: Instant) {
         let Some(link) = &self.link else { return };
         let since = link.since;
-        if link.granted.egress.is_some() && link.granted.gateway.egress.is_block(reply.text()) {
+        if link.granted.egress_listed && link.granted.gateway.egress.is_block(reply.text()) {
             self.actions.push_back(Action::SuspendEgress);
             return self.connect(true, Some(reply), since, now);
         }
@@ -1339,6 +1342,9 @@ impl Session {
     }
 
     fn close(&mut self, cause: Cause, now: Instant) {
+        if !matches!(self.phase, Phase::Closing) {
+            self.tell(Who::Note, || format!("ends because of {}", cause.as_str()));
+        }
         self.phase = Phase::Closing;
         // Before the transaction is given up, for QUIT undoes it as well as RSET would.
         self.hangup();

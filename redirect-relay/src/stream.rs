@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::IpAddr,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -16,6 +17,17 @@ use tokio_rustls::TlsStream;
 pub(crate) enum Stream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Stream {
+    /// Our address.
+    pub(crate) fn local_ip(&self) -> Option<IpAddr> {
+        let tcp = match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(stream) => stream.get_ref().0,
+        };
+        Some(tcp.local_addr().ok()?.ip())
+    }
 }
 
 impl AsyncRead for Stream {

@@ -33,6 +33,16 @@ pub struct Tally {
 }
 
 impl Tally {
+    /// Messages that ended so.
+    pub const fn messages(&self, outcome: Outcome) -> u64 {
+        match outcome {
+            Outcome::Accepted => self.accepted,
+            Outcome::Rejected => self.rejected,
+            Outcome::Deferred => self.deferred,
+            Outcome::Aborted => self.aborted,
+        }
+    }
+
     fn add(&mut self, record: &Record) {
         let of_outcome = match record.outcome {
             Outcome::Accepted => &mut self.accepted,

@@ -14,11 +14,13 @@ use std::{
 
 use ipnet::IpNet;
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::{self, error::RecvError};
 
 use crate::{
+    auth::Mechanism,
     command::{Body, Command, Refusal},
+    counters::Meter,
     limits::{WATCHED_LINES_MAX, WATCHERS_MAX},
 };
 
@@ -34,7 +36,8 @@ pub struct Line {
     pub text: String,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Who {
     Client,
@@ -59,6 +62,8 @@ pub(crate) struct Stage {
     sessions: AtomicU64,
     watchers: AtomicUsize,
     watched: Mutex<Vec<(u64, IpNet)>>,
+    /// Lines that somebody was too slow for.
+    pub(crate) lost: Meter,
     clock: fn() -> Timestamp,
 }
 
@@ -69,6 +74,7 @@ impl Stage {
             sessions: AtomicU64::new(1),
             watchers: AtomicUsize::new(0),
             watched: Mutex::default(),
+            lost: Meter::default(),
             clock,
         })
     }
@@ -111,7 +117,10 @@ impl Watcher {
             match self.lines.recv().await {
                 Ok(line) if self.subscribers.contains(&line.subscriber.ip()) => return Seen::Line(line),
                 Ok(_) => {}
-                Err(RecvError::Lagged(count)) => return Seen::Missed(count),
+                Err(RecvError::Lagged(count)) => {
+                    self.stage.lost.add(count);
+                    return Seen::Missed(count);
+                }
                 // The sender is in the stage, which we hold.
                 Err(RecvError::Closed) => std::future::pending().await,
             }
@@ -181,7 +190,9 @@ pub(crate) fn redacted(parsed: &Result<Command, Refusal>) -> String {
         Ok(Command::Quit) => "QUIT".into(),
         Ok(Command::Vrfy) => "VRFY ***".into(),
         Ok(Command::Starttls) => "STARTTLS".into(),
-        Ok(Command::Auth(login)) => format!("AUTH {} ***", login.mechanism.escape_default()),
+        // Who leaves the mechanism out has a password in its place.
+        Ok(Command::Auth(login)) if Mechanism::named(&login.mechanism).is_none() => "AUTH ***".into(),
+        Ok(Command::Auth(login)) => format!("AUTH {} ***", login.mechanism),
         Err(_) => "what is no command".into(),
     }
 }
@@ -216,6 +227,7 @@ mod tests {
         check("RCPT TO:<postmaster>", "RCPT TO:<postmaster>");
         check("RCPT TO:<alice@[192.0.2.1]>", "RCPT TO:<***@[192.0.2.1]>");
         check("AUTH PLAIN AGFsaWNlAHNlY3JldA==", "AUTH PLAIN ***");
+        check("AUTH secret", "AUTH ***");
         check("VRFY alice", "VRFY ***");
         check("alice", "what is no command");
         check("BDAT 5 LAST", "BDAT 5 LAST");
@@ -255,6 +267,7 @@ mod tests {
             voice.say(address("[2001:db8::1]:1"), &"c".into(), Who::Client, || i.to_string());
         }
         assert_eq!(watcher.next().await, Seen::Missed(7));
+        assert_eq!(stage.lost.get(), 7);
         let Seen::Line(line) = watcher.next().await else { panic!("a line") };
         assert_eq!(line.text, "7");
     }

@@ -11,7 +11,7 @@ use std::{
 use anyhow::Result;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use redirect_tests::{
-    Family, Mode, Namespace, SILENCE, Scene,
+    Family, Mode, Namespace, Product, SILENCE, Scene,
     capture::Capture,
     in_every_mode, postfix,
     smtp::{Client, Mail, Manner, PATIENCE, Reply, Server, port_25},
@@ -322,4 +322,70 @@ fn postfix_smtp_source_delivers_a_hundred() {
     let finished = scene.lab.client.run(&mut command, Duration::from_mins(1)).unwrap();
     assert_eq!(finished.code(), Some(0), "{}", finished.stderr);
     assert_eq!(scene.gateway.mails().len(), 100);
+}
+
+/// Everything that is known of a message is in its one line of the log, and of what it says and of its people nothing.
+#[test]
+fn a_message_leaves_a_record() {
+    let mut scene = Scene::new(Mode::Steer).unwrap();
+    scene.product.stop().unwrap();
+    let configuration = Mode::Steer.configuration(&scene.lab) + "\n[log]\nformat = \"json\"\n";
+    scene.product = Product::start(&scene.lab, &configuration).unwrap();
+    let mut client = connect(&scene, Family::V4);
+    client.hello().unwrap();
+    client.begin(FROM, TO).unwrap();
+    client.send(b"Subject: midnight\r\n\r\nat the bridge\r\n.\r\n").unwrap();
+    assert_eq!(client.reply().unwrap().code, 250);
+    let record = wait_until("record", PATIENCE, || {
+        let log = scene.product.log();
+        let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        Ok(lines.map(|line| line["fields"].clone()).find(|fields| fields["message"] == "message"))
+    })
+    .unwrap();
+    let expected: [(&str, serde_json::Value); 13] = [
+        ("class", "configured".into()),
+        ("original", port_25(Family::V4.server()).to_string().into()),
+        ("gateway", "default".into()),
+        ("egress", "192.0.2.1".into()),
+        ("size", 36.into()),
+        ("recipients", 1.into()),
+        ("recipients_refused", 0.into()),
+        ("outcome", "accepted".into()),
+        ("cause", "gateway".into()),
+        ("tls", false.into()),
+        ("authenticated", false.into()),
+        ("duplicate_risk", false.into()),
+        ("client_gone", false.into()),
+    ];
+    for (name, value) in expected {
+        assert_eq!(record[name], value, "{name} of {record}");
+    }
+    let subscriber: SocketAddr = record["subscriber"].as_str().unwrap().parse().unwrap();
+    assert_eq!(subscriber.ip(), Family::V4.redirected());
+    for name in ["reply", "gateway_mail", "gateway_recipient", "gateway_verdict"] {
+        assert!(record[name].as_str().unwrap().starts_with("250 2."), "{name} of {record}");
+    }
+    assert_eq!(record["gateway_data"], "354 3.0.0");
+    let times = ["gateway_ready_ms", "recipient_ms", "data_ms", "sent_ms", "duration_ms"];
+    let times: Vec<_> = times.iter().map(|name| record[*name].as_u64().expect("a time for each step")).collect();
+    assert!(times.is_sorted(), "{record}");
+    let log = scene.product.log();
+    for private in [FROM, TO, "midnight", "bridge"] {
+        assert!(!log.contains(private), "{private}: {log}");
+    }
+}
+
+/// The gateway that breaks off after the final dot: its record says that the message may come twice.
+#[test]
+fn a_risk_of_duplicates_is_on_record() {
+    let scene = Scene::with_gateway(Mode::Steer, Manner::HangsUpAfterTheMessage).unwrap();
+    check_temporary(&refusal(&mut connect(&scene, Family::V4)));
+    let record = wait_until("record", PATIENCE, || {
+        let log = scene.product.log();
+        Ok(log.lines().find(|line| line.contains(": message ")).map(str::to_owned))
+    })
+    .unwrap();
+    for field in ["outcome=\"deferred\"", "cause=\"outcome_unknown\"", "duplicate_risk=true", "reply=451 4.4.2"] {
+        assert!(record.contains(field), "{field} in {record}");
+    }
 }

@@ -3,6 +3,7 @@
 use std::{
     fmt::{Display, Write},
     io,
+    marker::PhantomData,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -24,7 +25,7 @@ use super::{
     types::{
         APPLIED_HEADER, EventLine, EventQuery, ExplainQuery, Explanation, FlowList, FlowListQuery, Lock, LockPut,
         OMITTED_HEADER, Original, OriginalQuery, Page, RouteExplainQuery, RouteExplanation, RouteExportQuery,
-        RouteFormat, RouteImport, RouteImportQuery, Stats, Status, paths,
+        RouteFormat, RouteImport, RouteImportQuery, Stats, Status, TraceLine, TraceQuery, paths,
     },
 };
 use crate::{desired, limits};
@@ -93,14 +94,23 @@ impl Client {
     }
 
     /// Events from now on. The deadline is for the first answer only.
-    pub async fn events(&self, query: &EventQuery) -> Result<Events, Error> {
-        let open = self.open(format!("{}?{}", paths::EVENTS, query_text(query)?));
+    pub async fn events(&self, query: &EventQuery) -> Result<Lines<EventLine>, Error> {
+        self.lines(paths::EVENTS, query).await
+    }
+
+    /// What happens in sessions with the embedded relay from now on. The deadline is for the first answer only.
+    pub async fn trace(&self, query: &TraceQuery) -> Result<Lines<TraceLine>, Error> {
+        self.lines(paths::TRACE, query).await
+    }
+
+    async fn lines<T>(&self, path: &str, query: &impl Serialize) -> Result<Lines<T>, Error> {
+        let open = self.open(format!("{path}?{}", query_text(query)?));
         timeout(self.timeout, open)
             .await
             .map_err(|_| Error::Timeout { socket: self.socket.clone(), after: self.timeout })?
     }
 
-    async fn open(&self, target: String) -> Result<Events, Error> {
+    async fn open<T>(&self, target: String) -> Result<Lines<T>, Error> {
         let unreachable = |source| Error::Unreachable { socket: self.socket.clone(), source };
         let stream = UnixStream::connect(&self.socket).await.map_err(unreachable)?;
         let (mut sender, connection) =
@@ -116,7 +126,7 @@ impl Client {
         let response = sender.send_request(request).await.map_err(|error| unreachable(io::Error::other(error)))?;
         let (head, body) = response.into_parts();
         if head.status.is_success() {
-            return Ok(Events { body, buffer: Vec::new(), _connection: tasks });
+            return Ok(Lines { body, buffer: Vec::new(), line: PhantomData, _connection: tasks });
         }
         let body = Limited::new(body, limits::ANSWER_BYTES_MAX).collect().await;
         Err(problem(head.status, &body.map_err(|error| Error::Answer(error.to_string()))?.to_bytes()))
@@ -240,28 +250,42 @@ fn problem(status: hyper::StatusCode, body: &[u8]) -> Error {
     )
 }
 
-/// Events as they come.
-pub struct Events {
+/// A kind of line, and the types of it that this version knows.
+pub trait Line: DeserializeOwned {
+    const TYPES: &'static [&'static str];
+}
+
+impl Line for EventLine {
+    const TYPES: &'static [&'static str] = &["packet", "locked", "lost"];
+}
+
+impl Line for TraceLine {
+    const TYPES: &'static [&'static str] = &["line", "lost"];
+}
+
+/// Lines as they come.
+pub struct Lines<T> {
     body: Incoming,
     buffer: Vec<u8>,
+    line: PhantomData<fn() -> T>,
     /// Ends with this.
     _connection: JoinSet<()>,
 }
 
-impl Events {
+impl<T: Line> Lines<T> {
     /// The next line; `None` when the daemon stops. A type that this version does not know is left out.
-    pub async fn next(&mut self) -> Result<Option<EventLine>, Error> {
+    pub async fn next(&mut self) -> Result<Option<T>, Error> {
         loop {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
                 let value: serde_json::Value = decode(&line)?;
-                match value["type"].as_str() {
-                    Some("packet" | "locked" | "lost") => return decode(&line).map(Some),
-                    _ => continue,
+                if value["type"].as_str().is_some_and(|name| T::TYPES.contains(&name)) {
+                    return decode(&line).map(Some);
                 }
+                continue;
             }
             if self.buffer.len() > limits::BODY_BYTES_MAX {
-                return Err(Error::Answer("an event without an end".to_owned()));
+                return Err(Error::Answer("a line without an end".to_owned()));
             }
             match self.body.frame().await {
                 Some(Ok(frame)) => self.buffer.extend_from_slice(frame.data_ref().map_or(&[], |data| data)),

@@ -1,20 +1,11 @@
 //! `GET /v1/events`: what the data plane reports, as it happens, a JSON object a line.
 
-use std::{
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    task::{Context, Poll, ready},
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
 };
 
-use axum::{
-    body::Body,
-    http::header,
-    response::{IntoResponse, Response},
-};
-use hyper::body::{Bytes, Frame};
+use axum::response::Response;
 use ipnet::IpNet;
 use redirect_common::reason::{Reason, Verdict};
 use tokio::sync::{
@@ -27,6 +18,7 @@ use super::{
     AppState, class_in_query, class_name,
     error::{ApiError, Code},
     in_query,
+    lines::{self, Teller},
     types::{Event, EventLine, EventQuery, LockEvent, LostAt},
 };
 use crate::{
@@ -39,8 +31,6 @@ use crate::{
     },
     relay::AbuseLock,
 };
-
-pub const MEDIA_TYPE: &str = "application/x-ndjson";
 
 /// Those who watch, all together.
 pub struct Watchers {
@@ -72,8 +62,7 @@ pub(super) fn watch(app: Arc<AppState>, query: &EventQuery) -> Result<Response, 
     let lost = observed.borrow_and_update().events.lost;
     let locks = app.relay_locks.subscribe();
     let watcher = Watcher { app, filter, events, locks, observed, lost, _place: place };
-    let body = Body::new(Lines { next: Box::pin(watcher.next()) });
-    Ok(([(header::CONTENT_TYPE, MEDIA_TYPE)], body).into_response())
+    Ok(lines::answer(watcher))
 }
 
 struct Filter {
@@ -119,9 +108,10 @@ struct Watcher {
     _place: OwnedSemaphorePermit,
 }
 
-impl Watcher {
-    /// The next line; `None` when the daemon stops.
-    async fn next(mut self) -> Option<(Bytes, Self)> {
+impl Teller for Watcher {
+    type Line = EventLine;
+
+    async fn next(&mut self) -> Option<EventLine> {
         let line = loop {
             tokio::select! {
                 event = self.events.recv() => match event {
@@ -166,11 +156,11 @@ impl Watcher {
                 }
             }
         };
-        let mut text = serde_json::to_vec(&line).ok()?;
-        text.push(b'\n');
-        Some((text.into(), self))
+        Some(line)
     }
+}
 
+impl Watcher {
     fn event(&self, event: &EventRecord) -> Event {
         let rewritten = event.reason.verdict() == Verdict::Redirect;
         Event {
@@ -184,27 +174,5 @@ impl Watcher {
             relay: rewritten.then_some(event.ends.relay),
             mapped_port: rewritten.then_some(event.ends.mapped_port),
         }
-    }
-}
-
-type Next = Pin<Box<dyn Future<Output = Option<(Bytes, Watcher)>> + Send>>;
-
-/// A body that ends when the daemon stops, or its reader goes.
-struct Lines {
-    next: Next,
-}
-
-impl hyper::body::Body for Lines {
-    type Data = Bytes;
-    type Error = std::convert::Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        Poll::Ready(ready!(self.next.as_mut().poll(context)).map(|(line, watcher)| {
-            self.next = Box::pin(watcher.next());
-            Ok(Frame::data(line))
-        }))
     }
 }

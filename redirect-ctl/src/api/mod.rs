@@ -9,8 +9,10 @@ mod clients;
 pub mod error;
 pub mod events;
 mod extract;
+mod lines;
 mod mail;
 pub mod server;
+mod trace;
 pub mod types;
 
 use std::{
@@ -40,7 +42,7 @@ use self::{
         APPLIED_HEADER, Check, Class, ClassPut, Count, DataplaneStatus, EventLine, EventQuery, EventsStatus,
         ExplainQuery, Explanation, Flow, FlowList, FlowListQuery, FlowsStatus, ForeignSourcesStatus, Interface,
         InterfaceCount, InterfacePut, Lock, LockPut, Original, OriginalQuery, Page, PoolState, Readiness, ReasonCount,
-        Relay, RelayPut, Stats, Status, Subscriber, SubscriberListQuery, SubscriberPut, paths,
+        Relay, RelayPut, Stats, Status, Subscriber, SubscriberListQuery, SubscriberPut, TraceLine, TraceQuery, paths,
     },
 };
 use crate::{
@@ -137,6 +139,7 @@ fn routes() -> OpenApiRouter<Arc<AppState>> {
         .routes(routes!(list_locks))
         .routes(routes!(put_lock, delete_lock))
         .routes(routes!(watch_events))
+        .routes(routes!(trace_sessions))
         .routes(routes!(explain))
         .routes(routes!(get_status))
         .routes(routes!(get_stats))
@@ -467,6 +470,15 @@ async fn delete_lock(State(app): App, Key(address): Key<Counted>) -> Result<Stat
     (status = 503, body = Problem)))]
 async fn watch_events(State(app): App, Params(query): Params<EventQuery>) -> Result<Response, ApiError> {
     events::watch(app, &query)
+}
+
+/// Sessions with the embedded relay as they happen, without contents, credentials and names of people, a JSON object a line, until the client
+/// leaves or the daemon stops.
+#[utoipa::path(get, path = paths::TRACE, tag = "flows", params(TraceQuery),
+    responses((status = 200, body = TraceLine, content_type = "application/x-ndjson"), (status = 400, body = Problem),
+    (status = 422, body = Problem), (status = 503, body = Problem)))]
+async fn trace_sessions(State(app): App, Params(query): Params<TraceQuery>) -> Result<Response, ApiError> {
+    trace::watch(&app, in_query("subscriber", desired::prefix(&query.subscriber))?)
 }
 
 /// What would become of a new connection? The loaded program answers; nothing else comes of it.

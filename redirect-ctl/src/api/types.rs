@@ -10,7 +10,7 @@ use std::{
 
 use redirect_common::maps;
 use redirect_relay::{
-    Domain,
+    Domain, Who,
     gateway::{self, GatewayState, PriorityRange, Secret},
     route,
 };
@@ -64,6 +64,7 @@ pub mod paths {
     pub const LOCKS: &str = "/v1/locks";
     pub const LOCK: &str = "/v1/locks/{address}";
     pub const EVENTS: &str = "/v1/events";
+    pub const TRACE: &str = "/v1/trace";
     pub const EXPLAIN: &str = "/v1/explain";
     pub const STATUS: &str = "/v1/status";
     pub const STATS: &str = "/v1/stats";
@@ -105,6 +106,7 @@ pub mod paths {
         LOCKS,
         LOCK,
         EVENTS,
+        TRACE,
         EXPLAIN,
         STATUS,
         STATS,
@@ -901,6 +903,41 @@ pub enum EventLine {
         at: LostAt,
         count: u64,
     },
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub struct TraceQuery {
+    /// Sessions of clients inside this prefix, or of this address.
+    pub subscriber: String,
+}
+
+/// A line of a trace. Readers skip types that they do not know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum TraceLine {
+    Line(Box<SessionLine>),
+    /// Lines, of whomever anybody looks at, that this reader was too slow for.
+    Lost {
+        count: u64,
+    },
+}
+
+/// Something that happened in a session with the embedded relay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SessionLine {
+    /// RFC 3339.
+    pub time: String,
+    /// A number that no other session of this daemon has.
+    pub session: u64,
+    #[schema(value_type = String, example = "10.20.0.5:40000")]
+    pub subscriber: SocketAddr,
+    pub class: String,
+    pub who: Who,
+    /// Printable ASCII.
+    #[schema(example = "RCPT TO:<***@example.net>")]
+    pub text: String,
 }
 
 /// A lock for abuse of the embedded relay.

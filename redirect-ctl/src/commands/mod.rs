@@ -18,6 +18,7 @@ mod route;
 mod stats;
 mod status;
 mod subscriber;
+mod trace;
 mod user;
 
 use std::{
@@ -143,6 +144,7 @@ async fn dispatch(env: &mut Env<'_>, cli: Cli) -> Result<(), Error> {
         Noun::Stats(args) => stats::run(&mut context, args).await,
         Noun::Explain(args) => explain::run(&mut context, args).await,
         Noun::Flow(verb) => flow::run(&mut context, verb).await,
+        Noun::Trace(args) => trace::run(&mut context, args).await,
         Noun::Lock(verb) => lock::run(&mut context, verb).await,
         Noun::Subscriber(verb) => subscriber::run(&mut context, verb).await,
         Noun::Class(verb) => class::run(&mut context, verb).await,

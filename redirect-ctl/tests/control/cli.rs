@@ -207,9 +207,13 @@ async fn usage_is_an_error_of_its_own() {
 
 #[tokio::test]
 async fn help_is_an_answer_with_examples() {
-    for args in
-        [&["--help"][..], &["subscriber", "set", "--help"], &["class", "set", "--help"], &["flow", "list", "--help"]]
-    {
+    for args in [
+        &["--help"][..],
+        &["subscriber", "set", "--help"],
+        &["class", "set", "--help"],
+        &["flow", "list", "--help"],
+        &["trace", "--help"],
+    ] {
         let output = ctl("unix:///nowhere", args).await;
         assert_eq!((output.code, output.stderr.as_str()), (0, ""));
         assert!(output.stdout.contains("Example"), "{}", output.stdout);

@@ -1,12 +1,22 @@
 //! Start, stop, and what happens in between: the relay, the sockets, the failures.
 
-use std::{os::unix::fs::PermissionsExt, time::Duration};
+use std::{
+    io::Write,
+    os::unix::fs::PermissionsExt,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use redirect_ctl::{
-    api::types::{EventLine, EventQuery, FlowListQuery},
+    api::{
+        client,
+        types::{EventLine, EventQuery, FlowListQuery, SessionLine, TraceLine, TraceQuery},
+    },
+    commands::{self, Env},
     daemon,
     dataplane::{FlowDelivery, FlowRecord, FlowState, model::ModelDataplane},
 };
+use redirect_relay::Who;
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::{
@@ -253,11 +263,138 @@ async fn mail_goes_from_a_redirected_client_to_the_gateway_of_its_class() {
     say(&mut client, "Subject: hello\r\n\r\nhello\r\n.\r\n", "250").await;
     say(&mut client, "QUIT\r\n", "221").await;
     let message = tokio::time::timeout(PATIENCE, mail).await.unwrap().unwrap();
+    let metrics = lab.get("/metrics").await.expect(200);
+    for line in [
+        r#"redirect_mail_messages_total{class="configured",gateway="mx",outcome="accepted"} 1"#,
+        r#"redirect_mail_messages_total{class="configured",gateway="mx",outcome="rejected"} 0"#,
+        r#"redirect_mail_octets_total{class="configured",gateway="mx"} 25"#,
+        r#"redirect_mail_recipients_total{class="configured",gateway="mx"} 1"#,
+        r#"redirect_mail_recipients_refused_total{class="configured",gateway="mx"} 0"#,
+        r#"redirect_mail_duplicate_risk_total{class="configured",gateway="mx"} 0"#,
+    ] {
+        assert!(metrics.text.lines().any(|found| found == line), "{line} is missing in\n{}", metrics.text);
+    }
+    assert!(metrics.text.contains(r#"redirect_mail_duration_milliseconds_total{class="configured",gateway="mx"} "#));
     assert!(message.ends_with("Subject: hello\r\n\r\nhello\r\n"), "{message}");
     assert!(message.contains("127.0.0.1"), "no trace of the client: {message}");
     let status = lab.get("/v1/status").await.json();
     assert_eq!(status["relay"]["messages_accepted"], 1);
     lab.stop().await;
+}
+
+async fn aborted_session(lab: &Lab, relay: std::net::SocketAddr) {
+    let mut client = redirected(lab, relay, 2).await;
+    say(&mut client, "", "220").await;
+    say(&mut client, "EHLO laptop\r\n", "250").await;
+    say(&mut client, "MAIL FROM:<carol@example.org>\r\n", "250").await;
+    say(&mut client, "QUIT\r\n", "221").await;
+}
+
+/// Standard output that a test may read while a command still writes it.
+#[derive(Clone, Default)]
+struct Shared(Arc<Mutex<Vec<u8>>>);
+
+impl Shared {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+impl Write for Shared {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_prints_sessions_as_columns_or_as_objects() {
+    let (lab, relay) = lab_with_relay().await;
+    let host = format!("unix://{}", lab.settings.sockets[0].display());
+    let getenv = |name: &str| (name == "REDIRECT_HOST").then(|| host.clone());
+    let (mut table, mut json) = (Shared::default(), Shared::default());
+    let run = async |stdout: &mut Shared, args: &[&str]| {
+        let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+        let (mut stderr, mut stdin) = (Vec::new(), std::io::empty());
+        let mut env = Env { stdout, stderr: &mut stderr, stdin: &mut stdin, getenv: &getenv, is_terminal: false };
+        let code = commands::run(&mut env, &args).await;
+        (code, String::from_utf8(stderr).unwrap())
+    };
+    let (of_table, of_json) = (table.clone(), json.clone());
+    let talk = async {
+        // The first sessions may come before the commands look on.
+        eventually("both show a session", || async {
+            aborted_session(&lab, relay).await;
+            [&of_table, &of_json].iter().all(|shown| shown.text().contains("ends because of client_reset"))
+        })
+        .await;
+        lab.shutdown.cancel();
+    };
+    let (of_table, of_json, ()) = tokio::join!(
+        run(&mut table, &["redirect-ctl", "trace", "--subscriber", "127.0.0.1"]),
+        run(&mut json, &["redirect-ctl", "-o", "json", "trace", "--subscriber", "127.0.0.0/8"]),
+        talk
+    );
+    for ended in [of_table, of_json] {
+        assert_eq!(ended, (0, "redirect-ctl: redirectd stopped\n".to_owned()));
+    }
+    let table = table.text();
+    let header: Vec<_> = table.lines().next().unwrap().split_whitespace().collect();
+    assert_eq!(header, ["TIME", "SESSION", "SUBSCRIBER", "CLASS", "WHO", "TEXT"]);
+    assert!(table.contains("  configured      client    MAIL FROM:<***@example.org>\n"), "{table}");
+    let mail = json.text().lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()).find(|line| {
+        assert_eq!(line["type"], "line");
+        line["text"] == "MAIL FROM:<***@example.org>"
+    });
+    let mail = mail.expect("a line for MAIL");
+    assert_eq!((&mail["who"], &mail["class"]), (&json!("client"), &json!("configured")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_so_many_may_look_at_sessions() {
+    let (lab, _) = lab_with_relay().await;
+    let query = TraceQuery { subscriber: "10.0.0.0/8".to_owned() };
+    let mut traces = Vec::new();
+    let refused = loop {
+        match lab.client.trace(&query).await {
+            Ok(trace) => traces.push(trace),
+            Err(error) => break error,
+        }
+        assert!(traces.len() <= 64, "no bound");
+    };
+    assert!(matches!(refused, client::Error::Problem(problem) if problem.status == 503));
+    traces.clear();
+    eventually("their places are free again", || async { lab.client.trace(&query).await.is_ok() }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_are_shown_as_they_happen_without_what_is_private() {
+    let (lab, relay) = lab_with_relay().await;
+    let trace = async |prefix: &str| lab.client.trace(&TraceQuery { subscriber: prefix.to_owned() }).await.unwrap();
+    let mut mine = trace("127.0.0.0/8").await;
+    let mut others = trace("10.0.0.0/8").await;
+    aborted_session(&lab, relay).await;
+    let mut lines = Vec::new();
+    while lines.last().is_none_or(|line: &SessionLine| line.text != "ends because of client_reset") {
+        let line = tokio::time::timeout(PATIENCE, mine.next()).await.unwrap().unwrap().unwrap();
+        let TraceLine::Line(line) = line else { panic!("{line:?}") };
+        lines.push(*line);
+    }
+    let shown: Vec<_> = lines.iter().map(|line| (line.who, line.text.as_str())).collect();
+    assert_eq!(shown[0], (Who::Note, "dialled 203.0.113.9:25"));
+    assert!(shown.contains(&(Who::Client, "MAIL FROM:<***@example.org>")), "{shown:?}");
+    assert!(lines.iter().all(|line| line.class == "configured" && line.subscriber.ip().is_loopback()), "{lines:?}");
+    assert!(!serde_json::to_string(&lines).unwrap().contains("carol"));
+
+    lab.get("/v1/trace").await.problem(400, "invalid_query", Some("?subscriber"));
+    lab.get("/v1/trace?subscriber=everybody").await.problem(422, "invalid", Some("?subscriber"));
+    lab.stop().await;
+    assert_eq!(tokio::time::timeout(PATIENCE, mine.next()).await.unwrap().unwrap(), None, "the daemon stopped");
+    assert_eq!(tokio::time::timeout(PATIENCE, others.next()).await.unwrap().unwrap(), None, "another subscriber's");
 }
 
 #[tokio::test(flavor = "multi_thread")]

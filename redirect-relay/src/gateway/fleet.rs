@@ -124,7 +124,8 @@ impl Drop for Outstanding {
 struct Connection {
     stream: Stream,
     capabilities: Arc<Capabilities>,
-    /// The place of its address in the gateway's list.
+    /// Our address, and its place in the gateway's list.
+    local: Option<IpAddr>,
     egress: Option<usize>,
     /// It serves this client only.
     introduction: Option<Introduction>,
@@ -492,8 +493,13 @@ impl Lease {
         &self.connection.capabilities
     }
 
-    pub(crate) fn egress(&self) -> Option<IpAddr> {
-        self.connection.egress.map(|index| self.unit.gateway.egress.addresses[index].address)
+    /// Our address.
+    pub(crate) const fn egress(&self) -> Option<IpAddr> {
+        self.connection.local
+    }
+
+    pub(crate) const fn egress_listed(&self) -> bool {
+        self.connection.egress.is_some()
     }
 
     /// The address that this connection left from is on a block list.
@@ -659,6 +665,7 @@ impl Current {
                 self.settled = true;
                 unit.succeeded();
                 let connection = Connection {
+                    local: stream.local_ip(),
                     stream,
                     capabilities: Arc::new(capabilities),
                     egress,

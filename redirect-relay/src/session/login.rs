@@ -17,6 +17,7 @@ use crate::{
     policy::{Auth, Tls},
     quota::Kind,
     reply::Reply,
+    watch::Who,
 };
 
 const GO_AHEAD: Reply = Reply::new(220, 0, 0, "Ready to start TLS");
@@ -81,6 +82,7 @@ impl Session {
         self.encrypted = true;
         self.authenticated = false;
         self.helo = None;
+        self.tell(Who::Note, || "TLS begins".into());
         self.phase = Phase::Command;
         self.client_deadline = now + self.settings.timeouts.command;
         self.advance(now);

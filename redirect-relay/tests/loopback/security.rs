@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use redirect_relay::{Auth, Certificate, Policy, Settings, Tls, Users, Verifier, route::Routing};
+use redirect_relay::{Auth, Certificate, Policy, Seen, Settings, Tls, Users, Verifier, Who, route::Routing};
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, ServerName, pem::PemObject},
@@ -191,6 +191,87 @@ async fn users_of_the_table_over_tls() {
     client.ask("cGFzcw==\r\n", "235 2.7.0").await;
     client.ask("QUIT\r\n", "221").await;
     assert_eq!(relay.stop().await.auth_failures, 1);
+}
+
+/// Who looks on sees every command and reply, and nothing of a password, a message or a name, however they come.
+#[tokio::test]
+async fn attack_57_nothing_private_is_shown_to_who_looks_on() {
+    let operator = Operator::new();
+    let users = Users::new([("zoe".to_owned(), Verifier::of_password("tr0ub4dor").unwrap())]);
+    let policy = Policy { auth: Auth::Local(Arc::new(users)), ..operator.policy() };
+    let gateway = FakeGateway::start(vec![]);
+    let relay = Running::at_site(settings(), site(policy, gateway.address)).await;
+    let mut watcher = relay.relay.watch("127.0.0.0/8".parse().unwrap()).unwrap();
+    let mut client = relay.client().await;
+    client.greet().await;
+    // In clear, where it is not even offered: a mechanism, a password in its place, a password as a command.
+    for line in ["AUTH PLAIN AHpvZQB0cjB1YjRkb3I=", "AUTH tr0ub4dor", "tr0ub4dor", "HELP tr0ub4dor"] {
+        client.ask(line, "5").await;
+    }
+    let mut client = operator.starttls(client).await;
+    client.ask("EHLO pc.example\r\n", "250").await;
+    client.ask("AUTH LOGIN\r\n", "334").await;
+    client.ask("em9l\r\n", "334").await;
+    client.ask("dHIwdWI0ZG9yIQ==\r\n", "535").await;
+    client.ask("AUTH PLAIN\r\n", "334").await;
+    client.ask("AHpvZQB0cjB1YjRkb3I=\r\n", "235").await;
+    client.ask("MAIL FROM:<zoe@home.example>\r\n", "250").await;
+    client.ask("RCPT TO:<yves@away.example>\r\n", "250").await;
+    let text = "Subject: midnight\r\n\r\nRCPT TO:<xavier@far.example>\r\nat the bridge\r\n";
+    let (first, second) = text.split_at(30);
+    client.ask(&format!("BDAT {}\r\n{first}", first.len()), "250").await;
+    client.ask(&format!("BDAT {} LAST\r\n{second}", second.len()), "250").await;
+    client.ask("MAIL FROM:<zoe@home.example>\r\n", "250").await;
+    client.ask("RCPT TO:<yves@away.example>\r\n", "250").await;
+    client.ask("DATA\r\n", "354").await;
+    client.ask(&format!("{text}.\r\n"), "250").await;
+    client.ask("QUIT\r\n", "221").await;
+
+    let mut lines = Vec::new();
+    while lines.last().is_none_or(|last: &Arc<redirect_relay::Line>| last.text != "ends because of client_reset") {
+        let seen = tokio::time::timeout(Duration::from_secs(10), watcher.next()).await.expect("the end of the session");
+        let Seen::Line(line) = seen else { panic!("nothing is missed: {seen:?}") };
+        lines.push(line);
+    }
+    let all = format!("{lines:?}").to_lowercase();
+    for private in [
+        "tr0ub4dor",
+        "ahpvzqb0cjb1yjrkb3i",
+        "em9l",
+        "dhiwdwi0zg9y",
+        "zoe",
+        "yves",
+        "xavier",
+        "midnight",
+        "bridge",
+        "subject",
+    ] {
+        assert!(!all.contains(private), "{private}: {all}");
+    }
+    let said =
+        |who: Who| lines.iter().filter(|line| line.who == who).map(|line| line.text.as_str()).collect::<Vec<_>>();
+    let commands = [
+        "EHLO pc.example",
+        "AUTH PLAIN ***",
+        "AUTH ***",
+        "what is no command",
+        "what is no command",
+        "STARTTLS",
+        "EHLO pc.example",
+        "AUTH LOGIN ***",
+        "AUTH PLAIN ***",
+        "MAIL FROM:<***@home.example>",
+        "RCPT TO:<***@away.example>",
+        "BDAT 30",
+        "BDAT 36 LAST",
+        "MAIL FROM:<***@home.example>",
+        "RCPT TO:<***@away.example>",
+        "DATA",
+        "QUIT",
+    ];
+    assert_eq!(said(Who::Client), commands);
+    assert!(said(Who::Note).contains(&"TLS begins"), "{lines:?}");
+    relay.stop().await;
 }
 
 /// The server that the client dialled, on an address that is not the relay's own. It says what it hears.

@@ -100,6 +100,7 @@ fn a_session_as_it_is_seen() {
     let lines = seen(&mut watcher);
     let shown: Vec<_> = lines.iter().map(|line| format!("{:?} {}", line.who, line.text)).collect();
     let expected = [
+        "Note dialled 198.51.100.9:25",
         "Relay 220",
         "Client EHLO pc",
         "Relay 250",
@@ -125,6 +126,7 @@ fn a_session_as_it_is_seen() {
         "Relay 500 5.5.2",
         "Client QUIT",
         "Relay 221 2.0.0",
+        "Note ends because of client_reset",
     ];
     assert_eq!(shown, expected);
     let all = format!("{lines:?}");
