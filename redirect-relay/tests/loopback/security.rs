@@ -43,6 +43,15 @@ impl Operator {
         Policy { tls: Tls::Offer(self.certificate.clone()), ..Policy::default() }
     }
 
+    /// A client that has said EHLO over TLS, and what it was offered there.
+    async fn client(&self, relay: &Running) -> (Spoken<TlsStream<TcpStream>>, String) {
+        let mut client = relay.client().await;
+        client.greet().await;
+        let mut client = self.starttls(client).await;
+        let offers = client.ask("EHLO pc.example\r\n", "250-relay.example\r\n").await;
+        (client, offers)
+    }
+
     async fn starttls(&self, mut client: Client) -> Spoken<TlsStream<TcpStream>> {
         client.ask("STARTTLS", "220 2.0.0").await;
         let name = ServerName::try_from("relay.example").unwrap();
@@ -54,6 +63,13 @@ impl Operator {
 struct Spoken<S>(S);
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Spoken<S> {
+    /// Up to and including the 354.
+    async fn envelope(&mut self) {
+        self.ask("MAIL FROM:<a@b.example>\r\n", "250").await;
+        self.ask("RCPT TO:<c@d.example>\r\n", "250").await;
+        self.ask("DATA\r\n", "354").await;
+    }
+
     async fn ask(&mut self, text: &str, expected: &str) -> String {
         self.0.write_all(text.as_bytes()).await.unwrap();
         let mut said = Vec::new();
@@ -89,14 +105,9 @@ async fn a_message_over_tls() {
     let operator = Operator::new();
     let gateway = FakeGateway::start(vec![]);
     let relay = Running::at_site(settings(), site(operator.policy(), gateway.address)).await;
-    let mut client = relay.client().await;
-    client.greet().await;
-    let mut client = operator.starttls(client).await;
-    let offers = client.ask("EHLO pc.example\r\n", "250-relay.example\r\n").await;
+    let (mut client, offers) = operator.client(&relay).await;
     assert!(!offers.contains("STARTTLS"), "{offers}");
-    client.ask("MAIL FROM:<a@b.example>\r\n", "250").await;
-    client.ask("RCPT TO:<c@d.example>\r\n", "250").await;
-    client.ask("DATA\r\n", "354").await;
+    client.envelope().await;
     // A body that fills more than one record and one read, each way it can be cut.
     let body = format!("{BODY}{}", "0123456789\r\n".repeat(10_000));
     client.ask(&format!("{body}.\r\n"), "250 2.0.0 queued").await;
@@ -115,13 +126,8 @@ async fn attack_27_truncation_is_no_end() {
     let operator = Operator::new();
     let gateway = FakeGateway::start(vec![]);
     let relay = Running::at_site(settings(), site(operator.policy(), gateway.address)).await;
-    let mut client = relay.client().await;
-    client.greet().await;
-    let mut client = operator.starttls(client).await;
-    client.ask("EHLO pc.example\r\n", "250").await;
-    client.ask("MAIL FROM:<a@b.example>\r\n", "250").await;
-    client.ask("RCPT TO:<c@d.example>\r\n", "250").await;
-    client.ask("DATA\r\n", "354").await;
+    let (mut client, _) = operator.client(&relay).await;
+    client.envelope().await;
     client.0.write_all(format!("{BODY}.\r").as_bytes()).await.unwrap();
     let (mut tcp, _) = client.0.into_inner();
     tcp.shutdown().await.unwrap();
@@ -136,13 +142,8 @@ async fn attack_27_records_of_one_octet() {
     let operator = Operator::new();
     let gateway = FakeGateway::start(vec![]);
     let relay = Running::at_site(settings(), site(operator.policy(), gateway.address)).await;
-    let mut client = relay.client().await;
-    client.greet().await;
-    let mut client = operator.starttls(client).await;
-    client.ask("EHLO pc.example\r\n", "250").await;
-    client.ask("MAIL FROM:<a@b.example>\r\n", "250").await;
-    client.ask("RCPT TO:<c@d.example>\r\n", "250").await;
-    client.ask("DATA\r\n", "354").await;
+    let (mut client, _) = operator.client(&relay).await;
+    client.envelope().await;
     for octet in format!("{BODY}..x\r\n.\r\n").as_bytes() {
         client.0.write_all(&[*octet]).await.unwrap();
         client.0.flush().await.unwrap();
@@ -180,10 +181,7 @@ async fn users_of_the_table_over_tls() {
     let users = Users::new([("user".to_owned(), Verifier::of_password("pass").unwrap())]);
     let policy = Policy { auth: Auth::Local(Arc::new(users)), ..operator.policy() };
     let relay = Running::at_site(settings(), site(policy, gateway.address)).await;
-    let mut client = relay.client().await;
-    client.greet().await;
-    let mut client = operator.starttls(client).await;
-    let offers = client.ask("EHLO pc.example\r\n", "250").await;
+    let (mut client, offers) = operator.client(&relay).await;
     assert!(offers.contains("250-AUTH PLAIN LOGIN\r\n"), "{offers}");
     client.ask("AUTH PLAIN AHVzZXIAd3Jvbmc=\r\n", "535 5.7.8").await;
     client.ask("AUTH LOGIN\r\n", "334 VXNlcm5hbWU6\r\n").await;
