@@ -583,6 +583,9 @@ pub struct GatewaySet {
     /// Its address may be a loopback or link-local one
     #[arg(long)]
     pub allow_local: bool,
+    /// Mail that came over TLS may go to it in clear
+    #[arg(long)]
+    pub allow_downgrade: bool,
     /// Try it first, and save it only if mail could go there
     #[arg(long)]
     pub verify: bool,

@@ -62,6 +62,12 @@ pub(crate) fn relay_rows(counters: &redirect_relay::Counters) -> impl Iterator<I
         row("duplicate_risk", "Messages whose outcome is unknown", counters.duplicate_risk),
         row("smuggling_refused", "Messages refused for a bare CR, a bare LF or a NUL", counters.smuggling_refused),
         row("trace_lines_lost", "Lines of traces that their reader was too slow for", counters.trace_lines_lost),
+        row("downgrades", "Messages that came over TLS and went on in clear", counters.downgrades),
+        row(
+            "downgrades_refused",
+            "Messages that came over TLS and may not go on in clear",
+            counters.downgrades_refused,
+        ),
         row("client_timeouts", "Waits for a client that ran out", counters.client_timeouts),
         row("gateway_timeouts", "Waits for a gateway that ran out", counters.gateway_timeouts),
         row("gateway_connections", "Connections made to a gateway", counters.gateway_connections),

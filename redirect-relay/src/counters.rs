@@ -67,6 +67,10 @@ counters! {
     duplicate_risk,
     /// Messages refused for a bare CR, a bare LF or a NUL.
     smuggling_refused,
+    /// Messages that came over TLS and went on in clear, as their gateway allows.
+    downgrades,
+    /// Messages that came over TLS and had no gateway that they may go to.
+    downgrades_refused,
     /// Waits for a client that ran out.
     client_timeouts,
     /// Waits for a gateway that ran out.

@@ -572,6 +572,7 @@ impl<'a, D: Directory> Conversation<'a, D> {
                     capabilities: Arc::clone(lease.capabilities()),
                     egress: lease.egress(),
                     egress_listed: lease.egress_listed(),
+                    encrypted: lease.is_encrypted(),
                     reused: lease.reused,
                 };
                 self.gateway = Some(lease);
@@ -662,7 +663,12 @@ impl<'a, D: Directory> Conversation<'a, D> {
                 meters.over_quota.increment();
                 debug!(%subscriber, kind = kind.as_str(), "over quota");
             }
+            Note::Downgrade => meters.downgrades.increment(),
             Note::PlaceLost => meters.tarpit_lost.increment(),
+            Note::GatewayUnreachable(error) if error.reason == OpenReason::Downgrade => {
+                meters.downgrades_refused.increment();
+                debug!(%subscriber, %error, "no gateway may be used");
+            }
             Note::GatewayUnreachable(error) => {
                 meters.gateway_failures.increment();
                 if error.reason == OpenReason::Timeout {

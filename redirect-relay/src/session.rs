@@ -107,6 +107,8 @@ pub(crate) enum Note {
     HandshakeFailed,
     AuthFailed,
     OverQuota(Kind),
+    /// A message that came over TLS goes on in clear.
+    Downgrade,
     PlaceLost,
     GatewayUnreachable(OpenError),
     GatewayFailed(Failure),
@@ -121,6 +123,8 @@ pub(crate) struct Granted {
     pub(crate) egress: Option<IpAddr>,
     /// It is one of those that the gateway lists, and another of them may serve.
     pub(crate) egress_listed: bool,
+    /// TLS with the gateway.
+    pub(crate) encrypted: bool,
     /// It served an earlier message, so it may have been closed meanwhile without any fault.
     pub(crate) reused: bool,
 }
@@ -956,8 +960,10 @@ impl Session {
         let Some(transaction) = &mut self.transaction else { return };
         transaction.target = Some(target.clone());
         transaction.bound = false;
+        let secure = |granted: &Granted| !self.encrypted || granted.encrypted || granted.gateway.allow_downgrade;
         // The latest message's connection, which is still busy with RSET. Who is introduced once is introduced by that HELO.
-        if let Some(link) = self.link.as_mut().filter(|link| link.target == *target && !link.granted.gateway.xclient) {
+        let serves = |link: &Link| link.target == *target && !link.granted.gateway.xclient && secure(&link.granted);
+        if let Some(link) = self.link.as_mut().filter(|link| serves(link)) {
             link.granted.reused = true;
             link.since = now;
             transaction.gateway = Some(Arc::clone(&link.granted.gateway));
@@ -980,8 +986,13 @@ impl Session {
             helo: helo.name.clone(),
             extended: helo.extended,
         };
-        let want =
-            Want { routing: Arc::clone(routing), target: target.clone(), introduction, priority: USUAL_PRIORITY };
+        let want = Want {
+            routing: Arc::clone(routing),
+            target: target.clone(),
+            introduction,
+            encrypted: self.encrypted,
+            priority: USUAL_PRIORITY,
+        };
         transaction.stage = Stage::Opening(Opening { since, otherwise });
         if until <= now {
             return self.on_unreachable(OpenError { stage: OpenStage::Tcp, reason: OpenReason::Timeout }, now);
@@ -1388,9 +1399,8 @@ fn unreachable_reply(error: &OpenError) -> Reply {
         (OpenReason::NoGateway(_) | OpenReason::Loop(_) | OpenReason::Forbidden(_) | OpenReason::NoEgress, _) => {
             NO_GATEWAY
         }
-        (OpenReason::Tls(_), _) | (OpenReason::NotOffered(_) | OpenReason::Refused { .. }, OpenStage::Starttls) => {
-            GATEWAY_INSECURE
-        }
+        (OpenReason::Tls(_) | OpenReason::Downgrade, _)
+        | (OpenReason::NotOffered(_) | OpenReason::Refused { .. }, OpenStage::Starttls) => GATEWAY_INSECURE,
         (OpenReason::Unprotected | OpenReason::Sasl(_), _)
         | (OpenReason::NotOffered(_) | OpenReason::Refused { .. }, OpenStage::Auth) => GATEWAY_DENIES,
         (OpenReason::NotOffered(_) | OpenReason::Refused { .. }, _) => GATEWAY_REFUSES,

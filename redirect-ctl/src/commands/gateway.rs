@@ -110,6 +110,7 @@ fn gateway(context: &mut Context<'_>, args: GatewaySet) -> Result<Gateway, Error
         proxy_protocol: args.proxy_protocol,
         xclient: args.xclient,
         allow_local: args.allow_local,
+        allow_downgrade: args.allow_downgrade,
     })
 }
 

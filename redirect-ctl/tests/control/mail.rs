@@ -151,7 +151,8 @@ async fn all_that_can_be_said_of_a_gateway_can_be_said_on_the_command_line() {
             "egress": {"strategy": "on_block", "addresses": [
                 {"address": "2001:db8::2", "helo": "out.example"}, {"address": "2001:db8::3"}],
                 "block_patterns": ["blocked using"], "suspension_s": 3600},
-            "proxy_protocol": true, "xclient": true, "allow_local": false
+            "proxy_protocol": true, "xclient": true, "allow_local": false,
+            "allow_downgrade": false
         })
     );
     for (verb, status) in [("enable", "enabled"), ("drain", "draining"), ("disable", "disabled")] {

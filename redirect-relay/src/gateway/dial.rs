@@ -11,7 +11,7 @@ use tokio_rustls::{TlsConnector, TlsStream};
 
 use crate::{
     gateway::{
-        Capabilities, EgressAddress, Gateway,
+        Capabilities, EgressAddress, Encryption, Gateway,
         introduce::{local_header, proxy_header},
         opening::{Next, OpenError, OpenReason, Opening, Purpose, Stage, patience},
         tls::{Tls, fingerprint},
@@ -26,6 +26,8 @@ const FAREWELL_OCTETS_MAX: usize = 4096;
 /// Everything that a connection needs.
 pub(crate) struct Dial<'a> {
     pub(crate) gateway: &'a Arc<Gateway>,
+    /// The gateway's own, or what the message asks for.
+    pub(crate) encryption: Encryption,
     /// Where the gateway has encryption.
     pub(crate) tls: Option<&'a Tls>,
     pub(crate) address: SocketAddr,
@@ -58,7 +60,8 @@ impl Dial<'_> {
             .await?;
         }
         let helo = self.egress.and_then(|egress| egress.helo.as_ref()).map_or(self.hostname, |helo| helo.as_str());
-        let mut opening = Opening::new(Arc::clone(self.gateway), helo.to_owned(), self.purpose.clone());
+        let mut opening =
+            Opening::new(Arc::clone(self.gateway), self.encryption, helo.to_owned(), self.purpose.clone());
         let mut stream = Stream::Plain(tcp);
         loop {
             let (stage, turn, begun) = (opening.stage(), opening.turn(), Instant::now());

@@ -277,7 +277,7 @@ impl Fleet {
         let mut last = OpenError { stage: Stage::Dns, reason: OpenReason::NoAddress };
         while let Some(address) = untried.pop_front() {
             let until = share(until, untried.len());
-            match self.connect(unit, address, purpose, listeners, until).await {
+            match self.connect(unit, address, unit.gateway.encryption, purpose, listeners, until).await {
                 Ok((stream, _, _)) => return Ok(stream),
                 Err(error) => last = error,
             }
@@ -301,6 +301,7 @@ impl Fleet {
         &self,
         unit: &Arc<Unit>,
         address: SocketAddr,
+        encryption: Encryption,
         purpose: &Purpose,
         listeners: &[SocketAddr],
         until: Instant,
@@ -328,6 +329,7 @@ impl Fleet {
             };
             let dial = Dial {
                 gateway,
+                encryption,
                 tls,
                 address,
                 egress: egress.map(|index| &gateway.egress.addresses[index]),
@@ -438,13 +440,19 @@ impl Unit {
         lock(&self.state).egress.suspend(index, egress.suspension(), Instant::now().into_std());
     }
 
-    /// An idle connection that serves this client; the one used last, for it is the most likely to be alive.
-    async fn idle(&self, introduction: Option<&Introduction>) -> Option<Connection> {
+    /// An idle connection that serves this client, `encrypted` if it must be; the one used last, for it is the most likely to
+    /// be alive.
+    async fn idle(&self, introduction: Option<&Introduction>, encrypted: bool) -> Option<Connection> {
         let now = Instant::now();
         loop {
             let mut connection = {
                 let mut state = lock(&self.state);
-                let serves = |idle: &Idle| idle.is_fresh(now) && idle.connection.introduction.as_ref() == introduction;
+                let serves = |idle: &Idle| {
+                    let Connection { introduction: introduced, stream, .. } = &idle.connection;
+                    idle.is_fresh(now)
+                        && introduced.as_ref() == introduction
+                        && (!encrypted || matches!(stream, Stream::Tls(_)))
+                };
                 let found = state.idle.iter().rposition(serves)?;
                 state.idle.remove(found).connection
             };
@@ -493,6 +501,10 @@ impl Lease {
         &self.connection.capabilities
     }
 
+    pub(crate) const fn is_encrypted(&self) -> bool {
+        matches!(self.connection.stream, Stream::Tls(_))
+    }
+
     /// Our address.
     pub(crate) const fn egress(&self) -> Option<IpAddr> {
         self.connection.local
@@ -538,6 +550,8 @@ pub(crate) struct Want {
     pub(crate) routing: Arc<Routing>,
     pub(crate) target: Target,
     pub(crate) introduction: Introduction,
+    /// The mail came over TLS.
+    pub(crate) encrypted: bool,
     pub(crate) priority: i8,
 }
 
@@ -575,7 +589,7 @@ impl Drop for Current {
 impl Attempt {
     pub(crate) fn new(fleet: &Arc<Fleet>, want: Want, listeners: Vec<SocketAddr>, fresh: bool) -> Self {
         let (untried, reason) = fleet.candidates(&want);
-        let last = OpenError { stage: Stage::Choice, reason: OpenReason::NoGateway(reason) };
+        let last = OpenError { stage: Stage::Choice, reason };
         Self { fleet: Arc::clone(fleet), want, listeners, untried, current: None, fresh, last }
     }
 
@@ -634,8 +648,11 @@ impl Current {
         let unit = Arc::clone(&self.unit);
         let introduced = unit.gateway.proxy_protocol || unit.gateway.xclient;
         let introduction = introduced.then(|| want.introduction.clone());
+        // Who was chosen takes mail that came as this did.
+        let encryption = unit.gateway.encryption_for(want.encrypted).unwrap_or(Encryption::StarttlsRequired);
         if self.untried.is_none() {
-            if !fresh && let Some(connection) = unit.idle(introduction.as_ref()).await {
+            let encrypted = encryption != Encryption::None && encryption != Encryption::Starttls;
+            if !fresh && let Some(connection) = unit.idle(introduction.as_ref(), encrypted).await {
                 self.untried = Some(VecDeque::new());
                 let outstanding = unit.outstanding();
                 return Ok(Lease { connection, unit, reused: true, _outstanding: outstanding });
@@ -660,7 +677,7 @@ impl Current {
         let outstanding = unit.outstanding();
         let purpose = Purpose::Mail(want.introduction.clone());
         let until = share(until, left + others);
-        match fleet.connect(&unit, address, &purpose, listeners, until).await {
+        match fleet.connect(&unit, address, encryption, &purpose, listeners, until).await {
             Ok((stream, capabilities, egress)) => {
                 self.settled = true;
                 unit.succeeded();
@@ -677,7 +694,10 @@ impl Current {
                 Ok(Lease { connection, unit, reused: false, _outstanding: outstanding })
             }
             Err(error) => {
-                // One dead address of several says nothing of the gateway.
+                // One dead address of several says nothing of the gateway, and neither does what only this message asks for.
+                if error.reason == OpenReason::Downgrade {
+                    return Err(Some(error));
+                }
                 if left == 0 && !self.settled {
                     self.settled = true;
                     unit.failed(&error);
@@ -690,17 +710,18 @@ impl Current {
 
 impl Fleet {
     /// The gateways that may take a message, the first choice first, those that are down last; and why there are none.
-    fn candidates(&self, want: &Want) -> (VecDeque<Arc<Unit>>, &'static str) {
+    fn candidates(&self, want: &Want) -> (VecDeque<Arc<Unit>>, OpenReason) {
         let members = want.routing.members(&want.target);
-        let mut reason = "the target has no gateways";
+        let mut reason = OpenReason::NoGateway("the target has no gateways");
         let mut units = Vec::new();
         for (rank, gateway) in members {
             let refused = match gateway.status {
-                Status::Disabled => Some("the gateway is disabled"),
-                Status::Draining => Some("the gateway is draining"),
+                Status::Disabled => Some(OpenReason::NoGateway("the gateway is disabled")),
+                Status::Draining => Some(OpenReason::NoGateway("the gateway is draining")),
                 Status::Enabled if gateway.priorities.is_some_and(|range| !range.contains(want.priority)) => {
-                    Some("the gateway does not take this priority")
+                    Some(OpenReason::NoGateway("the gateway does not take this priority"))
                 }
+                Status::Enabled if gateway.encryption_for(want.encrypted).is_none() => Some(OpenReason::Downgrade),
                 Status::Enabled => None,
             };
             match refused {

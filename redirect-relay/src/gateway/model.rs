@@ -141,6 +141,7 @@ impl fmt::Display for Host {
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[cfg_attr(feature = "schema", schema(as = GatewaySpec))]
 #[serde(deny_unknown_fields)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a permission or a protocol of its own")]
 pub struct Gateway {
     pub name: Name,
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -178,6 +179,9 @@ pub struct Gateway {
     /// Loopback, link-local and metadata addresses are allowed as its address.
     #[serde(default)]
     pub allow_local: bool,
+    /// Mail that came over TLS may go to it in clear.
+    #[serde(default)]
+    pub allow_downgrade: bool,
 }
 
 const fn smtp_port() -> u16 {
@@ -485,6 +489,7 @@ impl Gateway {
             proxy_protocol: false,
             xclient: false,
             allow_local: false,
+            allow_downgrade: false,
         }
     }
 
@@ -556,6 +561,16 @@ impl Gateway {
         match (&self.sni, &self.address) {
             (Some(name), _) | (None, Host::Name(name)) => Some(name),
             (None, Host::Address(_)) => None,
+        }
+    }
+
+    /// How mail gets there that came over TLS, or did not; `None`: not at all, for it would go on in clear.
+    pub(crate) const fn encryption_for(&self, came_encrypted: bool) -> Option<Encryption> {
+        match self.encryption {
+            encryption if !came_encrypted || self.allow_downgrade => Some(encryption),
+            Encryption::None => None,
+            Encryption::Starttls | Encryption::StarttlsRequired => Some(Encryption::StarttlsRequired),
+            Encryption::Implicit => Some(Encryption::Implicit),
         }
     }
 

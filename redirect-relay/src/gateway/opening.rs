@@ -91,6 +91,9 @@ pub enum OpenReason {
     Dns(String),
     #[error("the name has no address")]
     NoAddress,
+    /// The client used TLS, the gateway does not, and does not say `allow_downgrade`.
+    #[error("mail that came over TLS may not go on in clear")]
+    Downgrade,
     /// Our own listener: mail would go in circles.
     #[error("{0} is our own listener")]
     Loop(SocketAddr),
@@ -150,6 +153,8 @@ pub(crate) enum Purpose {
 
 pub(crate) struct Opening {
     gateway: Arc<Gateway>,
+    /// The gateway's own, or what the message asks for.
+    encryption: Encryption,
     /// Our name in EHLO.
     helo: String,
     purpose: Purpose,
@@ -174,10 +179,11 @@ enum State {
 
 impl Opening {
     /// The TCP connection exists, and TLS on it where that is implicit.
-    pub(crate) fn new(gateway: Arc<Gateway>, helo: String, purpose: Purpose) -> Self {
-        let implicit = gateway.encryption == Encryption::Implicit;
+    pub(crate) fn new(gateway: Arc<Gateway>, encryption: Encryption, helo: String, purpose: Purpose) -> Self {
+        let implicit = encryption == Encryption::Implicit;
         Self {
             gateway,
+            encryption,
             helo,
             purpose,
             state: if implicit { State::Handshake } else { State::Await(Stage::Banner) },
@@ -248,7 +254,7 @@ impl Opening {
     pub(crate) fn encrypted(&mut self) {
         self.encrypted = true;
         self.turn += 1;
-        if self.gateway.encryption == Encryption::Implicit {
+        if self.encryption == Encryption::Implicit {
             self.state = State::Await(Stage::Banner);
         } else {
             self.ehlo();
@@ -284,6 +290,7 @@ impl Opening {
     fn on_reply(&mut self, reply: &Reply) -> Result<(), OpenError> {
         let code = reply.code;
         let plain = self.is_plain();
+        let downgraded = self.is_guarded() && !self.encrypted;
         match (&mut self.state, code) {
             (State::Await(Stage::Banner | Stage::Xclient), 220) => self.ehlo(),
             (State::Await(Stage::Ehlo), 250) => return self.proceed(),
@@ -291,6 +298,9 @@ impl Opening {
             (State::Await(Stage::Ehlo), 500..=599) if plain => {
                 self.capabilities = Capabilities::default();
                 self.say(State::AwaitHelo, &format!("HELO {}\r\n", self.helo));
+            }
+            (State::Await(Stage::Ehlo), 500..=599) if downgraded => {
+                return Err(self.fault(OpenReason::Downgrade));
             }
             (State::AwaitHelo, 250) => self.state = State::Ready,
             (State::Await(Stage::Starttls), 220) => {
@@ -318,21 +328,28 @@ impl Opening {
 
     /// Nothing is asked for that EHLO would have to offer.
     fn is_plain(&self) -> bool {
-        let Gateway { encryption, account, xclient, .. } = &*self.gateway;
-        self.encrypted || matches!(encryption, Encryption::None | Encryption::Starttls) && account.is_none() && !xclient
+        let Gateway { account, xclient, .. } = &*self.gateway;
+        self.encrypted
+            || matches!(self.encryption, Encryption::None | Encryption::Starttls) && account.is_none() && !xclient
+    }
+
+    /// TLS is only needed because the mail came over TLS.
+    fn is_guarded(&self) -> bool {
+        self.encryption != self.gateway.encryption
     }
 
     /// After EHLO: the first thing that is still to do.
     fn proceed(&mut self) -> Result<(), OpenError> {
         let gateway = Arc::clone(&self.gateway);
-        let wants_tls = matches!(gateway.encryption, Encryption::Starttls | Encryption::StarttlsRequired);
+        let wants_tls = matches!(self.encryption, Encryption::Starttls | Encryption::StarttlsRequired);
         if wants_tls && !self.encrypted {
             if self.capabilities.starttls {
                 self.say(State::Await(Stage::Starttls), "STARTTLS\r\n");
                 return Ok(());
             }
-            if gateway.encryption == Encryption::StarttlsRequired {
-                return Err(OpenError { stage: Stage::Starttls, reason: OpenReason::NotOffered("STARTTLS") });
+            if self.encryption == Encryption::StarttlsRequired {
+                let reason = if self.is_guarded() { OpenReason::Downgrade } else { OpenReason::NotOffered("STARTTLS") };
+                return Err(OpenError { stage: Stage::Starttls, reason });
             }
         }
         if self.purpose == Purpose::Probe {
@@ -416,8 +433,15 @@ mod tests {
     /// Plays `replies` in pieces of every size; `expected` is what we said, ending in how it ended. `TLS` in it stands for
     /// the handshake.
     fn check_for(purpose: &Purpose, json: &str, replies: &[&str], expected: &str) {
+        check_mail(purpose, false, json, replies, expected);
+    }
+
+    /// As [`check_for`], for mail that came over TLS or not.
+    fn check_mail(purpose: &Purpose, came_encrypted: bool, json: &str, replies: &[&str], expected: &str) {
         for step in 1..=replies.iter().map(|reply| reply.len()).max().unwrap() {
-            let mut opening = Opening::new(gateway(json), "us.example".into(), purpose.clone());
+            let gateway = gateway(json);
+            let encryption = gateway.encryption_for(came_encrypted).unwrap();
+            let mut opening = Opening::new(gateway, encryption, "us.example".into(), purpose.clone());
             let mut said = String::new();
             let mut replies = replies.iter();
             let end = loop {
@@ -484,6 +508,23 @@ mod tests {
             &[BANNER, offer, "454 4.7.0 no\r\n"],
             "EHLO us.example|STARTTLS|starttls: the gateway refused: 454 no",
         );
+    }
+
+    #[test]
+    fn mail_that_came_over_tls_does_not_go_on_in_clear() {
+        let check = |json: &str, replies: &[&str], expected: &str| {
+            check_mail(&Purpose::Mail(introduction()), true, json, replies, expected);
+        };
+        let offer = "250-mx\r\n250 STARTTLS\r\n";
+        let downgrade = "mail that came over TLS may not go on in clear";
+        check("", &[BANNER, offer, "220 go\r\n", "250 mx\r\n"], "EHLO us.example|STARTTLS|TLS|EHLO us.example|ready");
+        check("", &[BANNER, "250 mx\r\n"], &format!("EHLO us.example|starttls: {downgrade}"));
+        check("", &[BANNER, "500 what\r\n"], &format!("EHLO us.example|ehlo: {downgrade}"));
+        let allowed = r#","allow_downgrade":true"#;
+        check(allowed, &[BANNER, "250 mx\r\n"], "EHLO us.example|ready");
+        check(&format!("{PLAIN}{allowed}"), &[BANNER, offer], "EHLO us.example|ready");
+        assert_eq!(gateway(PLAIN).encryption_for(true), None);
+        check(r#","encryption":"implicit""#, &[BANNER, "250 mx\r\n"], "TLS|EHLO us.example|ready");
     }
 
     #[test]
@@ -566,7 +607,8 @@ mod tests {
         // Gateway::check refuses such a gateway; the opening does not rely on that.
         let mut bare: Gateway = (*gateway(ACCOUNT)).clone();
         bare.account.as_mut().unwrap().allow_unprotected = false;
-        let mut opening = Opening::new(Arc::new(bare), "us.example".into(), Purpose::Verify);
+        let encryption = bare.encryption;
+        let mut opening = Opening::new(Arc::new(bare), encryption, "us.example".into(), Purpose::Verify);
         opening.input(BANNER.as_bytes()).unwrap();
         let error = opening.input(auth.as_bytes()).unwrap_err();
         assert_eq!(error.to_string(), "auth: the password would cross an unprotected connection");

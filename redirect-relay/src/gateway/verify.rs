@@ -119,6 +119,7 @@ impl Fleet {
         }
         let dial = Dial {
             gateway,
+            encryption: gateway.encryption,
             tls: tls.as_ref(),
             address,
             egress,

@@ -25,6 +25,8 @@ pub enum Concern {
     TlsNone,
     /// Mail goes in clear where the gateway, or who sits between, does not offer TLS.
     TlsOptional,
+    /// Mail that came over TLS may go on in clear.
+    Downgrade,
     /// TLS with a gateway that nobody verified.
     TlsUnverified,
     /// Out of service, by its probes and its mail: the caller knows.
@@ -129,6 +131,9 @@ fn gateway_findings(gateway: &Gateway, used: bool) -> Vec<Finding> {
         && *mechanism != Mechanism::ScramSha256
     {
         findings.push(finding(Concern::CleartextAccount, "its password goes to whoever answers"));
+    }
+    if gateway.allow_downgrade && matches!(gateway.encryption, Encryption::None | Encryption::Starttls) {
+        findings.push(finding(Concern::Downgrade, "mail that came over TLS may go on in clear"));
     }
     match gateway.encryption {
         Encryption::None => findings.push(finding(Concern::TlsNone, "mail goes in clear")),

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Instant};
 
 use jiff::Timestamp;
 
-use super::{Action, Session, Transaction};
+use super::{Action, Note, Session, Transaction};
 use crate::{
     record::{Cause, GatewayReplies, Outcome, Record, Status, Times},
     upstream::Event,
@@ -48,6 +48,9 @@ impl Session {
     pub(super) fn note_sent(&mut self, now: Instant) {
         if let Some(transaction) = &mut self.transaction {
             transaction.story.times.sent = Some(now.saturating_duration_since(transaction.started));
+        }
+        if self.encrypted && self.link.as_ref().is_some_and(|link| !link.granted.encrypted) {
+            self.actions.push_back(Action::Note(Note::Downgrade));
         }
     }
 

@@ -141,7 +141,14 @@ fn granted(plain: bool, reused: bool) -> Granted {
         ..Capabilities::default()
     };
     let capabilities = Arc::new(if plain { Capabilities::default() } else { capabilities });
-    Granted { gateway: Arc::new(gateway()), capabilities, egress: None, egress_listed: false, reused }
+    Granted {
+        gateway: Arc::new(gateway()),
+        capabilities,
+        egress: None,
+        egress_listed: false,
+        encrypted: false,
+        reused,
+    }
 }
 
 fn nothing_left() -> OpenError {

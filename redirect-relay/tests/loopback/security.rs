@@ -6,10 +6,14 @@ use std::{
     time::Duration,
 };
 
-use redirect_relay::{Auth, Certificate, Policy, Seen, Settings, Tls, Users, Verifier, Who, route::Routing};
+use redirect_relay::{
+    Auth, Certificate, Policy, Seen, Settings, Tls, Users, Verifier, Who,
+    gateway::{Encryption, Gateway},
+    route::Routing,
+};
 use rustls::{
-    ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, ServerName, pem::PemObject},
+    ClientConfig, RootCertStore, ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split},
@@ -17,7 +21,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use crate::support::{BODY, Client, FakeGateway, Running, Site, at, settings};
+use crate::support::{BODY, Client, FakeGateway, Nature, Running, Site, plain, settings, to};
 
 struct Operator {
     certificate: Certificate,
@@ -90,11 +94,12 @@ fn last_line_is_whole(said: &[u8]) -> bool {
 
 fn site(policy: Policy, gateway: SocketAddr) -> Site {
     let original = "198.51.100.9:25".parse().unwrap();
+    let gateway = Gateway { allow_downgrade: true, ..plain("g0", gateway) };
     Site {
         class: Some("configured"),
         policy: Arc::new(policy),
         original,
-        routing: Mutex::new(Arc::new(Routing::build(at(&[gateway])).unwrap())),
+        routing: Mutex::new(Arc::new(Routing::build(to(vec![gateway])).unwrap())),
         listeners: Mutex::default(),
         locks: AtomicU32::new(0),
     }
@@ -118,6 +123,52 @@ async fn a_message_over_tls() {
     assert_eq!(seen.messages, [body.as_bytes()]);
     assert!(seen.traces[0].contains(" with ESMTPS (class"), "{}", seen.traces[0]);
     assert_eq!(relay.stop().await.messages_accepted, 1);
+}
+
+/// What came over TLS goes on over TLS or not at all, unless the gateway says that it may.
+#[tokio::test]
+async fn mail_that_came_over_tls_does_not_go_on_in_clear() {
+    let operator = Operator::new();
+    let clear = FakeGateway::start(vec![]);
+    let certificate = rcgen::generate_simple_self_signed(["mx.example".into()]).unwrap();
+    let key = PrivateKeyDer::from_pem_slice(certificate.signing_key.serialize_pem().as_bytes()).unwrap();
+    let server = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.cert.der().clone()], key)
+        .unwrap();
+    let secure = FakeGateway::with(Nature { tls: Some(Arc::new(server)), ..Nature::default() }, vec![]);
+    let gateway = |encryption, allow_downgrade| Gateway { encryption, allow_downgrade, ..plain("g0", clear.address) };
+    let second = Gateway { encryption: Encryption::Starttls, ..plain("g1", secure.address) };
+    let relay = Running::at_site(settings(), site(operator.policy(), clear.address)).await;
+    for (encryption, second, allow_downgrade, expected) in [
+        (Encryption::None, None, false, "451 4.7.5"),
+        (Encryption::Starttls, None, false, "451 4.7.5"),
+        (Encryption::Starttls, Some(second.clone()), false, "250"),
+        (Encryption::None, Some(second), false, "250"),
+        (Encryption::None, None, true, "250"),
+    ] {
+        let gateways = [Some(gateway(encryption, allow_downgrade)), second].into_iter().flatten().collect();
+        *relay.relay.directory().routing.lock().unwrap() = Arc::new(Routing::build(to(gateways)).unwrap());
+        // A connection in clear that waits for the next message is not for this one either.
+        let mut other = relay.client().await;
+        other.greet().await;
+        other.envelope().await;
+        other.send(format!("{BODY}.\r\n")).await;
+        other.expect("250").await;
+        let (mut client, _) = operator.client(&relay).await;
+        client.ask("MAIL FROM:<a@b.example>\r\n", "250").await;
+        let reply = client.ask("RCPT TO:<c@d.example>\r\n", expected).await;
+        if reply.starts_with("250") {
+            client.ask("DATA\r\n", "354").await;
+            client.ask(&format!("{BODY}.\r\n"), "250 2.0.0 queued").await;
+        }
+    }
+    assert_eq!((clear.seen().messages.len(), secure.seen().messages.len()), (5 + 1, 2));
+    assert!(relay.relay.gateways()[0].up, "what only this mail asks for is no failure of the gateway");
+    let counters = relay.stop().await;
+    assert_eq!((counters.downgrades, counters.downgrades_refused, counters.gateway_failures), (1, 2, 0));
 }
 
 /// A TCP end without `close_notify` could be anybody's: it ends no message.
