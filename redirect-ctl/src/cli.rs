@@ -372,6 +372,7 @@ pub struct ClassSet {
 /// How the embedded relay treats the clients of a class.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "The embedded relay")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
 pub struct SmtpArgs {
     /// TLS toward clients
     #[arg(long, default_value = "none", value_parser = word::<smtp::SmtpTls>(smtp::SmtpTls::WORDS))]
@@ -411,6 +412,9 @@ pub struct SmtpArgs {
     /// Refuse lines beyond 998 octets
     #[arg(long)]
     pub refuse_long_lines: bool,
+    /// Offer MT-PRIORITY: clients say which priority their mail has
+    #[arg(long)]
+    pub mt_priority: bool,
     /// Answer abuse late: the first delay, doubled each time, and the longest
     #[arg(long, value_name = "DELAY..MAX", value_parser = tarpit)]
     pub tarpit: Option<Tarpit>,

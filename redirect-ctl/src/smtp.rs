@@ -71,6 +71,7 @@ impl Unauthenticated {
 /// The rules of a class for sessions with the embedded relay; null stands for "no limit".
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a rule of its own")]
 pub struct Smtp {
     pub tls: SmtpTls,
     /// What clients are shown, with `tls` `offer`.
@@ -93,6 +94,8 @@ pub struct Smtp {
     pub refuse_literals: bool,
     /// Lines beyond 998 octets are refused.
     pub refuse_long_lines: bool,
+    /// MT-PRIORITY is offered (RFC 6710): clients say which priority their mail has.
+    pub mt_priority: bool,
     /// How abuse is slowed down.
     pub tarpit: Option<Tarpit>,
     /// When it ends in a lock.
@@ -170,6 +173,7 @@ impl Smtp {
             notification_recipients_max: self.notification_recipients_max,
             refuse_literals: self.refuse_literals,
             refuse_long_lines: self.refuse_long_lines,
+            mt_priority: self.mt_priority,
             tarpit,
             lock,
         })

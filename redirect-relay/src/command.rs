@@ -13,7 +13,7 @@ use crate::{
     dsn::{self, DsnError, Notify, Return},
     limits::{
         ANY_LINE_MAX, AUTH_LINE_MAX, COMMAND_LINE_MAX, DOMAIN_MAX, DSN_MAIL_ROOM, DSN_RCPT_ROOM, MAIL_AUTH_ROOM,
-        MAIL_LINE_MAX, SMTPUTF8_ROOM,
+        MAIL_LINE_MAX, PRIORITY_ROOM, SMTPUTF8_ROOM,
     },
     reply::Reply,
     trace::Helo,
@@ -49,12 +49,24 @@ pub(crate) struct Mail {
     /// `RET=` and `ENVID=` (RFC 3461).
     pub(crate) ret: Option<Return>,
     pub(crate) envid: Option<String>,
+    /// `MT-PRIORITY=` (RFC 6710).
+    pub(crate) priority: Option<i8>,
 }
 
 impl Mail {
     /// Whether it has anything that HELO does not allow.
     pub(crate) const fn is_extended(&self) -> bool {
-        self.size.is_some() || self.body.is_some() || self.smtputf8 || self.ret.is_some() || self.envid.is_some()
+        self.size.is_some()
+            || self.body.is_some()
+            || self.smtputf8
+            || self.ret.is_some()
+            || self.envid.is_some()
+            || self.priority.is_some()
+    }
+
+    /// The message's priority: one that says nothing of it has 0 (RFC 6710 section 4.1).
+    pub(crate) fn priority(&self) -> i8 {
+        self.priority.unwrap_or(0)
     }
 }
 
@@ -90,9 +102,11 @@ pub(crate) struct Login {
 
 /// What was offered to the client beyond what is always offered, and so may be used.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an extension of its own")]
 pub(crate) struct Grammar {
     pub(crate) smtputf8: bool,
     pub(crate) dsn: bool,
+    pub(crate) priority: bool,
     pub(crate) auth: bool,
 }
 
@@ -105,6 +119,7 @@ impl Grammar {
                 MAIL_LINE_MAX
                     + room(self.smtputf8, SMTPUTF8_ROOM)
                     + room(self.dsn, DSN_MAIL_ROOM)
+                    + room(self.priority, PRIORITY_ROOM)
                     + room(self.auth, MAIL_AUTH_ROOM)
             }
             b"AUTH" if self.auth => AUTH_LINE_MAX,
@@ -275,7 +290,7 @@ fn mail(arguments: &str, grammar: Grammar) -> Result<Command, Refusal> {
         AddressError::SourceRoute => NO_SOURCE_ROUTE,
         AddressError::Detour => NO_DETOUR,
     })?;
-    let mut mail = Mail { sender, size: None, body: None, smtputf8: false, ret: None, envid: None };
+    let mut mail = Mail { sender, size: None, body: None, smtputf8: false, ret: None, envid: None, priority: None };
     for parameter in parameters(rest, BAD_SENDER)? {
         let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
         if name.eq_ignore_ascii_case("SIZE") {
@@ -300,6 +315,10 @@ fn mail(arguments: &str, grammar: Grammar) -> Result<Command, Refusal> {
             // Who wrote the message is not ours to vouch for: checked, and not passed on (RFC 4954 section 5).
             if value != "<>" && (value.is_empty() || !dsn::is_xtext(value)) {
                 return Err(ARGUMENTS);
+            }
+        } else if grammar.priority && name.eq_ignore_ascii_case("MT-PRIORITY") {
+            if mail.priority.replace(priority(value).ok_or(ARGUMENTS)?).is_some() {
+                return Err(DUPLICATE_PARAMETER);
             }
         } else if grammar.dsn && name.eq_ignore_ascii_case("RET") {
             if mail.ret.replace(dsn::ret(value)?).is_some() {
@@ -392,6 +411,13 @@ fn parameters(rest: &str, otherwise: Refusal) -> Result<impl Iterator<Item = &st
 fn size(value: &str) -> Option<u64> {
     let digits = (1..=20).contains(&value.len()) && value.bytes().all(|b| b.is_ascii_digit());
     digits.then(|| value.parse().unwrap_or(u64::MAX))
+}
+
+/// `priority-value = ( ["-"] NZDIGIT ) / "0"` (RFC 6710 section 6).
+fn priority(value: &str) -> Option<i8> {
+    let digits = value.strip_prefix('-').unwrap_or(value);
+    let well = digits.len() == 1 && digits.as_bytes()[0].is_ascii_digit() && value != "-0";
+    if well { value.parse().ok() } else { None }
 }
 
 #[cfg(test)]
@@ -506,7 +532,7 @@ mod tests {
         check("BDAT 99999999999999999999 LAST", "501 5.5.4 close");
     }
 
-    const EVERYTHING: Grammar = Grammar { smtputf8: true, dsn: true, auth: true };
+    const EVERYTHING: Grammar = Grammar { smtputf8: true, dsn: true, priority: true, auth: true };
 
     #[test]
     fn parameters_that_were_offered() {
@@ -537,12 +563,36 @@ mod tests {
         check(&long(1048), "rcpt <a@b> None None");
         check(&long(1049), "500 5.5.2 close");
         let long = |length: usize| format!("MAIL FROM:<a@b>{}", " ".repeat(length - 17));
-        check(&long(1181), "mail <a@b> None None");
-        check(&long(1182), "500 5.5.2 close");
+        check(&long(1196), "mail <a@b> None None");
+        check(&long(1197), "500 5.5.2 close");
         check("MAIL FROM:<a@b> AUTH=<>", "mail <a@b> None None");
         check("MAIL FROM:<a@b> AUTH=e+3Dmc2@example.com", "mail <a@b> None None");
         check("MAIL FROM:<a@b> AUTH=", "501 5.5.4");
         check("MAIL FROM:<a@b> AUTH=x+0D+0A", "501 5.5.4");
+    }
+
+    #[test]
+    fn priorities() {
+        let priority = |value: &str| {
+            let line = format!("MAIL FROM:<a@b> mt-priority={value}\r\n");
+            match next(line.as_bytes(), EVERYTHING) {
+                Some((_, Ok(Command::Mail(mail)))) => mail.priority,
+                other => {
+                    assert_eq!(other.unwrap().1, Err(ARGUMENTS), "{value:?}");
+                    None
+                }
+            }
+        };
+        for value in -9..=9_i8 {
+            assert_eq!(priority(&value.to_string()), Some(value));
+        }
+        for value in ["", "-", "-0", "+1", "00", "10", "-10", "1x", "\u{661}", "--1"] {
+            assert_eq!(priority(value), None, "{value:?}");
+        }
+        let show = |line: &str| show_in(line.as_bytes(), EVERYTHING);
+        assert_eq!(show("MAIL FROM:<a@b> MT-PRIORITY\r\n"), "501 5.5.4");
+        assert_eq!(show("MAIL FROM:<a@b> MT-PRIORITY=1 MT-PRIORITY=1\r\n"), "501 5.5.4");
+        check("MAIL FROM:<a@b> MT-PRIORITY=1", "555 5.5.4");
     }
 
     #[test]

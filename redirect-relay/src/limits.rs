@@ -10,6 +10,8 @@ pub(crate) const COMMAND_LINE_MAX: usize = 512;
 pub(crate) const MAIL_LINE_MAX: usize = COMMAND_LINE_MAX + 26 + 17;
 /// Octets that SMTPUTF8 adds to a MAIL line (RFC 6531 section 3.4).
 pub(crate) const SMTPUTF8_ROOM: usize = 10;
+/// Octets that MT-PRIORITY adds to a MAIL line (RFC 6710 section 3).
+pub(crate) const PRIORITY_ROOM: usize = 15;
 /// Octets of an ENVID and of an ORCPT as they are written (RFC 3461 sections 4.4 and 4.2).
 pub(crate) const ENVID_MAX: usize = 100;
 pub(crate) const ORCPT_MAX: usize = 500;
@@ -25,7 +27,7 @@ pub(crate) const CREDENTIAL_MAX: usize = 1024;
 /// Passwords that are verified at one time: each takes a thread and its CPU for some 10 ms.
 pub(crate) const VERIFICATIONS_MAX: usize = 4;
 /// The longest command line of any kind but AUTH that a client may send.
-pub(crate) const ANY_LINE_MAX: usize = MAIL_LINE_MAX + SMTPUTF8_ROOM + DSN_MAIL_ROOM + MAIL_AUTH_ROOM;
+pub(crate) const ANY_LINE_MAX: usize = MAIL_LINE_MAX + SMTPUTF8_ROOM + PRIORITY_ROOM + DSN_MAIL_ROOM + MAIL_AUTH_ROOM;
 const _: () = assert!(COMMAND_LINE_MAX + DSN_RCPT_ROOM <= ANY_LINE_MAX);
 /// A chunk (BDAT) smaller than this that is not the last counts as a command toward [`Limits::commands_max`].
 pub(crate) const CHUNK_SMALL: u64 = 4096;

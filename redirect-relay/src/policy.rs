@@ -14,6 +14,7 @@ use crate::{
 
 /// The rules for one session; they hold until it ends.
 #[derive(Debug, Clone, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a rule of its own")]
 pub struct Policy {
     pub tls: Tls,
     pub auth: Auth,
@@ -33,6 +34,8 @@ pub struct Policy {
     pub refuse_literals: bool,
     /// Bodies with a line beyond 998 octets and its CRLF (RFC 5321 section 4.5.3.1.6) are refused with 550 5.6.0.
     pub refuse_long_lines: bool,
+    /// MT-PRIORITY is offered (RFC 6710): clients say which priority their mail has, and routes and gateways may ask for it.
+    pub mt_priority: bool,
     /// How abuse is slowed down.
     pub tarpit: Option<Tarpit>,
     /// When it ends in a lock.

@@ -25,7 +25,7 @@ fn pieces(how: u8, octets: &[u8]) -> impl Iterator<Item = &[u8]> {
 /// Commands: a line is judged once, whatever follows it and however it came; what it says is written in one form.
 pub fn command(input: &[u8]) {
     let Some((&how, octets)) = input.split_first() else { return };
-    let grammar = Grammar { smtputf8: how & 1 != 0, dsn: how & 2 != 0, auth: how & 4 != 0 };
+    let grammar = Grammar { smtputf8: how & 1 != 0, dsn: how & 2 != 0, auth: how & 4 != 0, priority: how & 8 != 0 };
     let mut rest = octets;
     while let Some((length, parsed)) = command::next(rest, grammar) {
         assert!((1..=rest.len()).contains(&length), "{length} of {}", rest.len());

@@ -139,9 +139,6 @@ pub(crate) struct Means {
     pub(crate) stage: Arc<watch::Stage>,
 }
 
-/// The priority of a message that says nothing of it (RFC 6710 section 4).
-const USUAL_PRIORITY: i8 = 0;
-
 /// Answers to those who get no session.
 pub(crate) const NO_CLASS: Reply = Reply::new(554, 7, 1, "No mail service for your address");
 pub(crate) const TOO_MANY_SESSIONS: Reply = Reply::new(421, 3, 2, "Too many sessions, try again later");
@@ -736,7 +733,7 @@ impl Session {
             sender: sender.as_ref().map(Domain::as_str),
             class: &self.identity.class,
             size: transaction.mail.size.unwrap_or(0),
-            priority: USUAL_PRIORITY,
+            priority: transaction.mail.priority(),
         };
         Some(transaction.routing.as_ref()?.decide(&query)?.target)
     }
@@ -806,6 +803,7 @@ impl Session {
             (eight_bit_mime, "8BITMIME"),
             (smtputf8, "SMTPUTF8"),
             (dsn, "DSN"),
+            (self.identity.policy.mt_priority, "MT-PRIORITY"),
         ];
         for (offered, keyword) in offers {
             if offered {
@@ -823,7 +821,7 @@ impl Session {
     /// What the client may use: what it was offered, which HELO does not show.
     fn grammar(&self) -> Grammar {
         let Extensions { smtputf8, dsn, .. } = self.offered;
-        Grammar { smtputf8, dsn, auth: self.offers_auth() }
+        Grammar { smtputf8, dsn, priority: self.identity.policy.mt_priority, auth: self.offers_auth() }
     }
 
     fn size_max(&self) -> u64 {
@@ -991,7 +989,7 @@ impl Session {
             target: target.clone(),
             introduction,
             encrypted: self.encrypted,
-            priority: USUAL_PRIORITY,
+            priority: transaction.mail.priority(),
         };
         transaction.stage = Stage::Opening(Opening { since, otherwise });
         if until <= now {
@@ -1099,6 +1097,7 @@ impl Session {
     fn with(&self) -> With {
         With {
             utf8: self.transaction.as_ref().is_some_and(|transaction| transaction.mail.smtputf8),
+            priority: self.transaction.as_ref().and_then(|transaction| transaction.mail.priority),
             encrypted: self.encrypted,
             authenticated: self.authenticated,
         }

@@ -21,6 +21,8 @@ pub(crate) struct Helo {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct With {
     pub(crate) utf8: bool,
+    /// What the client said of its priority (RFC 6710 section 4.1).
+    pub(crate) priority: Option<i8>,
     pub(crate) encrypted: bool,
     pub(crate) authenticated: bool,
 }
@@ -49,13 +51,14 @@ pub(crate) fn write_received(
 ) {
     let name = printable(&helo.name);
     let client = literal(identity.client.ip());
+    let priority = with.priority.map_or_else(String::new, |priority| format!(" PRIORITY {priority}"));
     let with = with.protocol(helo.extended);
     let class = printable(&identity.class);
     let original = destination(identity.original.get());
     let date = now.to_zoned(TimeZone::UTC).strftime("%a, %d %b %Y %H:%M:%S %z");
     write!(
         out,
-        "Received: from {name} ({client})\r\n\tby {hostname} with {with} (class {class};\r\n\
+        "Received: from {name} ({client})\r\n\tby {hostname} with {with}{priority} (class {class};\r\n\
          \tfor original destination {original});\r\n\t{date}\r\n"
     )
     .expect("a buffer in memory takes every write");
@@ -181,13 +184,14 @@ mod tests {
 
     #[test]
     fn the_protocol_tells_of_tls_and_auth() {
-        let name = |utf8, encrypted, authenticated| With { utf8, encrypted, authenticated }.protocol(true);
+        let name =
+            |utf8, encrypted, authenticated| With { utf8, encrypted, authenticated, priority: None }.protocol(true);
         assert_eq!(name(false, false, false), "ESMTP");
         assert_eq!(name(false, true, false), "ESMTPS");
         assert_eq!(name(false, false, true), "ESMTPA");
         assert_eq!(name(false, true, true), "ESMTPSA");
         assert_eq!(name(true, true, true), "UTF8SMTPSA");
-        assert_eq!(With { utf8: false, encrypted: true, authenticated: false }.protocol(false), "SMTP");
+        assert_eq!(With { encrypted: true, ..With::default() }.protocol(false), "SMTP");
     }
 
     #[test]

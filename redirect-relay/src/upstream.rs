@@ -282,6 +282,10 @@ impl Upstream {
         if mail.smtputf8 {
             line.push_str(" SMTPUTF8");
         }
+        // A gateway without MT-PRIORITY has no use for one: nothing stands in its place (RFC 6710 section 4.2).
+        if self.offers.mt_priority {
+            write_parameter(&mut line, "MT-PRIORITY", mail.priority.as_ref());
+        }
         // A gateway without DSN reports what it likes to: the client's wishes end here (RFC 3461 section 5.2.2).
         if self.offers.dsn {
             write_parameter(&mut line, "RET", mail.ret.as_ref());

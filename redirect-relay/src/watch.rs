@@ -211,7 +211,7 @@ mod tests {
     use crate::command::{self, Grammar};
 
     fn check(line: &str, expected: &str) {
-        let grammar = Grammar { smtputf8: true, dsn: true, auth: true };
+        let grammar = Grammar { smtputf8: true, dsn: true, priority: true, auth: true };
         let (_, parsed) = command::next(format!("{line}\r\n").as_bytes(), grammar).unwrap();
         assert_eq!(redacted(&parsed), expected, "{line:?}");
     }

@@ -18,6 +18,8 @@ pub struct Capabilities {
     pub smtputf8: bool,
     /// DSN (RFC 3461).
     pub dsn: bool,
+    /// MT-PRIORITY (RFC 6710).
+    pub mt_priority: bool,
     pub starttls: bool,
     /// The mechanisms of AUTH (RFC 4954) that we know.
     pub auth: Vec<Mechanism>,
@@ -42,6 +44,7 @@ impl Capabilities {
             "8BITMIME" => self.eight_bit_mime = true,
             "SMTPUTF8" => self.smtputf8 = true,
             "DSN" => self.dsn = true,
+            "MT-PRIORITY" => self.mt_priority = true,
             "STARTTLS" => self.starttls = true,
             "AUTH" => words.for_each(|word| self.note_mechanism(word)),
             "XCLIENT" => self.xclient = Some(words.map(str::to_ascii_uppercase).collect()),
@@ -142,6 +145,7 @@ mod tests {
             "8BITMIME",
             "SMTPUTF8",
             "DSN",
+            "MT-PRIORITY MIXER",
             "STARTTLS",
             "AUTH LOGIN  plain CRAM-MD5 SCRAM-SHA-256 PLAIN",
             "XCLIENT name addr",
@@ -155,6 +159,7 @@ mod tests {
             eight_bit_mime: true,
             smtputf8: true,
             dsn: true,
+            mt_priority: true,
             starttls: true,
             auth: vec![Mechanism::Login, Mechanism::Plain, Mechanism::ScramSha256],
             xclient: Some(vec!["NAME".into(), "ADDR".into()]),

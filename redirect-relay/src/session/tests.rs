@@ -138,6 +138,7 @@ fn granted(plain: bool, reused: bool) -> Granted {
         eight_bit_mime: true,
         smtputf8: true,
         dsn: true,
+        mt_priority: true,
         ..Capabilities::default()
     };
     let capabilities = Arc::new(if plain { Capabilities::default() } else { capabilities });

@@ -3,9 +3,10 @@
 use std::{fs, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use redirect_relay::{
+    Policy,
     gateway::{
-        Account, Balance, Egress, EgressAddress, Encryption, Gateway, Group, Mechanism, Member, Pin, Secret,
-        Stage as Part, Status, Strategy, Verification,
+        Account, Balance, Egress, EgressAddress, Encryption, Gateway, Group, Mechanism, Member, Pin, PriorityRange,
+        Secret, Stage as Part, Status, Strategy, Verification,
     },
     route::{Pattern, Route, Routing, RoutingSpec, Target},
     tend,
@@ -99,6 +100,47 @@ async fn offers(relay: &Running) -> String {
     let offers = client.ask("EHLO pc.example", "250-").await;
     client.ask("QUIT", "221").await;
     offers
+}
+
+/// What the client says of a message's priority chooses its route, and the gateways that take it.
+#[tokio::test]
+async fn priorities_choose_routes_and_gateways() {
+    let all = [FakeGateway::start(vec![]), FakeGateway::start(vec![]), FakeGateway::start(vec![])];
+    let mut spec = at(&[all[0].address, all[1].address]);
+    // The first of the group takes what is urgent, the second what is not; newsletters have a route of their own.
+    let range = |min, max| Some(PriorityRange { min, max });
+    spec.gateways[0].priorities = range(5, 9);
+    spec.gateways[1].priorities = range(-3, 4);
+    spec.gateways.push(plain("news", all[2].address));
+    let mut news = Route::new(Pattern::Default, Target::Gateway("news".parse().unwrap()));
+    news.conditions.priority = range(-9, -7);
+    spec.routes.push(news);
+    let policy = Policy { mt_priority: true, ..Policy::default() };
+    let relay = Running::of_class(settings(), Some("c"), policy, Some(spec)).await;
+    let mut client = relay.client().await;
+    client.greet().await;
+    for (parameter, expected) in [
+        (" MT-PRIORITY=9", Some(0)),
+        (" MT-PRIORITY=4", Some(1)),
+        ("", Some(1)),
+        (" MT-PRIORITY=-7", Some(2)),
+        (" MT-PRIORITY=-6", None),
+    ] {
+        let before = all.each_ref().map(|gateway| gateway.seen().messages.len());
+        client.ask(&format!("MAIL FROM:<a@b.example>{parameter}"), "250 2.1.0").await;
+        let Some(chosen) = expected else {
+            client.ask("RCPT TO:<c@d.example>", "451 4.3.5").await;
+            break;
+        };
+        client.ask("RCPT TO:<c@d.example>", "250").await;
+        client.ask("DATA", "354").await;
+        client.send(format!("{BODY}.\r\n")).await;
+        client.expect("250").await;
+        let mut after = before;
+        after[chosen] += 1;
+        assert_eq!(all.each_ref().map(|gateway| gateway.seen().messages.len()), after, "{parameter}");
+    }
+    relay.stop().await;
 }
 
 /// A gateway is met by the first message; what it can do is offered from then on, as long as the others can as well.

@@ -99,10 +99,19 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) async fn start(settings: Settings, class: Option<&'static str>, routing: Option<RoutingSpec>) -> Self {
+        Self::of_class(settings, class, Policy::default(), routing).await
+    }
+
+    pub(crate) async fn of_class(
+        settings: Settings,
+        class: Option<&'static str>,
+        policy: Policy,
+        routing: Option<RoutingSpec>,
+    ) -> Self {
         let routing = Routing::build(routing.unwrap_or_default()).unwrap();
         let site = Site {
             class,
-            policy: Arc::default(),
+            policy: Arc::new(policy),
             original: "198.51.100.9:25".parse().unwrap(),
             routing: Mutex::new(Arc::new(routing)),
             listeners: Mutex::default(),

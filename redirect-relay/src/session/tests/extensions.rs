@@ -91,6 +91,22 @@ fn attack_17_utf8_without_the_parameter() {
     );
 }
 
+/// The class offers it, whatever its gateways can do; routes and gateways are asked with it.
+#[test]
+fn priorities_of_messages() {
+    for (plain, expected) in [(false, "MAIL FROM:<a@b> MT-PRIORITY=-3"), (true, "MAIL FROM:<a@b>")] {
+        let policy = Policy { mt_priority: true, ..Policy::default() };
+        let gateway = FakeGateway { plain, ..FakeGateway::default() };
+        let mut rig = Rig::for_class(settings(), policy, gateway);
+        rig.play(&[HELLO, "MAIL FROM:<a@b> MT-PRIORITY=-3\r\nRCPT TO:<c@d>\r\nDATA\r\n", "x\r\n.\r\n"]);
+        assert!(rig.said.contains("\r\n250-MT-PRIORITY\r\n"), "{}", rig.said);
+        assert_eq!(rig.gateway.commands[0], expected);
+        let message = String::from_utf8(rig.gateway.messages.remove(0)).unwrap();
+        assert!(message.contains("with ESMTP PRIORITY -3 (class"), "{message}");
+    }
+    check_line("MAIL FROM:<a@b> MT-PRIORITY=1\r\n", "555 5.5.4");
+}
+
 /// Our own refusals wait for the answers to what came before them.
 #[test]
 fn own_refusals_keep_their_turn() {
