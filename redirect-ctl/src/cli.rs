@@ -5,7 +5,9 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::PossibleValuesParser, builder::TypedValueParser};
 use redirect_relay::{
     Domain, Quota, Rate, Tarpit,
-    gateway::{Balance, EgressAddress, Encryption, Host, Mechanism, Member, Pin, PriorityRange, Status, Strategy},
+    gateway::{
+        Balance, EgressAddress, Encryption, GatewayQuota, Host, Mechanism, Member, Pin, PriorityRange, Status, Strategy,
+    },
     route::{SenderPattern, SizeRange},
 };
 use serde::de::DeserializeOwned;
@@ -395,10 +397,10 @@ pub struct SmtpArgs {
     /// Clients that may not
     #[arg(long, value_name = "PREFIX")]
     pub deny_unauthenticated: Vec<Prefix>,
-    #[arg(long = "quota", help = "What one subscriber may do, of connections, messages, notifications, recipients, octets, invalid_recipients and auth_failures; once for each", value_name = "KIND=COUNT/PERIOD[:BURST]", value_parser = quota)]
+    #[arg(long = "quota", help = "What one subscriber may do, of connections, messages, notifications, recipients, octets, invalid_recipients and auth_failures; once for each", value_name = "KIND=COUNT/PERIOD[:BURST]", value_parser = rate_of::<Quota>)]
     pub quotas: Vec<(String, Rate)>,
     /// The same for all subscribers of the class together
-    #[arg(long = "class-quota", value_name = "KIND=COUNT/PERIOD[:BURST]", value_parser = quota)]
+    #[arg(long = "class-quota", value_name = "KIND=COUNT/PERIOD[:BURST]", value_parser = rate_of::<Quota>)]
     pub class_quotas: Vec<(String, Rate)>,
     /// Sessions that one subscriber may have open
     #[arg(long, value_name = "N")]
@@ -566,6 +568,8 @@ pub struct GatewaySet {
     pub messages_per_second_max: Option<u32>,
     #[arg(long, value_name = "N")]
     pub recipients_per_message_max: Option<u32>,
+    #[arg(long = "quota", help = "What may go to it, of connections, messages, recipients and octets; once for each", value_name = "KIND=COUNT/PERIOD[:BURST]", value_parser = rate_of::<GatewayQuota>)]
+    pub quotas: Vec<(String, Rate)>,
     /// An address of ours that connections leave from, and our name there; once for each
     #[arg(long, value_name = "ADDRESS[=HELO]", value_parser = egress)]
     pub egress: Vec<EgressAddress>,
@@ -868,13 +872,13 @@ fn rate(text: &str) -> Result<Rate, String> {
 }
 
 /// `KIND=RATE`.
-fn quota(text: &str) -> Result<(String, Rate), String> {
+/// The kinds are the members of `Q`.
+fn rate_of<Q: DeserializeOwned>(text: &str) -> Result<(String, Rate), String> {
     let (kind, text) = text.split_once('=').ok_or_else(|| format!("{text:?} is not KIND=COUNT/PERIOD[:BURST]"))?;
-    // The kinds are the members of a quota.
     let rate = rate(text)?;
     let mut members = serde_json::Map::new();
     members.insert(kind.to_owned(), serde_json::to_value(rate).map_err(|error| error.to_string())?);
-    serde_json::from_value::<Quota>(members.into()).map_err(|error| error.to_string())?;
+    serde_json::from_value::<Q>(members.into()).map_err(|error| error.to_string())?;
     Ok((kind.to_owned(), rate))
 }
 

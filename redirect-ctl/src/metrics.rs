@@ -250,6 +250,8 @@ impl Values {
         gauge(encoder, "gateway_up", "0 where a gateway is out of service", &rows(|state| u64::from(state.up)))?;
         let help = "Connections open to a gateway, idle ones included";
         gauge(encoder, "gateway_connections", help, &rows(|state| state.connections.into()))?;
+        let help = "How often mail was kept from a gateway by its limits over time";
+        counter(encoder, "gateway_over_quota", help, &rows(|state| state.over_quota))?;
         let help = "Messages under way to a gateway";
         gauge(encoder, "gateway_outstanding", help, &rows(|state| state.outstanding.into()))
     }

@@ -570,6 +570,7 @@ impl<'a, D: Directory> Conversation<'a, D> {
                 let granted = Granted {
                     gateway: Arc::clone(lease.gateway()),
                     capabilities: Arc::clone(lease.capabilities()),
+                    allowance: Arc::clone(lease.allowance()),
                     egress: lease.egress(),
                     egress_listed: lease.egress_listed(),
                     encrypted: lease.is_encrypted(),

@@ -1,4 +1,4 @@
-//! How much a subscriber, and a class as a whole, may do: rates, each with a burst, in memory that does not grow.
+//! How much a subscriber, a class as a whole, and a gateway may do: rates, each with a burst, in memory that does not grow.
 //!
 //! The generic cell rate algorithm (ITU-T I.371, "virtual scheduling"): one number for each rate, the time at which all
 //! that was taken will have been earned. Who has taken nothing for long enough has no number, so it can be forgotten. A
@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::counters::Meter;
 
 /// `count` in each `per`, of which `burst` may come at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "RateSpec", into = "RateSpec")]
 pub struct Rate {
     count: NonZeroU64,
@@ -81,6 +81,37 @@ impl Rate {
         let nanos = self.per.as_nanos() * u128::from(amount) / u128::from(self.count.get());
         u64::try_from(nanos).unwrap_or(u64::MAX)
     }
+}
+
+/// What was taken at one rate: when all of it will have been earned, in nanoseconds since an epoch of its keeper's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Bucket(u64);
+
+impl Bucket {
+    /// Takes `amount` if the rate has it.
+    pub(crate) fn take(&mut self, rate: Rate, amount: u64, now: u64) -> bool {
+        let until = self.0.max(now).saturating_add(rate.cost(amount));
+        let may = until - now <= rate.cost(rate.burst.get());
+        if may {
+            self.0 = until;
+        }
+        may
+    }
+
+    /// Takes `amount` whether the rate has it or not.
+    pub(crate) fn charge(&mut self, rate: Rate, amount: u64, now: u64) {
+        self.0 = self.0.max(now).saturating_add(rate.cost(amount));
+    }
+
+    /// Whether the rate has anything left.
+    pub(crate) fn has(self, rate: Rate, now: u64) -> bool {
+        self.0.saturating_sub(now).saturating_add(rate.cost(1)) <= rate.cost(rate.burst.get())
+    }
+}
+
+/// Nanoseconds since an epoch.
+pub(crate) fn since(epoch: Instant, now: Instant) -> u64 {
+    u64::try_from(now.saturating_duration_since(epoch).as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// What is counted.
@@ -173,14 +204,13 @@ const WAYS: usize = 8;
 struct Entry {
     /// Of the owner: 128 bits of a keyed hash, which two owners do not share.
     fingerprint: (u64, u64),
-    /// When what was taken is earned, in nanoseconds since the table's epoch.
-    earned: [u64; KINDS],
+    buckets: [Bucket; KINDS],
 }
 
 impl Entry {
     /// From when on the entry says nothing.
     fn free_at(&self) -> u64 {
-        self.earned.iter().copied().max().unwrap_or(0)
+        self.buckets.iter().max().map_or(0, |bucket| bucket.0)
     }
 }
 
@@ -208,30 +238,21 @@ impl Table {
 
     /// Takes `amount` if the rate has it.
     pub(crate) fn take(&self, owner: Owner<'_>, kind: Kind, rate: Rate, amount: u64, now: Instant) -> bool {
-        self.with(owner, kind, now, |earned, now| {
-            let until = (*earned).max(now).saturating_add(rate.cost(amount));
-            let may = until - now <= rate.cost(rate.burst.get());
-            if may {
-                *earned = until;
-            }
-            may
-        })
+        self.with(owner, kind, now, |bucket, now| bucket.take(rate, amount, now))
     }
 
     /// Takes `amount` whether the rate has it or not.
     pub(crate) fn charge(&self, owner: Owner<'_>, kind: Kind, rate: Rate, amount: u64, now: Instant) {
-        self.with(owner, kind, now, |earned, now| *earned = (*earned).max(now).saturating_add(rate.cost(amount)));
+        self.with(owner, kind, now, |bucket, now| bucket.charge(rate, amount, now));
     }
 
     /// Whether the rate has anything left.
     pub(crate) fn has(&self, owner: Owner<'_>, kind: Kind, rate: Rate, now: Instant) -> bool {
-        self.with(owner, kind, now, |earned, now| {
-            (*earned).saturating_sub(now).saturating_add(rate.cost(1)) <= rate.cost(rate.burst.get())
-        })
+        self.with(owner, kind, now, |bucket, now| bucket.has(rate, now))
     }
 
-    fn with<R>(&self, owner: Owner<'_>, kind: Kind, now: Instant, act: impl FnOnce(&mut u64, u64) -> R) -> R {
-        let now = u64::try_from(now.saturating_duration_since(self.epoch).as_nanos()).unwrap_or(u64::MAX);
+    fn with<R>(&self, owner: Owner<'_>, kind: Kind, now: Instant, act: impl FnOnce(&mut Bucket, u64) -> R) -> R {
+        let now = since(self.epoch, now);
         let fingerprint = (self.hashers[0].hash_one(owner), self.hashers[1].hash_one(owner));
         // The number of sets is a power of two, so the lowest bits of the hash choose one.
         let index = usize::try_from(fingerprint.0 & (self.sets.len() as u64 - 1)).unwrap_or(0);
@@ -242,14 +263,14 @@ impl Table {
         };
         let entry = &mut set[place];
         if entry.fingerprint != fingerprint {
-            *entry = Entry { fingerprint, earned: [0; KINDS] };
+            *entry = Entry { fingerprint, buckets: [Bucket::default(); KINDS] };
         }
-        act(&mut entry.earned[kind as usize], now)
+        act(&mut entry.buckets[kind as usize], now)
     }
 
     fn make_room(&self, set: &mut Vec<Entry>, now: u64) -> usize {
         if set.len() < WAYS {
-            set.push(Entry { fingerprint: (0, 0), earned: [0; KINDS] });
+            set.push(Entry { fingerprint: (0, 0), buckets: [Bucket::default(); KINDS] });
             return set.len() - 1;
         }
         let soonest = set.iter().enumerate().min_by_key(|(_, entry)| entry.free_at());

@@ -35,7 +35,10 @@ use crate::{
     command::{self, Chunk, Command, Grammar, Mail, NEEDS_SMTPUTF8, Rcpt, Refusal},
     data::Scanner,
     domain::Domain,
-    gateway::{Capabilities, Extensions, Gateway, Introduction, OpenError, OpenReason, Stage as OpenStage, Want},
+    gateway::{
+        Allowance, Capabilities, Extensions, Gateway, Introduction, Item, OpenError, OpenReason, Stage as OpenStage,
+        Want,
+    },
     limits::Limits,
     limits::{
         ANY_LINE_MAX, AUTH_LINE_MAX, CHUNK_SMALL, HOPS_MAX, RECIPIENTS_IN_FLIGHT, TEXT_LINE_MAX, TO_CLIENT_HIGH,
@@ -119,6 +122,8 @@ pub(crate) enum Note {
 pub(crate) struct Granted {
     pub(crate) gateway: Arc<Gateway>,
     pub(crate) capabilities: Arc<Capabilities>,
+    /// What the gateway has had of its limits.
+    pub(crate) allowance: Arc<Allowance>,
     /// Our address.
     pub(crate) egress: Option<IpAddr>,
     /// It is one of those that the gateway lists, and another of them may serve.
@@ -127,6 +132,20 @@ pub(crate) struct Granted {
     pub(crate) encrypted: bool,
     /// It served an earlier message, so it may have been closed meanwhile without any fault.
     pub(crate) reused: bool,
+}
+
+impl Granted {
+    fn admits_message(&self, now: Instant) -> bool {
+        self.allowance.admit_message(&self.gateway.limits, now)
+    }
+
+    fn has_recipient(&self, now: Instant) -> bool {
+        self.allowance.has_recipient(&self.gateway.limits, now)
+    }
+
+    fn charge(&self, item: Item, amount: u64, now: Instant) {
+        self.allowance.charge(&self.gateway.limits, item, amount, now);
+    }
 }
 
 use self::{flow::OVER_QUOTA, story::Story};
@@ -269,8 +288,8 @@ struct Transaction {
     routing: Option<Arc<Routing>>,
     /// Where the message goes: its latest recipient's route, until one is accepted.
     target: Option<Target>,
-    /// The gateway that has it, or had it last.
-    gateway: Option<Arc<Gateway>>,
+    /// The connection that it has, or had last.
+    via: Option<Granted>,
     /// RCPTs without an answer, oldest first. They are kept so that a fresh connection can repeat them.
     waiting: VecDeque<Rcpt>,
     accepted: u32,
@@ -278,8 +297,6 @@ struct Transaction {
     chunks: Option<Box<Chunks>>,
     /// RCPTs beyond the limit.
     overshoot: u32,
-    /// Our address toward the gateway.
-    egress: Option<IpAddr>,
     story: Story,
     /// The latest refusal of a recipient.
     refusal: Option<Status>,
@@ -552,8 +569,7 @@ impl Session {
         let (Stage::Opening(Opening { since, .. }), Some(target)) = (&transaction.stage, &transaction.target) else {
             return self.hangup();
         };
-        transaction.gateway = Some(Arc::clone(&granted.gateway));
-        transaction.egress = granted.egress;
+        transaction.via = Some(granted.clone());
         let upstream = Upstream::new(Arc::clone(&self.settings), Arc::clone(&granted.capabilities));
         self.link = Some(Box::new(Link { target: target.clone(), granted, upstream, since: *since }));
         self.note_ready(now);
@@ -722,6 +738,7 @@ impl Session {
             && waiting < RECIPIENTS_IN_FLIGHT
             && u64::from(transaction.accepted) + (waiting as u64) < u64::from(self.recipients_max())
             && self.target_of(rcpt).is_some_and(|target| transaction.target.as_ref() == Some(target))
+            && self.link.as_ref().is_none_or(|link| link.granted.has_recipient(now))
     }
 
     /// Where a recipient's mail goes. `None`: there is no route.
@@ -858,12 +875,11 @@ impl Session {
             stage: Stage::Lookup,
             routing: None,
             target: None,
-            gateway: None,
+            via: None,
             waiting: VecDeque::new(),
             accepted: 0,
             chunks: None,
             overshoot: 0,
-            egress: None,
             story: Story::new((self.settings.clock)()),
             refusal: None,
             bound: false,
@@ -915,12 +931,21 @@ impl Session {
             let reply = reply.clone();
             return self.refuse_recipient(&reply, now);
         }
+        let full = matches!(transaction.stage, Stage::Live)
+            && self.link.as_ref().is_some_and(|link| !link.granted.has_recipient(now));
+        if full && transaction.bound {
+            return self.refuse_recipient(&TOO_MANY_RECIPIENTS, now);
+        }
         self.charge(Kind::Recipients, 1, now);
         let Some(transaction) = &mut self.transaction else { return };
-        if let (Stage::Live, Some(link)) = (&transaction.stage, &mut self.link) {
-            link.upstream.rcpt(rcpt.clone(), now);
+        transaction.waiting.push_back(rcpt.clone());
+        if full {
+            return self.connect_next(GATEWAY_BUSY, now, now);
         }
-        transaction.waiting.push_back(rcpt);
+        if let (Stage::Live, Some(link)) = (&transaction.stage, &mut self.link) {
+            link.granted.charge(Item::Recipients, 1, now);
+            link.upstream.rcpt(rcpt, now);
+        }
     }
 
     /// Why we ourselves refuse a recipient, whatever its gateway would say.
@@ -961,11 +986,10 @@ impl Session {
         let secure = |granted: &Granted| !self.encrypted || granted.encrypted || granted.gateway.allow_downgrade;
         // The latest message's connection, which is still busy with RSET. Who is introduced once is introduced by that HELO.
         let serves = |link: &Link| link.target == *target && !link.granted.gateway.xclient && secure(&link.granted);
-        if let Some(link) = self.link.as_mut().filter(|link| serves(link)) {
+        if let Some(link) = self.link.as_mut().filter(|link| serves(link) && link.granted.admits_message(now)) {
             link.granted.reused = true;
             link.since = now;
-            transaction.gateway = Some(Arc::clone(&link.granted.gateway));
-            transaction.egress = link.granted.egress;
+            transaction.via = Some(link.granted.clone());
             self.note_ready(now);
             return self.start_upstream(now);
         }
@@ -1253,6 +1277,7 @@ impl Session {
         transaction.stage = Stage::Live;
         link.upstream.mail(transaction.mail.clone(), now);
         for recipient in &transaction.waiting {
+            link.granted.charge(Item::Recipients, 1, now);
             link.upstream.rcpt(recipient.clone(), now);
         }
     }
@@ -1302,6 +1327,9 @@ impl Session {
         let Some(transaction) = self.transaction.take() else { return };
         if octets > 0 {
             self.charge(Kind::Octets, octets, now);
+            if let Some(via) = &transaction.via {
+                via.charge(Item::Octets, octets, now);
+            }
         }
         match (&transaction.stage, &mut self.link) {
             (Stage::Opening(_), _) => self.hangup(),

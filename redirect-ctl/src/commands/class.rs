@@ -1,6 +1,6 @@
 //! `class list|get|set|delete`.
 
-use redirect_relay::{Lock, Rate};
+use redirect_relay::Lock;
 
 use super::{
     Context, Error,
@@ -46,16 +46,6 @@ pub(super) async fn run(context: &mut Context<'_>, verb: ClassVerb) -> Result<()
 }
 
 fn smtp(args: SmtpArgs) -> Result<Smtp, Error> {
-    let quota = |option: &str, quotas: Vec<(String, Rate)>| {
-        let mut members = serde_json::Map::new();
-        for (kind, rate) in quotas {
-            let rate = serde_json::to_value(rate).map_err(|error| Error::Usage(error.to_string()))?;
-            if members.insert(kind.clone(), rate).is_some() {
-                return Err(Error::Usage(format!("--{option} has {kind} twice")));
-            }
-        }
-        serde_json::from_value(members.into()).map_err(|error| Error::Usage(error.to_string()))
-    };
     let lock = args.lock_strikes.zip(args.lock_strikes_for);
     Ok(Smtp {
         tls: args.tls,
@@ -67,8 +57,8 @@ fn smtp(args: SmtpArgs) -> Result<Smtp, Error> {
             allow: args.allow_unauthenticated,
             deny: args.deny_unauthenticated,
         },
-        subscriber_quota: quota("quota", args.quotas)?,
-        class_quota: quota("class-quota", args.class_quotas)?,
+        subscriber_quota: super::quota("quota", args.quotas)?,
+        class_quota: super::quota("class-quota", args.class_quotas)?,
         subscriber_sessions_max: args.sessions_max,
         notification_recipients_max: args.notification_recipients_max,
         refuse_literals: args.refuse_literals,

@@ -100,6 +100,7 @@ fn gateway(context: &mut Context<'_>, args: GatewaySet) -> Result<Gateway, Error
             connections_max: args.connections_max,
             messages_per_second_max: args.messages_per_second_max,
             recipients_per_message_max: args.recipients_per_message_max,
+            quota: super::quota("quota", args.quotas)?,
         },
         egress: Egress {
             strategy: args.strategy,

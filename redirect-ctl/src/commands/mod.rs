@@ -30,7 +30,7 @@ use std::{
 };
 
 use clap::Parser;
-use redirect_relay::gateway::Secret;
+use redirect_relay::{Rate, gateway::Secret};
 use serde::{Serialize, de::DeserializeOwned};
 
 use self::output::Table;
@@ -159,6 +159,18 @@ async fn dispatch(env: &mut Env<'_>, cli: Cli) -> Result<(), Error> {
         Noun::ManagedDomain(verb) => managed_domain::run(&mut context, verb).await,
         Noun::PostfixCheck(args) => postfix_check::run(&mut context, &args, cli.timeout).await,
     }
+}
+
+/// What was given by `--{option}` for each kind, as the quota `Q`.
+fn quota<Q: DeserializeOwned>(option: &str, quotas: Vec<(String, Rate)>) -> Result<Q, Error> {
+    let mut members = serde_json::Map::new();
+    for (kind, rate) in quotas {
+        let rate = serde_json::to_value(rate).map_err(|error| Error::Usage(error.to_string()))?;
+        if members.insert(kind.clone(), rate).is_some() {
+            return Err(Error::Usage(format!("--{option} has {kind} twice")));
+        }
+    }
+    serde_json::from_value(members.into()).map_err(|error| Error::Usage(error.to_string()))
 }
 
 /// The command line has seen to it that it fits.

@@ -124,6 +124,10 @@ async fn all_that_can_be_said_of_a_gateway_can_be_said_on_the_command_line() {
             "10",
             "--recipients-per-message-max",
             "50",
+            "--quota",
+            "recipients=500/1h:50",
+            "--quota",
+            "octets=1000000/1m",
             "--egress",
             "2001:db8::2=out.example",
             "--egress",
@@ -147,7 +151,9 @@ async fn all_that_can_be_said_of_a_gateway_can_be_said_on_the_command_line() {
             "verification": {"mode": "ca", "file": "/etc/isp.pem"}, "sni": "smtp.isp.example",
             "account": {"mechanism": "SCRAM-SHA-256", "username": "hotel7", "allow_unprotected": false},
             "status": "draining", "weight": 7, "priorities": {"min": -9, "max": -1},
-            "limits": {"connections_max": 5, "messages_per_second_max": 10, "recipients_per_message_max": 50},
+            "limits": {"connections_max": 5, "messages_per_second_max": 10, "recipients_per_message_max": 50, "quota": {
+                "recipients": {"count": 500, "per_s": 3600, "burst": 50},
+                "octets": {"count": 1_000_000, "per_s": 60, "burst": 1_000_000}}},
             "egress": {"strategy": "on_block", "addresses": [
                 {"address": "2001:db8::2", "helo": "out.example"}, {"address": "2001:db8::3"}],
                 "block_patterns": ["blocked using"], "suspension_s": 3600},

@@ -25,14 +25,14 @@ use tokio::{
 
 use crate::{
     gateway::{
-        Balance, Capabilities, Encryption, Extensions, Gateway, Host, Name, OpenError, OpenReason, Stage, Status,
+        Allowance, Balance, Capabilities, Encryption, Extensions, Gateway, Host, Name, OpenError, OpenReason, Stage,
+        Status,
         dial::Dial,
         egress::{Choice, EgressState},
         guard,
         health::Health,
         introduce::Introduction,
         opening::Purpose,
-        rate::Rate,
         resolve::{Resolver, SystemLookup},
         select::{self, Candidate},
         tls::Tls,
@@ -66,13 +66,13 @@ pub(crate) struct Unit {
 struct Counts {
     connections: AtomicU32,
     outstanding: AtomicU32,
+    allowance: Arc<Allowance>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     health: Health,
     egress: EgressState,
-    rate: Rate,
     idle: Vec<Idle>,
     capabilities: Option<Capabilities>,
     last_error: Option<String>,
@@ -91,6 +91,8 @@ pub struct GatewayState {
     pub idle: u32,
     /// Messages under way.
     pub outstanding: u32,
+    /// How often mail was kept from it by its limits over time.
+    pub over_quota: u64,
     /// From its latest EHLO; `None` before the first.
     pub capabilities: Option<Capabilities>,
     /// Why it could not be reached the last time, until it can.
@@ -363,6 +365,7 @@ impl GatewayState {
             connections: 0,
             idle: 0,
             outstanding: 0,
+            over_quota: 0,
             capabilities: None,
             last_error: None,
             suspended_egress: Vec::new(),
@@ -386,6 +389,7 @@ impl Unit {
             connections: self.counts.connections.load(Relaxed),
             idle: u32::try_from(state.idle.len()).unwrap_or(u32::MAX),
             outstanding: self.counts.outstanding.load(Relaxed),
+            over_quota: self.counts.allowance.refused.get(),
             capabilities: state.capabilities.clone(),
             last_error: state.last_error.clone(),
             suspended_egress: addresses
@@ -499,6 +503,10 @@ impl Lease {
 
     pub(crate) fn capabilities(&self) -> &Arc<Capabilities> {
         &self.connection.capabilities
+    }
+
+    pub(crate) fn allowance(&self) -> &Arc<Allowance> {
+        &self.unit.counts.allowance
     }
 
     pub(crate) const fn is_encrypted(&self) -> bool {
@@ -617,13 +625,12 @@ impl Attempt {
         while let Some(unit) = self.untried.pop_front() {
             let now = Instant::now().into_std();
             let mut state = lock(&unit.state);
-            let rate = unit.gateway.limits.messages_per_second_max;
             if !state.health.admit_mail() {
                 self.last = OpenError { stage: Stage::Choice, reason: OpenReason::Unusable("the gateway is down") };
-            } else if rate.is_some_and(|rate| !state.rate.admit(rate, now)) {
+            } else if !unit.counts.allowance.admit_message(&unit.gateway.limits, now) {
                 state.health.unused();
                 self.last =
-                    OpenError { stage: Stage::Choice, reason: OpenReason::Unusable("the gateway is at its rate") };
+                    OpenError { stage: Stage::Choice, reason: OpenReason::Unusable("the gateway is at its quota") };
             } else {
                 drop(state);
                 self.current = Some(Current { unit, untried: None, settled: false });
@@ -674,6 +681,11 @@ impl Current {
             let reason = OpenReason::Unusable("all connections to the gateway are in use");
             return Err(Some(OpenError { stage: Stage::Choice, reason }));
         };
+        if !unit.counts.allowance.admit_connection(&unit.gateway.limits, Instant::now().into_std()) {
+            self.untried = Some(VecDeque::new());
+            let reason = OpenReason::Unusable("the gateway is at its quota of connections");
+            return Err(Some(OpenError { stage: Stage::Choice, reason }));
+        }
         let outstanding = unit.outstanding();
         let purpose = Purpose::Mail(want.introduction.clone());
         let until = share(until, left + others);

@@ -1,5 +1,6 @@
 //! Gateways: what the operator says of them (`model`), and how the relay reaches them.
 
+mod allowance;
 mod capabilities;
 mod dial;
 mod egress;
@@ -9,7 +10,6 @@ mod health;
 mod introduce;
 mod model;
 mod opening;
-mod rate;
 mod resolve;
 mod sasl;
 mod secret;
@@ -18,12 +18,20 @@ mod tend;
 mod tls;
 mod verify;
 
+pub(crate) use self::{
+    allowance::{Allowance, Item},
+    capabilities::Extensions,
+    dial::quit,
+    fleet::{Attempt, Fleet, Lease, Want},
+    introduce::Introduction,
+};
 pub use self::{
     capabilities::Capabilities,
     fleet::GatewayState,
     model::{
         Account, AddressInvalid, Balance, Egress, EgressAddress, Encryption, Gateway, GatewayInvalid, GatewayLimits,
-        Group, Host, Mechanism, Member, Name, NameInvalid, Pin, PriorityRange, Status, Strategy, Verification,
+        GatewayQuota, Group, Host, Mechanism, Member, Name, NameInvalid, Pin, PriorityRange, Status, Strategy,
+        Verification,
     },
     opening::{OpenError, OpenReason, Stage},
     sasl::SaslError,
@@ -31,10 +39,4 @@ pub use self::{
     tend::tend,
     tls::TlsInvalid,
     verify::{StageReport, VerifyReport},
-};
-pub(crate) use self::{
-    capabilities::Extensions,
-    dial::quit,
-    fleet::{Attempt, Fleet, Lease, Want},
-    introduce::Introduction,
 };

@@ -22,6 +22,7 @@ use crate::{
         ACCOUNT_TEXT_MAX, BLOCK_PATTERN_MAX, BLOCK_PATTERNS_MAX, DESCRIPTION_MAX, EGRESS_ADDRESSES_MAX, NAME_MAX,
         PRIORITY_MAX, PRIORITY_MIN, WEIGHT_MAX,
     },
+    quota::Rate,
 };
 
 /// Name of a gateway or of a group: safe in a path, a metric label and a shell.
@@ -356,6 +357,31 @@ pub struct GatewayLimits {
     pub messages_per_second_max: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recipients_per_message_max: Option<u32>,
+    #[serde(default, skip_serializing_if = "GatewayQuota::is_empty")]
+    pub quota: GatewayQuota,
+}
+
+/// What may go to it over time; what is beyond goes to another gateway of the group, or its client is told to come back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct GatewayQuota {
+    /// Connections made for mail.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connections: Option<Rate>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub messages: Option<Rate>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recipients: Option<Rate>,
+    /// Charged when a message is over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub octets: Option<Rate>,
+}
+
+impl GatewayQuota {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// The addresses that connections to the gateway leave from. Without any, the kernel chooses.
@@ -506,7 +532,8 @@ impl Gateway {
         fault(self.description.chars().any(char::is_control), "description", "must be one line of text");
         fault(!(1..=WEIGHT_MAX).contains(&self.weight), "weight", "must be 1 to 1000");
         fault(self.priorities.is_some_and(|range| !range.is_valid()), "priorities", "must be a range within -9 to 9");
-        let GatewayLimits { connections_max, messages_per_second_max, recipients_per_message_max } = self.limits;
+        let GatewayLimits { connections_max, messages_per_second_max, recipients_per_message_max, quota: _ } =
+            self.limits;
         fault(connections_max == Some(0), "limits.connections_max", "must be at least 1");
         fault(messages_per_second_max == Some(0), "limits.messages_per_second_max", "must be at least 1");
         fault(recipients_per_message_max == Some(0), "limits.recipients_per_message_max", "must be at least 1");

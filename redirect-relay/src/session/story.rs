@@ -93,7 +93,7 @@ impl Session {
         octets: u64,
         now: Instant,
     ) {
-        let Transaction { story, mail, gateway, egress, accepted, waiting, started, .. } = transaction;
+        let Transaction { story, mail, via, accepted, waiting, started, .. } = transaction;
         let Story { at, replies, times, refused } = story;
         // MAIL alone, given up, concerns nobody.
         if accepted == 0 && refused == 0 && waiting.is_empty() {
@@ -101,8 +101,8 @@ impl Session {
         }
         let record = Record {
             at,
-            gateway: gateway.map(|gateway| gateway.name.as_str().into()),
-            egress,
+            egress: via.as_ref().and_then(|via| via.egress),
+            gateway: via.map(|via| via.gateway.name.as_str().into()),
             octets,
             octets_declared: mail.size,
             recipients: accepted,

@@ -145,6 +145,7 @@ fn granted(plain: bool, reused: bool) -> Granted {
     Granted {
         gateway: Arc::new(gateway()),
         capabilities,
+        allowance: Arc::default(),
         egress: None,
         egress_listed: false,
         encrypted: false,

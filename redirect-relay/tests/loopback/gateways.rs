@@ -3,10 +3,10 @@
 use std::{fs, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use redirect_relay::{
-    Policy,
+    Policy, Rate,
     gateway::{
-        Account, Balance, Egress, EgressAddress, Encryption, Gateway, Group, Mechanism, Member, Pin, PriorityRange,
-        Secret, Stage as Part, Status, Strategy, Verification,
+        Account, Balance, Egress, EgressAddress, Encryption, Gateway, GatewayQuota, Group, Mechanism, Member, Pin,
+        PriorityRange, Secret, Stage as Part, Status, Strategy, Verification,
     },
     route::{Pattern, Route, Routing, RoutingSpec, Target},
     tend,
@@ -100,6 +100,84 @@ async fn offers(relay: &Running) -> String {
     let offers = client.ask("EHLO pc.example", "250-").await;
     client.ask("QUIT", "221").await;
     offers
+}
+
+/// What is beyond a gateway's quota goes to the next gateway of the group; without one the client is to come back.
+#[tokio::test]
+async fn quotas_of_a_gateway() {
+    let hourly = |burst| Rate::new(1, Duration::from_hours(1), burst);
+    // What is allowed, and how many messages of two recipients and 46 octets that is.
+    let quotas = [
+        (GatewayQuota { messages: hourly(2), ..GatewayQuota::default() }, 2),
+        (GatewayQuota { connections: hourly(1), ..GatewayQuota::default() }, 1),
+        (GatewayQuota { recipients: hourly(4), ..GatewayQuota::default() }, 2),
+        (GatewayQuota { octets: hourly(30), ..GatewayQuota::default() }, 2),
+    ];
+    for (quota, messages) in quotas {
+        let (first, second) = (FakeGateway::start(vec![]), FakeGateway::start(vec![]));
+        let mut limited = plain("first", first.address);
+        limited.limits.quota = quota;
+        // Who is introduced has a connection of its own.
+        limited.proxy_protocol = quota.connections.is_some();
+        let first = if limited.proxy_protocol {
+            let gateway = FakeGateway::with(Nature { proxy: true, ..Nature::default() }, vec![]);
+            limited.port = gateway.address.port();
+            gateway
+        } else {
+            first
+        };
+        let relay = relay_to(to(vec![limited.clone(), plain("second", second.address)])).await;
+        let send = async |relay: &Running| {
+            let mut client = relay.client().await;
+            client.greet().await;
+            client.ask("MAIL FROM:<a@b.example>", "250 2.1.0").await;
+            let reply = client.ask("RCPT TO:<c@d.example>", "").await;
+            if reply.starts_with("250") {
+                client.ask("RCPT TO:<e@d.example>", "250").await;
+                client.ask("DATA", "354").await;
+                client.ask(&format!("{BODY}."), "250 2.0.0 queued").await;
+            }
+            client.ask("QUIT", "221").await;
+            reply
+        };
+        for _ in 0..4 {
+            assert!(send(&relay).await.starts_with("250"), "{quota:?}");
+        }
+        assert_eq!((first.seen().messages.len(), second.seen().messages.len()), (messages, 4 - messages), "{quota:?}");
+        assert!(relay.relay.gateways()[0].over_quota >= 1, "{quota:?}");
+        // The quota outlives a change of the gateway, as long as it has one.
+        limited.weight = 2;
+        let alone = to(vec![limited.clone()]);
+        *relay.relay.directory().routing.lock().unwrap() = Arc::new(Routing::build(alone).unwrap());
+        assert!(send(&relay).await.starts_with("451 4.3.2"), "{quota:?}");
+        limited.limits.quota = GatewayQuota::default();
+        *relay.relay.directory().routing.lock().unwrap() = Arc::new(Routing::build(to(vec![limited])).unwrap());
+        assert!(send(&relay).await.starts_with("250"), "{quota:?}");
+        relay.stop().await;
+    }
+}
+
+/// A quota of recipients that ends within a message: the others are sent separately.
+#[tokio::test]
+async fn a_gateways_quota_of_recipients_ends_within_a_message() {
+    let (first, second) = (FakeGateway::start(vec![]), FakeGateway::start(vec![]));
+    let mut limited = plain("first", first.address);
+    limited.limits.quota.recipients = Rate::new(1, Duration::from_hours(1), 3);
+    let relay = relay_to(to(vec![limited, plain("second", second.address)])).await;
+    let mut client = relay.client().await;
+    client.greet().await;
+    client.ask("MAIL FROM:<a@b.example>", "250").await;
+    for expected in ["250", "250", "250", "452 4.5.3"] {
+        client.ask("RCPT TO:<c@d.example>", expected).await;
+    }
+    client.ask("DATA", "354").await;
+    client.ask(&format!("{BODY}."), "250").await;
+    client.ask("MAIL FROM:<a@b.example>", "250").await;
+    client.ask("RCPT TO:<c@d.example>", "250").await;
+    client.ask("DATA", "354").await;
+    client.ask(&format!("{BODY}."), "250").await;
+    assert_eq!((first.seen().messages.len(), second.seen().messages.len()), (1, 1));
+    relay.stop().await;
 }
 
 /// What the client says of a message's priority chooses its route, and the gateways that take it.
