@@ -414,6 +414,9 @@ pub struct SmtpArgs {
     /// Refuse lines beyond 998 octets
     #[arg(long)]
     pub refuse_long_lines: bool,
+    /// What becomes of a bare LF in a message
+    #[arg(long, default_value = "reject", value_parser = word::<smtp::SmtpLineEndings>(smtp::SmtpLineEndings::WORDS))]
+    pub line_endings: smtp::SmtpLineEndings,
     /// Offer MT-PRIORITY: clients say which priority their mail has
     #[arg(long)]
     pub mt_priority: bool,

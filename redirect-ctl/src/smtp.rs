@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use redirect_relay::{Access, Auth, Certificate, Lock, Policy, Quota, Tarpit, Tls, Users};
+use redirect_relay::{Access, Auth, Certificate, LineEndings, Lock, Policy, Quota, Tarpit, Tls, Users};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -68,6 +68,18 @@ impl Unauthenticated {
     }
 }
 
+words! {
+    /// What becomes of a bare LF in a message.
+    #[derive(Default)]
+    SmtpLineEndings {
+        /// The message is refused.
+        #[default]
+        Reject = "reject",
+        /// It becomes CRLF.
+        Normalize = "normalize",
+    }
+}
+
 /// The rules of a class for sessions with the embedded relay; null stands for "no limit".
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -94,6 +106,8 @@ pub struct Smtp {
     pub refuse_literals: bool,
     /// Lines beyond 998 octets are refused.
     pub refuse_long_lines: bool,
+    /// What becomes of a bare LF in a message.
+    pub line_endings: SmtpLineEndings,
     /// MT-PRIORITY is offered (RFC 6710): clients say which priority their mail has.
     pub mt_priority: bool,
     /// How abuse is slowed down.
@@ -173,6 +187,10 @@ impl Smtp {
             notification_recipients_max: self.notification_recipients_max,
             refuse_literals: self.refuse_literals,
             refuse_long_lines: self.refuse_long_lines,
+            line_endings: match self.line_endings {
+                SmtpLineEndings::Reject => LineEndings::Reject,
+                SmtpLineEndings::Normalize => LineEndings::Normalize,
+            },
             mt_priority: self.mt_priority,
             tarpit,
             lock,

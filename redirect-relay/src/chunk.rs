@@ -5,7 +5,7 @@
 //! fault, for a careless server behind the gateway might take what surrounds it for an end (RFC 5321 section 4.1.1.4).
 //! Lines know nothing of chunks: a CR may end one and its LF begin the next.
 
-use crate::data::Fault;
+use crate::{data::Fault, policy::LineEndings};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum At {
@@ -19,11 +19,12 @@ enum At {
 pub(crate) struct Stuffer {
     at: At,
     fault: Option<Fault>,
+    endings: LineEndings,
 }
 
 impl Stuffer {
-    pub(crate) const fn new() -> Self {
-        Self { at: At::Line, fault: None }
+    pub(crate) const fn new(endings: LineEndings) -> Self {
+        Self { at: At::Line, fault: None, endings }
     }
 
     pub(crate) const fn fault(&self) -> Option<Fault> {
@@ -50,6 +51,12 @@ impl Stuffer {
                         i += found + 1;
                         match input[i - 1] {
                             b'\r' => self.at = At::Cr,
+                            b'\n' if self.endings == LineEndings::Normalize => {
+                                emit(&input[given..i - 1]);
+                                emit(b"\r\n");
+                                given = i;
+                                self.at = At::Line;
+                            }
                             b'\n' => self.fault = Some(Fault::BareLf),
                             _ => self.fault = Some(Fault::Nul),
                         }
@@ -85,7 +92,11 @@ mod tests {
 
     /// What the gateway gets, or nothing for a message that it must not get.
     fn run(pieces: &[&[u8]]) -> Option<Vec<u8>> {
-        let mut stuffer = Stuffer::new();
+        run_with(LineEndings::Reject, pieces)
+    }
+
+    fn run_with(endings: LineEndings, pieces: &[&[u8]]) -> Option<Vec<u8>> {
+        let mut stuffer = Stuffer::new(endings);
         let mut out = Vec::new();
         for piece in pieces {
             stuffer.text(piece, |slice| out.extend_from_slice(slice));
@@ -115,13 +126,16 @@ mod tests {
 
     /// Whole, cut in two at every point and octet by octet.
     fn check(input: &[u8]) {
-        let expected = reference(input);
-        assert_eq!(run(&[input]), expected, "{input:?}");
-        for split in 0..=input.len() {
-            let (head, tail) = input.split_at(split);
-            assert_eq!(run(&[head, tail]), expected, "{input:?} at {split}");
+        let mended = String::from_utf8_lossy(input).replace("\r\n", "\n").replace('\n', "\r\n");
+        let ways = [(LineEndings::Reject, reference(input)), (LineEndings::Normalize, reference(mended.as_bytes()))];
+        for (endings, expected) in ways {
+            assert_eq!(run_with(endings, &[input]), expected, "{input:?}");
+            for split in 0..=input.len() {
+                let (head, tail) = input.split_at(split);
+                assert_eq!(run_with(endings, &[head, tail]), expected, "{input:?} at {split}");
+            }
+            assert_eq!(run_with(endings, &input.chunks(1).collect::<Vec<_>>()), expected, "{input:?}");
         }
-        assert_eq!(run(&input.chunks(1).collect::<Vec<_>>()), expected, "{input:?}");
     }
 
     #[test]

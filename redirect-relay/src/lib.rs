@@ -17,7 +17,7 @@
 //! | `gateway` | gateways: what the operator says of them, how a connection to one begins, which of them is used |
 //! | `route`, `domain` | which gateway is for which recipient |
 //! | `reply` | replies, both directions |
-//! | `data`, `chunk` | the framing of a body: ended by a dot, or counted |
+//! | `data`, `chunk`, `mend` | the framing of a body: ended by a dot, or counted; bare LFs made into line ends |
 //! | `policy`, `auth`, `certificate`, `x509` | what a class's clients are offered; who they are, and TLS with them |
 //! | `quota`, `tarpit` | how much each may do, and how who does more is slowed down |
 //! | `record`, `tally`, `watch` | what is put on record, counted, and shown to who looks on |
@@ -42,6 +42,7 @@ mod driver;
 mod dsn;
 pub mod gateway;
 mod limits;
+mod mend;
 mod policy;
 #[cfg(any(test, feature = "testkit"))]
 #[doc(hidden)]
@@ -72,7 +73,7 @@ pub use crate::{
     driver::run,
     gateway::tend,
     limits::{Limits, Timeouts},
-    policy::{Access, Auth, Lock, Policy, Tls},
+    policy::{Access, Auth, LineEndings, Lock, Policy, Tls},
     quota::{Kind, Quota, Rate},
     record::{Cause, GatewayReplies, Outcome, Record, Status, Times},
     relay::{Directory, Identity, Relay, Settings},

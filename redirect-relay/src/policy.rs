@@ -34,6 +34,8 @@ pub struct Policy {
     pub refuse_literals: bool,
     /// Bodies with a line beyond 998 octets and its CRLF (RFC 5321 section 4.5.3.1.6) are refused with 550 5.6.0.
     pub refuse_long_lines: bool,
+    /// What becomes of a bare LF in a message.
+    pub line_endings: LineEndings,
     /// MT-PRIORITY is offered (RFC 6710): clients say which priority their mail has, and routes and gateways may ask for it.
     pub mt_priority: bool,
     /// How abuse is slowed down.
@@ -79,6 +81,16 @@ pub enum Tls {
     Offer(Certificate),
     /// No session: octets go to and from the server that the client dialled, as they are.
     Passthrough,
+}
+
+/// What becomes of an LF without CR in a message; in a command it is refused in any case, and so is a CR without LF.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LineEndings {
+    /// The message is refused with 550 5.5.2.
+    #[default]
+    Reject,
+    /// It becomes CRLF, for old devices. What ends the message is CRLF "." CRLF all the same.
+    Normalize,
 }
 
 /// AUTH of clients (RFC 4954). Whatever it says, the subscriber is who its address says.

@@ -10,6 +10,8 @@ use crate::{
     command::{self, Command, Grammar},
     data::Scanner,
     limits::{ANY_LINE_MAX, AUTH_LINE_MAX, REPLY_LINE_MAX, REPLY_LINES_MAX},
+    mend::Mender,
+    policy::LineEndings,
     reply::{Reply, ReplyError, ReplyReader},
 };
 
@@ -83,6 +85,12 @@ fn has_bare_line_end(octets: &[u8]) -> bool {
     String::from_utf8_lossy(octets).replace("\r\n", "").contains(['\r', '\n', '\0'])
 }
 
+/// The body of a message after DATA, read strictly and with bare LFs made whole.
+pub fn body(input: &[u8]) {
+    data(input);
+    mended(input);
+}
+
 /// The body of a message after DATA: the end is CRLF "." CRLF and nothing else, and what is forwarded is what came.
 pub fn data(input: &[u8]) {
     let Some((&how, octets)) = input.split_first() else { return };
@@ -117,10 +125,40 @@ pub fn data(input: &[u8]) {
     }
 }
 
+/// The same where bare LFs are line ends: the end is where it was, what is forwarded has whole lines, and ends only there.
+pub fn mended(input: &[u8]) {
+    let Some((&how, octets)) = input.split_first() else { return };
+    let whole = [b"\r\n", octets].concat();
+    let end = whole.windows(5).position(|window| window == b"\r\n.\r\n").map(|at| at + 3);
+    let (mut mender, mut scanner) = (Mender::new(), Scanner::new());
+    let (mut text, mut taken) = (Vec::new(), 0);
+    for piece in pieces(how, octets) {
+        let (lines, consumed) = mender.mend(piece);
+        let scan = scanner.scan(&lines);
+        assert_eq!(scan.consumed, lines.len(), "the scanner leaves nothing behind");
+        text.extend_from_slice(&lines);
+        taken += consumed;
+        assert!(scan.end || consumed == piece.len());
+        assert_eq!(scan.end, end == Some(taken));
+        if scan.end {
+            break;
+        }
+    }
+    assert!(!text.iter().enumerate().any(|(at, octet)| *octet == b'\n' && (at == 0 || text[at - 1] != b'\r')));
+    let at_end = [b"\r\n", text.as_slice()].concat();
+    let found = at_end.windows(5).position(|window| window == b"\r\n.\r\n");
+    assert_eq!(found.is_some(), end.is_some_and(|end| end <= taken));
+    assert!(found.is_none_or(|at| at + 5 == at_end.len()), "an end within the message");
+    let plain = |text: &[u8]| -> Vec<u8> { text.iter().copied().filter(|octet| !b"\r\n.".contains(octet)).collect() };
+    if end.is_some() {
+        assert_eq!(plain(&text), plain(&octets[..taken]), "nothing but line ends and dots is added");
+    }
+}
+
 /// The text of a message in chunks: what the gateway unstuffs is what the client wrote, however it was cut.
 pub fn chunks(input: &[u8]) {
     let Some((&how, octets)) = input.split_first() else { return };
-    let mut stuffer = Stuffer::new();
+    let mut stuffer = Stuffer::new(LineEndings::Reject);
     let mut wire = Vec::new();
     for piece in pieces(how, octets) {
         stuffer.text(piece, |slice| wire.extend_from_slice(slice));
@@ -208,7 +246,7 @@ mod tests {
     fn all(octets: &[u8]) {
         for how in 0..33 {
             let input = [&[how], octets].concat();
-            for property in [command, data, chunks, reply] {
+            for property in [command, data, mended, chunks, reply] {
                 property(&input);
             }
         }

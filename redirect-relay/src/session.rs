@@ -44,7 +44,8 @@ use crate::{
         ANY_LINE_MAX, AUTH_LINE_MAX, CHUNK_SMALL, HOPS_MAX, RECIPIENTS_IN_FLIGHT, TEXT_LINE_MAX, TO_CLIENT_HIGH,
         TO_GATEWAY_HIGH,
     },
-    policy::Auth,
+    mend::Mender,
+    policy::{Auth, LineEndings},
     quota::{self, Account, Kind},
     record::{Cause, Outcome, Record, Status},
     relay::{Identity, Settings},
@@ -266,6 +267,8 @@ struct Incoming {
 #[derive(Debug)]
 struct Lines {
     scanner: Scanner,
+    /// Where bare LFs are line ends.
+    mender: Option<Mender>,
     /// Octets taken from the client, stuffing included.
     taken: u64,
     /// Octets passed on, stuffing included.
@@ -1049,9 +1052,11 @@ impl Session {
     /// Takes body octets; returns how many, which is fewer than given only when the body ends within them.
     fn body(&mut self, bytes: &[u8], now: Instant) -> usize {
         let Phase::Body(mut lines) = mem::replace(&mut self.phase, Phase::Command) else { return 0 };
-        let scan = lines.scanner.scan(bytes);
-        lines.taken += scan.consumed as u64;
-        self.spend(&mut lines.incoming.block_rest, scan.consumed as u64, now);
+        let mended = lines.mender.as_mut().map(|mender| mender.mend(bytes));
+        let scan = lines.scanner.scan(mended.as_ref().map_or(bytes, |(text, _)| text));
+        let consumed = mended.as_ref().map_or(scan.consumed, |(_, consumed)| *consumed);
+        lines.taken += consumed as u64;
+        self.spend(&mut lines.incoming.block_rest, consumed as u64, now);
         if lines.incoming.refused.is_none() {
             lines.incoming.refused = lines.judge(scan.dot, scan.text, self.size_max());
             if lines.incoming.refused.is_some() {
@@ -1081,7 +1086,7 @@ impl Session {
                 self.phase = Phase::Body(lines);
             }
         }
-        scan.consumed
+        consumed
     }
 
     /// `octets` of a body have come: once a block is whole, the next one has its own time.
@@ -1137,7 +1142,8 @@ impl Session {
             Event::Rcpt(reply) => self.on_recipient(reply, now),
             Event::Data(reply) => match (&self.phase, reply.code) {
                 (Phase::AwaitGo(AwaitGo::Chunk(chunk)), 354) => {
-                    let chunks = Chunks { stuffer: Stuffer::new(), incoming: self.incoming() };
+                    let chunks =
+                        Chunks { stuffer: Stuffer::new(self.identity.policy.line_endings), incoming: self.incoming() };
                     self.begin_chunk(Box::new(chunks), *chunk, now);
                 }
                 (Phase::AwaitGo(AwaitGo::Chunk(chunk)), _) => {
@@ -1146,7 +1152,9 @@ impl Session {
                 (_, 354) => {
                     self.client_deadline = now + self.settings.timeouts.data_block;
                     let incoming = self.incoming();
-                    let lines = Lines { scanner: Scanner::new(), taken: 0, forwarded: 0, incoming };
+                    let normalize = self.identity.policy.line_endings == LineEndings::Normalize;
+                    let mender = normalize.then(Mender::new);
+                    let lines = Lines { scanner: Scanner::new(), mender, taken: 0, forwarded: 0, incoming };
                     self.phase = Phase::Body(Box::new(lines));
                     self.say("354 End data with <CR><LF>.<CR><LF>\r\n", now);
                 }

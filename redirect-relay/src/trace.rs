@@ -109,7 +109,7 @@ impl Hops {
         self.count
     }
 
-    /// `text` continues the message; its lines end in CRLF.
+    /// `text` continues the message; its lines end in CRLF, or in LF.
     pub(crate) fn feed(&mut self, text: &[u8]) {
         let mut i = 0;
         while i < text.len() {
@@ -117,7 +117,7 @@ impl Hops {
             self.at = match self.at {
                 At::Body => return,
                 // An empty line ends the header section.
-                At::Name(0) if octet == b'\r' => At::Body,
+                At::Name(0) if octet == b'\r' || octet == b'\n' => At::Body,
                 At::Name(matched) if octet.eq_ignore_ascii_case(&NAME[matched]) => {
                     i += 1;
                     if matched + 1 == NAME.len() { At::Colon } else { At::Name(matched + 1) }
@@ -216,5 +216,6 @@ mod tests {
         check("X-Received: a\r\nReceivedd: b\r\nReceive: c\r\nReceived\r\nRec\r\nSubject: Received:\r\n", 0);
         check("Received:\r\nReceived:", 2);
         check("\r\nReceived: a\r\n", 0);
+        check("Received: a\n\nReceived: body\n", 1);
     }
 }

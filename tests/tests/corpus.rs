@@ -17,7 +17,7 @@ const TARGETS: [(&str, Check); 7] = [
     ("parse", properties::parse),
     ("smtp_chunks", smtp::chunks),
     ("smtp_commands", smtp::command),
-    ("smtp_data", smtp::data),
+    ("smtp_data", smtp::body),
     ("smtp_replies", smtp::reply),
 ];
 

@@ -63,6 +63,7 @@ fn smtp(args: SmtpArgs) -> Result<Smtp, Error> {
         notification_recipients_max: args.notification_recipients_max,
         refuse_literals: args.refuse_literals,
         refuse_long_lines: args.refuse_long_lines,
+        line_endings: args.line_endings,
         mt_priority: args.mt_priority,
         tarpit: args.tarpit,
         lock: lock.map(|(strikes, duration)| Lock { strikes, duration }),

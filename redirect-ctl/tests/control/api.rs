@@ -22,7 +22,7 @@ static NO_RULES: LazyLock<Value> = LazyLock::new(|| {
     json!({"tls": "none", "certificate": null, "auth": "off", "auth_cleartext": false,
         "unauthenticated": {"otherwise": "allow", "allow": [], "deny": []}, "subscriber_quota": none, "class_quota": none,
         "subscriber_sessions_max": null, "notification_recipients_max": null, "refuse_literals": false,
-        "refuse_long_lines": false, "mt_priority": false, "tarpit": null, "lock": null})
+        "refuse_long_lines": false, "line_endings": "reject", "mt_priority": false, "tarpit": null, "lock": null})
 });
 
 fn names(answer: &Answer) -> Vec<String> {

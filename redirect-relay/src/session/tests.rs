@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use super::*;
 
 mod chunks;
+mod endings;
 mod extensions;
 mod flow;
 mod login;
