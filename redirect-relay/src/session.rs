@@ -1062,7 +1062,14 @@ impl Session {
             if lines.incoming.refused.is_some() {
                 self.hangup();
             } else {
-                self.forward(&mut lines, scan.dot, scan.text, scan.end, now);
+                let begun = scan.end || lines.forwarded > 0;
+                let write = |out: &mut Buffer| {
+                    if scan.dot {
+                        out.extend(b".");
+                    }
+                    out.extend(scan.text);
+                };
+                self.pass_on(&mut lines.incoming, begun, write, now);
             }
         }
         let octets = lines.incoming.octets;
@@ -1098,27 +1105,18 @@ impl Session {
         }
     }
 
-    fn forward(&mut self, lines: &mut Lines, dot: bool, text: &[u8], end: bool, now: Instant) {
+    /// Passes on what `write` adds to the message. Our trace field leaves with its first octets, or with the end of an empty
+    /// one: `begun` tells that either is there.
+    fn pass_on(&mut self, incoming: &mut Incoming, begun: bool, write: impl FnOnce(&mut Buffer), now: Instant) {
         let with = self.with();
         let (Some(link), Some(helo)) = (&mut self.link, &self.helo) else { return };
-        // The trace field leaves together with the first octets of the message, or with the dot of an empty one.
-        let trace = !lines.incoming.traced && (end || lines.forwarded > 0);
-        lines.incoming.traced |= trace;
+        let trace = begun && !mem::replace(&mut incoming.traced, true);
         link.upstream.body(now, |out| {
             if trace {
-                trace::write_received(
-                    out,
-                    with,
-                    helo,
-                    &self.identity,
-                    &self.settings.hostname,
-                    (self.settings.clock)(),
-                );
+                let at = (self.settings.clock)();
+                trace::write_received(out, with, helo, &self.identity, &self.settings.hostname, at);
             }
-            if dot {
-                out.extend(b".");
-            }
-            out.extend(text);
+            write(out);
         });
     }
 

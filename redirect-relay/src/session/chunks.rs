@@ -17,7 +17,7 @@ use super::{
     AwaitGo, CHUNK_RECEIVED, Chunks, GATEWAY_LOST, HELLO_FIRST, LINE_ENDINGS, MAIL_FIRST, NO_RECIPIENTS, Phase,
     RCPT_FIRST, Session, Stage, TOO_BIG,
 };
-use crate::{command::Chunk, limits::TO_GATEWAY_HIGH, record::Cause, reply::Reply, trace};
+use crate::{buffer::Buffer, command::Chunk, limits::TO_GATEWAY_HIGH, record::Cause, reply::Reply};
 
 impl Session {
     pub(super) fn bdat(&mut self, chunk: Chunk, now: Instant) {
@@ -120,26 +120,13 @@ impl Session {
         if incoming.refused.is_some() {
             return;
         }
-        let with = self.with();
-        let (Some(link), Some(helo)) = (&mut self.link, &self.helo) else { return };
-        let trace = !incoming.traced && (end || !bytes.is_empty());
-        incoming.traced |= trace;
-        link.upstream.body(now, |out| {
-            if trace {
-                trace::write_received(
-                    out,
-                    with,
-                    helo,
-                    &self.identity,
-                    &self.settings.hostname,
-                    (self.settings.clock)(),
-                );
-            }
+        let write = |out: &mut Buffer| {
             stuffer.text(bytes, |slice| out.extend(slice));
             if end {
                 stuffer.end(|slice| out.extend(slice));
             }
-        });
+        };
+        self.pass_on(incoming, end || !bytes.is_empty(), write, now);
         incoming.octets += bytes.len() as u64;
         incoming.refused = if stuffer.fault().is_some() {
             Some((LINE_ENDINGS, Cause::LineEndings))
