@@ -219,15 +219,6 @@ proptest! {
     ], 0..40)) {
         let mut rig = Rig::new(settings(), FakeGateway::default());
         rig.send(HELLO.as_bytes());
-        for piece in &pieces {
-            rig.send(piece);
-            prop_assert!(rig.session.input.len() <= ANY_LINE_MAX + READ_MAX);
-        }
-        rig.session.on_client_gone(rig.now);
-        rig.settle();
-        prop_assert!(rig.session.is_done());
-        let sent = pieces.concat();
-        let ends = memchr::memmem::find_iter(&sent, b"LAST\r\n").count() + memchr::memmem::find_iter(&sent, b"\n.\r\n").count();
-        prop_assert!(rig.messages().len() <= ends);
+        check_pieces(rig, &pieces, &[b"LAST\r\n", b"\n.\r\n"]);
     }
 }
