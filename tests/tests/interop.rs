@@ -223,30 +223,27 @@ fn a_gateway_takes_eight_bit_text_and_chunks(software: Software) {
     stage.finish();
 }
 
-macro_rules! with_every_gateway {
-    ($($name:ident),+ $(,)?) => {$(
+/// Each test with each of its gateways.
+macro_rules! with_gateways {
+    ($($name:ident: $($gateway:ident = $software:ident),+;)+) => {$(
         mod $name {
             use redirect_tests::server::Software;
 
-            #[test]
-            fn postfix() {
-                super::$name(Software::Postfix);
-            }
-
-            #[test]
-            fn exim() {
-                super::$name(Software::Exim);
-            }
-
-            #[test]
-            fn opensmtpd() {
-                super::$name(Software::OpenSmtpd);
-            }
+            $(
+                #[test]
+                fn $gateway() {
+                    super::$name(Software::$software);
+                }
+            )+
         }
     )+};
 }
 
-with_every_gateway!(a_gateway_takes_mail_as_it_is, a_gateway_refuses, a_gateway_takes_eight_bit_text_and_chunks);
+with_gateways! {
+    a_gateway_takes_mail_as_it_is: postfix = Postfix, exim = Exim, opensmtpd = OpenSmtpd;
+    a_gateway_refuses: postfix = Postfix, exim = Exim, opensmtpd = OpenSmtpd;
+    a_gateway_takes_eight_bit_text_and_chunks: postfix = Postfix, exim = Exim, opensmtpd = OpenSmtpd;
+}
 
 /// A gateway with a certificate and an account, without which it takes nothing, and the files that name both to the daemon.
 struct Secured {
@@ -350,26 +347,11 @@ fn what_cannot_be_trusted_gets_no_mail(software: Software) {
     secured.stage.finish();
 }
 
-macro_rules! with_gateways_that_know_tls {
-    ($($name:ident),+ $(,)?) => {$(
-        mod $name {
-            use redirect_tests::server::Software;
-
-            #[test]
-            fn postfix() {
-                super::$name(Software::Postfix);
-            }
-
-            #[test]
-            fn exim() {
-                super::$name(Software::Exim);
-            }
-        }
-    )+};
-}
-
 // OpenSMTPD of Debian 12 (6.8.0p2) cannot sign a handshake with that system's OpenSSL 3: its issue 1239.
-with_gateways_that_know_tls!(mail_goes_through_tls_and_auth, what_cannot_be_trusted_gets_no_mail);
+with_gateways! {
+    mail_goes_through_tls_and_auth: postfix = Postfix, exim = Exim;
+    what_cannot_be_trusted_gets_no_mail: postfix = Postfix, exim = Exim;
+}
 
 /// A server without TLS is spoken to in the clear where that is allowed, and not at all where it is not.
 #[test]
