@@ -82,6 +82,9 @@ pub(crate) const BREAKER_WAIT_MIN: Duration = Duration::from_secs(5);
 pub(crate) const BREAKER_WAIT_MAX: Duration = Duration::from_mins(1);
 /// Connections that try a gateway that is down, at one time.
 pub(crate) const BREAKER_TRIES_MAX: u32 = 2;
+/// Names of a gateway's certificate that a verification reports, and characters of each part of its subject.
+pub(crate) const CERTIFICATE_NAMES_SHOWN: usize = 100;
+pub(crate) const CERTIFICATE_TEXT_SHOWN: usize = 256;
 /// Probes at one time.
 pub(crate) const PROBES_MAX: usize = 16;
 /// Idle connections kept for each gateway, how long, and how long and for how many messages one connection is used:

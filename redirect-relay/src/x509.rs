@@ -4,11 +4,16 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
 
+use crate::limits::CERTIFICATE_TEXT_SHOWN;
+
 /// Names and dates of a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Facts {
     /// DNS names and IP addresses of its subject, in its order.
     pub(crate) names: Vec<String>,
+    /// Whose it is and who signed it, as `CN=mx.example, O=Example`.
+    pub(crate) subject: String,
+    pub(crate) issuer: String,
     pub(crate) not_before: Timestamp,
     pub(crate) not_after: Timestamp,
 }
@@ -20,6 +25,7 @@ mod tag {
     pub(super) const UTC_TIME: u8 = 0x17;
     pub(super) const GENERALIZED_TIME: u8 = 0x18;
     pub(super) const SEQUENCE: u8 = 0x30;
+    pub(super) const SET: u8 = 0x31;
     /// `[2]` and `[7]` of `GeneralName`.
     pub(super) const DNS_NAME: u8 = 0x82;
     pub(super) const IP_ADDRESS: u8 = 0x87;
@@ -37,18 +43,42 @@ pub(crate) fn facts(der: &[u8]) -> Option<Facts> {
     let mut certificate = take(&mut whole, tag::SEQUENCE)?;
     let mut fields = take(&mut certificate, tag::SEQUENCE)?;
     take(&mut fields, tag::VERSION);
-    for _ in ["serialNumber", "signature", "issuer"] {
+    for _ in ["serialNumber", "signature"] {
         element(&mut fields)?;
     }
+    let issuer = distinguished(take(&mut fields, tag::SEQUENCE)?)?;
     let mut validity = take(&mut fields, tag::SEQUENCE)?;
     let (not_before, not_after) = (time(&mut validity)?, time(&mut validity)?);
+    let subject = distinguished(take(&mut fields, tag::SEQUENCE)?)?;
     let mut names = Vec::new();
     while let Some((found, mut content)) = element(&mut fields) {
         if found == tag::EXTENSIONS {
             names = alternative_names(take(&mut content, tag::SEQUENCE)?)?;
         }
     }
-    Some(Facts { names, not_before, not_after })
+    Some(Facts { names, subject, issuer, not_before, not_after })
+}
+
+/// A distinguished name as people write it, as far as they know its parts; without control characters, and each part cut
+/// where nobody reads on.
+fn distinguished(mut name: &[u8]) -> Option<String> {
+    let mut parts = Vec::new();
+    while !name.is_empty() {
+        let mut set = take(&mut name, tag::SET)?;
+        let mut attribute = take(&mut set, tag::SEQUENCE)?;
+        let kind = match take(&mut attribute, tag::OBJECT_IDENTIFIER)? {
+            [0x55, 0x04, 3] => "CN",
+            [0x55, 0x04, 6] => "C",
+            [0x55, 0x04, 10] => "O",
+            [0x55, 0x04, 11] => "OU",
+            _ => continue,
+        };
+        let (_, value) = element(&mut attribute)?;
+        let text = String::from_utf8_lossy(value);
+        let text: String = text.chars().filter(|c| !c.is_control()).take(CERTIFICATE_TEXT_SHOWN).collect();
+        parts.push(format!("{kind}={text}"));
+    }
+    Some(parts.join(", "))
 }
 
 fn alternative_names(mut extensions: &[u8]) -> Option<Vec<String>> {
@@ -132,7 +162,7 @@ fn element<'a>(input: &mut &'a [u8]) -> Option<(u8, &'a [u8])> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use rcgen::{CertificateParams, KeyPair, SanType, date_time_ymd};
+    use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, SanType, date_time_ymd};
 
     use super::*;
 
@@ -162,6 +192,24 @@ mod tests {
         check(&[], (1950, 1, 1), (2050, 1, 1), ("1950-01-01T00:00:00Z", "2050-01-01T00:00:00Z"));
         let for_ever = (9999, 12, 31);
         check(&["a"], (2026, 1, 1), for_ever, ("2026-01-01T00:00:00Z", &Timestamp::MAX.to_string()));
+    }
+
+    #[test]
+    fn subject_and_issuer() {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name = DistinguishedName::new();
+        let long = "x".repeat(1000);
+        for (kind, text) in [
+            (DnType::CommonName, "mx\u{7}.example"),
+            (DnType::LocalityName, "nobody shows it"),
+            (DnType::OrganizationName, "B\u{fc}cher"),
+            (DnType::OrganizationalUnitName, &long),
+        ] {
+            params.distinguished_name.push(kind, text);
+        }
+        let facts = facts(params.self_signed(&KeyPair::generate().unwrap()).unwrap().der()).unwrap();
+        assert_eq!(facts.subject, format!("CN=mx.example, O=B\u{fc}cher, OU={}", &long[..256]));
+        assert_eq!(facts.issuer, facts.subject);
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! `gateway list|get|set|verify|enable|drain|disable|delete`.
 
 use redirect_relay::gateway::{
-    Account, Egress, Gateway, GatewayLimits, Name, Pin, Secret, StageReport, Status, Verification, VerifyReport,
+    Account, CertificateReport, Egress, Gateway, GatewayLimits, Name, Pin, Secret, StageReport, Status, Verification,
+    VerifyReport,
 };
 use serde_json::Value;
 
 use super::{
     Context, Error,
-    output::{Table, or_dash, word},
+    output::{Table, joined, or_dash, word},
 };
 use crate::{
     api::{
@@ -130,7 +131,14 @@ fn stages(report: &VerifyReport) -> Table {
         let ok = if stage.ok { "ok" } else { "failed" };
         [stage.stage.as_str().to_owned(), ok.to_owned(), format!("{}ms", stage.duration_ms), stage.text.clone()]
     };
-    Table::new(["STAGE", "RESULT", "TIME", "DETAIL"], report.stages.iter().map(row))
+    let below = |certificate: &CertificateReport| {
+        let CertificateReport { subject, names, issuer, not_after, sha256, .. } = certificate;
+        let names = or_dash(Some(joined(names.iter().cloned())));
+        let text = format!("certificate of {subject} for {names}, by {issuer}, until {not_after}, SHA-256 {sha256}");
+        [String::new(), String::new(), String::new(), text]
+    };
+    let rows = |stage| std::iter::once(row(stage)).chain(stage.certificates.iter().map(below));
+    Table::new(["STAGE", "RESULT", "TIME", "DETAIL"], report.stages.iter().flat_map(rows))
 }
 
 fn table(gateways: &[Answer]) -> Table {

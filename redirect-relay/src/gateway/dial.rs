@@ -11,10 +11,10 @@ use tokio_rustls::{TlsConnector, TlsStream};
 
 use crate::{
     gateway::{
-        Capabilities, EgressAddress, Encryption, Gateway,
+        Capabilities, EgressAddress, Encryption, Gateway, Verification,
         introduce::{local_header, proxy_header},
         opening::{Next, OpenError, OpenReason, Opening, Purpose, Stage, patience},
-        tls::{Tls, fingerprint},
+        tls::Tls,
     },
     limits::Timeouts,
     stream::Stream,
@@ -107,9 +107,12 @@ impl Dial<'_> {
         let (_, session) = stream.get_ref();
         let version = session.protocol_version().and_then(|version| version.as_str()).unwrap_or("TLS");
         let suite = session.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str()).unwrap_or("?");
-        let chain = session.peer_certificates().unwrap_or_default();
-        let pin = chain.first().map_or_else(String::new, |leaf| fingerprint(leaf).to_string());
-        let about = format!("{version} {suite}, {} certificates, the first with SHA-256 {pin}", chain.len());
+        let said = match &self.gateway.verification {
+            Verification::None => "the certificate is not verified".to_owned(),
+            Verification::Ca { .. } => format!("the certificate is verified for {}", tls.name.to_str()),
+            Verification::Pin { .. } => "the certificate is the pinned one".to_owned(),
+        };
+        let about = format!("{version} {suite}, {said}");
         Ok((Stream::Tls(Box::new(TlsStream::Client(stream))), about))
     }
 

@@ -38,5 +38,5 @@ pub use self::{
     secret::Secret,
     tend::tend,
     tls::TlsInvalid,
-    verify::{StageReport, VerifyReport},
+    verify::{CertificateReport, StageReport, VerifyReport},
 };

@@ -1,6 +1,10 @@
 //! TLS toward a gateway: whose certificate convinces us, by the operator's [`Verification`].
 
-use std::{fmt, fs, io, path::PathBuf, sync::Arc};
+use std::{
+    fmt, fs, io,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use ring::digest;
 use rustls::{
@@ -46,6 +50,20 @@ impl fmt::Debug for Tls {
 impl Tls {
     /// Reads the CA file, if there is one.
     pub(crate) fn new(gateway: &Gateway) -> Result<Self, TlsInvalid> {
+        Self::with(gateway, |verifier| verifier)
+    }
+
+    /// As [`Tls::new`], and what the gateway shows is kept, whatever is thought of it.
+    pub(crate) fn recording(gateway: &Gateway) -> Result<(Self, Chain), TlsInvalid> {
+        let chain = Chain::default();
+        let tls = Self::with(gateway, |verifier| Arc::new(Recorder { verifier, chain: chain.clone() }))?;
+        Ok((tls, chain))
+    }
+
+    fn with(
+        gateway: &Gateway,
+        wrap: impl FnOnce(Arc<dyn ServerCertVerifier>) -> Arc<dyn ServerCertVerifier>,
+    ) -> Result<Self, TlsInvalid> {
         let provider = Arc::new(crypto::ring::default_provider());
         let verifier: Arc<dyn ServerCertVerifier> = match &gateway.verification {
             Verification::None => Arc::new(Lenient::new(&provider, None)),
@@ -58,7 +76,7 @@ impl Tls {
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .dangerous()
-            .with_custom_certificate_verifier(verifier)
+            .with_custom_certificate_verifier(wrap(verifier))
             .with_no_client_auth();
         let name = match (gateway.tls_name(), &gateway.address) {
             (Some(name), _) | (None, Host::Name(name)) => {
@@ -67,6 +85,60 @@ impl Tls {
             (None, Host::Address(ip)) => ServerName::IpAddress((*ip).into()),
         };
         Ok(Self { config: Arc::new(config), name })
+    }
+}
+
+/// The certificates of a gateway, its own first; empty before it has shown any.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Chain(Arc<Mutex<Vec<CertificateDer<'static>>>>);
+
+impl Chain {
+    pub(crate) fn take(&self) -> Vec<CertificateDer<'static>> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Notes what it is shown before another verifier decides.
+#[derive(Debug)]
+struct Recorder {
+    verifier: Arc<dyn ServerCertVerifier>,
+    chain: Chain,
+}
+
+impl ServerCertVerifier for Recorder {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let shown = std::iter::once(certificate).chain(intermediates).map(|shown| shown.clone().into_owned());
+        *self.chain.0.lock().unwrap_or_else(PoisonError::into_inner) = shown.collect();
+        self.verifier.verify_server_cert(certificate, intermediates, name, ocsp, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.verifier.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.verifier.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.verifier.supported_verify_schemes()
     }
 }
 

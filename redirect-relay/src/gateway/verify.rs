@@ -5,6 +5,8 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use jiff::Timestamp;
+use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -13,15 +15,17 @@ use tokio::{
 
 use crate::{
     gateway::{
-        Encryption, Gateway, OpenError, OpenReason, Stage,
+        Encryption, Gateway, OpenError, OpenReason, Pin, Stage,
         dial::{Dial, lost, quit},
         fleet::Fleet,
         guard,
         opening::{Purpose, patience},
-        tls::Tls,
+        tls::{Tls, fingerprint},
     },
+    limits::CERTIFICATE_NAMES_SHOWN,
     reply::ReplyReader,
     stream::Stream,
+    x509::{self, Facts},
 };
 
 /// One stage of a verification.
@@ -33,6 +37,35 @@ pub struct StageReport {
     pub duration_ms: u64,
     /// What it showed, or why it failed.
     pub text: String,
+    /// Of TLS: what the gateway showed, its own certificate first, whether that was believed or not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub certificates: Vec<CertificateReport>,
+}
+
+/// A certificate as it describes itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct CertificateReport {
+    /// As `CN=mx.example, O=Example`.
+    pub subject: String,
+    /// The DNS names and IP addresses that it is for.
+    pub names: Vec<String>,
+    pub issuer: String,
+    #[cfg_attr(feature = "schema", schema(value_type = String, format = DateTime))]
+    pub not_before: Timestamp,
+    #[cfg_attr(feature = "schema", schema(value_type = String, format = DateTime))]
+    pub not_after: Timestamp,
+    pub sha256: Pin,
+}
+
+impl CertificateReport {
+    /// `None`: nobody can read it.
+    fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
+        let Facts { names, subject, issuer, not_before, not_after } = x509::facts(certificate)?;
+        let mut names = names;
+        names.truncate(CERTIFICATE_NAMES_SHOWN);
+        Some(Self { subject, names, issuer, not_before, not_after, sha256: fingerprint(certificate) })
+    }
 }
 
 /// What came of a verification: the stages in their order. An address that cannot be reached is a stage that failed, and the
@@ -48,7 +81,7 @@ pub struct VerifyReport {
 impl VerifyReport {
     fn note(&mut self, stage: Stage, ok: bool, duration: Duration, text: String) {
         let duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        self.stages.push(StageReport { stage, ok, duration_ms, text });
+        self.stages.push(StageReport { stage, ok, duration_ms, text, certificates: Vec::new() });
     }
 
     fn failed(&mut self, error: &OpenError, duration: Duration) {
@@ -103,7 +136,7 @@ impl Fleet {
         }
         let tls = match gateway.encryption {
             Encryption::None => None,
-            _ => match Tls::new(gateway) {
+            _ => match Tls::recording(gateway) {
                 Ok(tls) => Some(tls),
                 Err(error) => {
                     report.note(Stage::Tls, false, begun.elapsed(), error.to_string());
@@ -120,7 +153,7 @@ impl Fleet {
         let dial = Dial {
             gateway,
             encryption: gateway.encryption,
-            tls: tls.as_ref(),
+            tls: tls.as_ref().map(|(tls, _)| tls),
             address,
             egress,
             hostname: &self.settings().hostname,
@@ -134,13 +167,14 @@ impl Fleet {
             report.note(stage, true, duration, text);
         };
         let opened = dial.open(&mut note).await;
-        let mut stream = match opened {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                report.failed(&error, last.elapsed());
-                return None;
-            }
-        };
+        if let Err(error) = &opened {
+            report.failed(error, last.elapsed());
+        }
+        let shown = tls.map_or_else(Vec::new, |(_, chain)| chain.take());
+        if let Some(stage) = report.stages.iter_mut().rfind(|stage| stage.stage == Stage::Tls) {
+            stage.certificates = shown.iter().filter_map(CertificateReport::of).collect();
+        }
+        let (mut stream, _) = opened.ok()?;
         for (stage, line) in [(Stage::Mail, "MAIL FROM:<>\r\n"), (Stage::Rset, "RSET\r\n")] {
             let begun = Instant::now();
             let until = until.min(begun + patience(stage, &self.settings().timeouts));

@@ -224,6 +224,8 @@ mod tests {
         let optional = (Concern::TlsOptional, "a", "mail goes in clear where STARTTLS is not offered, or hidden");
         let account = (Concern::CleartextAccount, "a", "its password goes to whoever answers");
         check(&gateway(r#","encryption":"none""#), default, &[none]);
+        let downgrade = (Concern::Downgrade, "a", "mail that came over TLS may go on in clear");
+        check(&gateway(r#","encryption":"none","allow_downgrade":true"#), default, &[downgrade, none]);
         check(&gateway(""), default, &[optional]);
         check(
             &gateway(r#","account":{"username":"u","password":"p","allow_unprotected":true}"#),

@@ -2,11 +2,12 @@
 
 use std::{fs, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
+use jiff::Timestamp;
 use redirect_relay::{
     Policy, Rate,
     gateway::{
         Account, Balance, Egress, EgressAddress, Encryption, Gateway, GatewayQuota, Group, Mechanism, Member, Pin,
-        PriorityRange, Secret, Stage as Part, Status, Strategy, Verification,
+        PriorityRange, Secret, Stage as Part, Status, Strategy, Verification, VerifyReport,
     },
     route::{Pattern, Route, Routing, RoutingSpec, Target},
     tend,
@@ -797,7 +798,19 @@ async fn a_gateway_is_verified_stage_by_stage() {
     assert_eq!(parts, all.map(|part| (part, true)));
     assert!(report.ok);
     let tls = &report.stages[5].text;
-    assert!(tls.starts_with("TLSv1_3 ") && tls.contains(&with_pin(&authority)), "{tls}");
+    assert!(tls.starts_with("TLSv1_3 ") && tls.ends_with(", the certificate is verified for mx.example"), "{tls}");
+    let shown = |report: &VerifyReport| {
+        let stage = report.stages.iter().rfind(|stage| stage.stage == Part::Tls).unwrap();
+        let [leaf] = &stage.certificates[..] else { panic!("{stage:?}") };
+        assert_eq!((&leaf.names[..], leaf.sha256), (&["mx.example".to_owned()][..], authority.pin));
+        assert_eq!(
+            (leaf.subject.as_str(), leaf.issuer.as_str()),
+            ("CN=rcgen self signed cert", "CN=rcgen self signed cert")
+        );
+        assert!(leaf.not_before < Timestamp::now() && leaf.not_after > Timestamp::now(), "{leaf:?}");
+        (stage.ok, stage.text.clone())
+    };
+    shown(&report);
     assert!(!serde_json::to_string(&report).unwrap().contains("hunter2"));
     let seen = good.until("QUIT", |seen| seen.commands.last().is_some_and(|c| c == "QUIT")).await;
     assert_eq!(seen.commands[seen.commands.len() - 3..], ["MAIL FROM:<>", "RSET", "QUIT"]);
@@ -809,6 +822,15 @@ async fn a_gateway_is_verified_stage_by_stage() {
         assert!(!last.ok);
         format!("{}: {}", last.stage, last.text)
     };
+    // Who is not believed is shown all the same.
+    let mut unbelieved = with_tls(&authority, good.address);
+    unbelieved.verification = Verification::Pin { sha256: Pin([0; 32]) };
+    let (ok, text) = shown(&relay.relay.verify(&unbelieved).await);
+    assert!(!ok && text.starts_with("invalid peer certificate"), "{text}");
+    unbelieved.verification = Verification::None;
+    let (ok, text) = shown(&relay.relay.verify(&unbelieved).await);
+    assert!(ok && text.ends_with(", the certificate is not verified"), "{text}");
+
     let wrong = FakeGateway::with(nature, vec![(Stage::Auth, Do::Say("535 5.7.8 no\r\n".into()))]);
     with.port = wrong.address.port();
     assert_eq!(last(&with).await, "auth: the gateway refused: 535 no");
@@ -825,10 +847,6 @@ async fn a_gateway_is_verified_stage_by_stage() {
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     assert!(last(&plain("g", closed)).await.starts_with("tcp: "));
     relay.stop().await;
-}
-
-fn with_pin(authority: &Authority) -> String {
-    authority.pin.to_string()
 }
 
 /// Attack 46: mail never goes in circles, whatever a name says.
