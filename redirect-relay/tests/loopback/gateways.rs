@@ -158,6 +158,29 @@ async fn quotas_of_a_gateway() {
     }
 }
 
+/// A quota of recipients that others have used up between MAIL and the first recipient: the next gateway has the message.
+#[tokio::test]
+async fn a_gateways_quota_of_recipients_ends_before_a_message() {
+    let (first, second) = (FakeGateway::start(vec![]), FakeGateway::start(vec![]));
+    let mut limited = plain("first", first.address);
+    limited.limits.quota.recipients = Rate::new(1, Duration::from_hours(1), 1);
+    let relay = relay_to(to(vec![limited, plain("second", second.address)])).await;
+    let (mut quick, mut slow) = (relay.client().await, relay.client().await);
+    for client in [&mut quick, &mut slow] {
+        client.greet().await;
+        client.ask("MAIL FROM:<a@b.example>", "250").await;
+    }
+    relay.until("both connections", |counters| counters.gateway_connections == 2).await;
+    assert_eq!(first.seen().connections, 2);
+    for client in [&mut quick, &mut slow] {
+        client.ask("RCPT TO:<c@d.example>", "250").await;
+        client.ask("DATA", "354").await;
+        client.ask(&format!("{BODY}."), "250").await;
+    }
+    assert_eq!((first.seen().messages.len(), second.seen().messages.len()), (1, 1));
+    relay.stop().await;
+}
+
 /// A quota of recipients that ends within a message: the others are sent separately.
 #[tokio::test]
 async fn a_gateways_quota_of_recipients_ends_within_a_message() {
