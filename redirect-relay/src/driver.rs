@@ -23,10 +23,7 @@ use tokio::{
     task::spawn_blocking,
     time::{Instant, Sleep, sleep, sleep_until, timeout},
 };
-use tokio_util::{
-    sync::{CancellationToken, WaitForCancellationFuture},
-    task::TaskTracker,
-};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, info, warn};
 use zeroize::Zeroize as _;
 
@@ -45,6 +42,7 @@ use crate::{
         Action, CONNECTIONS_OVER_QUOTA, EARLY_TALK, Granted, NO_CLASS, NOT_IDENTIFIED, NOT_REACHED, Note, Session,
         TOO_MANY_SESSIONS, Verdict,
     },
+    signals::{Listener, Signals, Stage},
     splice,
     stream::Stream,
     upstream::Failure,
@@ -68,9 +66,8 @@ thread_local! {
 /// queue under SYN cookies believes that it is connected and waits for a banner that nobody will send.
 pub async fn run<D: Directory>(listener: TcpListener, relay: Arc<Relay<D>>, shutdown: CancellationToken) {
     let tasks = TaskTracker::new();
-    let signals = Signals { shutdown, drained: CancellationToken::new() };
-    let over = CancellationToken::new();
-    while let Some(accepted) = signals.shutdown.run_until_cancelled(listener.accept()).await {
+    let signals = Arc::new(Signals::default());
+    while let Some(accepted) = shutdown.run_until_cancelled(listener.accept()).await {
         match accepted {
             Ok((stream, peer)) => {
                 relay.meters.sessions_opened.increment();
@@ -80,33 +77,27 @@ pub async fn run<D: Directory>(listener: TcpListener, relay: Arc<Relay<D>>, shut
                     send_now(&stream, &TOO_MANY_SESSIONS);
                     continue;
                 };
-                let serve = serve(stream, peer, place, signals.clone(), tasks.clone());
-                let over = over.clone();
-                tasks.spawn(async move { over.run_until_cancelled(serve).await });
+                let (signals, of_session) = (Arc::clone(&signals), tasks.clone());
+                tasks.spawn(async move {
+                    signals.until(Stage::Over, serve(stream, peer, place, &signals, of_session)).await
+                });
             }
             Err(error) => {
                 warn!(%error, "cannot accept a connection");
-                signals.shutdown.run_until_cancelled(sleep(ACCEPT_PAUSE)).await;
+                shutdown.run_until_cancelled(sleep(ACCEPT_PAUSE)).await;
             }
         }
     }
     drop(listener);
+    signals.tell(Stage::Draining);
     tasks.close();
     if timeout(relay.settings.drain, tasks.wait()).await.is_err() {
-        signals.drained.cancel();
+        signals.tell(Stage::Drained);
         if timeout(2 * relay.settings.timeouts.farewell, tasks.wait()).await.is_err() {
-            over.cancel();
+            signals.tell(Stage::Over);
             tasks.wait().await;
         }
     }
-}
-
-#[derive(Clone)]
-struct Signals {
-    /// Begin no transaction.
-    shutdown: CancellationToken,
-    /// End the transactions that are open.
-    drained: CancellationToken,
 }
 
 /// One of the sessions that may be open at a time.
@@ -137,7 +128,7 @@ async fn serve<D: Directory>(
     stream: TcpStream,
     peer: SocketAddr,
     place: Place<D>,
-    signals: Signals,
+    signals: &Signals,
     tasks: TaskTracker,
 ) {
     let relay = &*place.0;
@@ -145,13 +136,13 @@ async fn serve<D: Directory>(
     let mut present = None;
     let (client, may_talk) = match greet(relay, stream, peer, &mut present).await {
         Ok((stream, identity)) if matches!(identity.policy.tls, Tls::Passthrough) => {
-            (pass_through(relay, stream, &identity, &signals).await, true)
+            (pass_through(relay, stream, &identity, signals).await, true)
         }
         Ok((stream, identity)) => {
             let offered = relay.fleet.offers(&relay.directory.routing(), &identity.class);
             let session = Session::new(Arc::clone(&relay.settings), identity, offered, &relay.means, now());
             let mut conversation = Conversation::new(relay, session, stream, tasks);
-            conversation.run(&signals).await;
+            conversation.run(signals).await;
             (conversation.client, conversation.session.client_may_talk())
         }
         Err(stream) => (stream.map_or(Client::Gone, Client::Plain), true),
@@ -198,7 +189,7 @@ async fn pass_through<D: Directory>(
     let account = Account::new(Arc::clone(&relay.means.quotas), client.ip(), Arc::clone(class));
     let begun = Instant::now();
     let splice = splice::run(&mut stream, &mut server, timeouts);
-    let Some((passed, result)) = signals.drained.run_until_cancelled(splice).await else {
+    let Some((passed, result)) = signals.until(Stage::Drained, splice).await else {
         info!(subscriber = %client, class = &**class, %original, outcome = "shutdown", "passed through");
         return Client::Gone;
     };
@@ -346,8 +337,17 @@ struct Conversation<'a, D> {
     tasks: TaskTracker,
     /// When the timer goes off. It may be earlier than needed: deadlines mostly move back, and then it is left alone.
     armed: Option<Instant>,
-    draining: bool,
-    drained: bool,
+    /// The latest that the session was told of.
+    stage: Stage,
+    pending: Sources,
+}
+
+/// Where nothing was to be had in this turn of the task: the next one begins when there is, so asking again is for nothing.
+#[derive(Default)]
+struct Sources {
+    client_read: bool,
+    gateway_read: bool,
+    timer: bool,
 }
 
 impl<'a, D: Directory> Conversation<'a, D> {
@@ -362,35 +362,32 @@ impl<'a, D: Directory> Conversation<'a, D> {
             unflushed: false,
             tasks,
             armed: None,
-            draining: false,
-            drained: false,
+            stage: Stage::Open,
+            pending: Sources::default(),
         }
     }
 
     async fn run(&mut self, signals: &Signals) {
         let mut timer = pin!(sleep_until(Instant::now()));
-        let mut shutdown = pin!(signals.shutdown.cancelled());
-        let mut drained = pin!(signals.drained.cancelled());
-        poll_fn(|cx| self.poll(cx, timer.as_mut(), shutdown.as_mut(), drained.as_mut())).await;
+        let mut listener = Listener::new(signals);
+        poll_fn(|cx| {
+            let stage = listener.poll(cx);
+            self.poll(cx, timer.as_mut(), stage)
+        })
+        .await;
     }
 
     /// Goes on until the session is done or everything it waits for is pending. Tokio's budget for each turn of a task
     /// makes even a stream that never pauses pend now and then.
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        mut timer: Pin<&mut Sleep>,
-        shutdown: Pin<&mut WaitForCancellationFuture<'_>>,
-        drained: Pin<&mut WaitForCancellationFuture<'_>>,
-    ) -> Poll<()> {
-        if !self.draining && shutdown.poll(cx).is_ready() {
-            self.draining = true;
+    fn poll(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>, stage: Stage) -> Poll<()> {
+        if self.stage < Stage::Draining && stage >= Stage::Draining {
             self.session.on_shutdown(now());
         }
-        if !self.drained && drained.poll(cx).is_ready() {
-            self.drained = true;
+        if self.stage < Stage::Drained && stage >= Stage::Drained {
             self.session.on_drained(now());
         }
+        self.stage = stage;
+        self.pending = Sources::default();
         loop {
             if self.session.poll_place_lost(cx).is_ready() {
                 self.session.on_place_lost(now());
@@ -477,6 +474,8 @@ impl<'a, D: Directory> Conversation<'a, D> {
                     self.session.on_handshake_failed(now());
                 }
             }
+            // What the client said at once came along with its handshake.
+            self.pending.client_read = false;
             return Poll::Ready(());
         }
         let out = self.session.client_out();
@@ -523,12 +522,12 @@ impl<'a, D: Directory> Conversation<'a, D> {
     }
 
     fn poll_client_read(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if !self.session.wants_client() {
+        if self.pending.client_read || !self.session.wants_client() {
             return Poll::Pending;
         }
         let Self { client, session, .. } = self;
         let secret = session.may_hear_a_secret();
-        ready!(poll_read(
+        let read = poll_read(
             cx,
             secret,
             |cx, buffer| client.poll_read(cx, buffer),
@@ -536,23 +535,29 @@ impl<'a, D: Directory> Conversation<'a, D> {
                 Ok([]) => session.on_client_ended(now()),
                 Ok(bytes) => session.on_client(bytes, now()),
                 Err(_) => session.on_client_gone(now()),
-            }
-        ));
+            },
+        );
+        self.pending.client_read = read.is_pending();
+        ready!(read);
         self.act();
         Poll::Ready(())
     }
 
     fn poll_gateway_read(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Self { gateway: Some(gateway), session, .. } = self else { return Poll::Pending };
-        ready!(poll_read(
+        let Self { gateway: Some(gateway), session, pending: Sources { gateway_read: false, .. }, .. } = self else {
+            return Poll::Pending;
+        };
+        let read = poll_read(
             cx,
             false,
             |cx, buffer| Pin::new(gateway.stream()).poll_read(cx, buffer),
             |read| match read {
                 Ok([]) | Err(_) => session.on_gateway_closed(now()),
                 Ok(bytes) => session.on_gateway_octets(bytes, now()),
-            }
-        ));
+            },
+        );
+        self.pending.gateway_read = read.is_pending();
+        ready!(read);
         self.act();
         Poll::Ready(())
     }
@@ -577,6 +582,7 @@ impl<'a, D: Directory> Conversation<'a, D> {
                     reused: lease.reused,
                 };
                 self.gateway = Some(lease);
+                self.pending.gateway_read = false;
                 self.unflushed = false;
                 self.session.on_connected(granted, now());
             }
@@ -594,8 +600,13 @@ impl<'a, D: Directory> Conversation<'a, D> {
         if self.armed.is_none_or(|armed| deadline < armed) {
             timer.as_mut().reset(deadline);
             self.armed = Some(deadline);
+        } else if self.pending.timer {
+            return Poll::Pending;
         }
-        ready!(timer.poll(cx));
+        self.pending.timer = timer.as_mut().poll(cx).is_pending();
+        if self.pending.timer {
+            return Poll::Pending;
+        }
         self.armed = None;
         self.session.on_deadline(now());
         Poll::Ready(())

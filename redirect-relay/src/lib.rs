@@ -24,7 +24,7 @@
 //! | `splice` | sessions that are passed through to the server dialled |
 //! | `trace` | the `Received:` field |
 //! | `limits` | every bound and every wait |
-//! | `driver`, `client`, `stream` | sockets, timers, tasks: with `splice` and `gateway` (`dial`, `fleet`, `resolve`, `tend`, `verify`) all IO |
+//! | `driver`, `client`, `stream`, `signals` | sockets, timers, tasks: with `splice` and `gateway` (`dial`, `fleet`, `resolve`, `tend`, `verify`) all IO |
 //! | `relay`, `addrs`, `record`, `counters`, `buffer` | what the caller gives and gets; values |
 
 mod address;
@@ -55,6 +55,7 @@ pub mod route;
 #[cfg(feature = "schema")]
 mod schema;
 mod session;
+mod signals;
 mod splice;
 mod stream;
 mod tally;
