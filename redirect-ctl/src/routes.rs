@@ -32,11 +32,16 @@ impl RouteKey {
 
     /// Where it stands among all routes: below its domain's parent. `example.com` is at `com.example`, `.example.com` at `com.example.`, `*` first.
     pub fn place(&self) -> String {
-        match &self.domain {
-            Pattern::Default => String::new(),
-            Pattern::Exact(domain) => reversed(domain.as_str()),
-            Pattern::Suffix(domain) => reversed(domain.as_str()) + ".",
-        }
+        place(&self.domain)
+    }
+}
+
+/// Where the routes of a pattern stand; see [`RouteKey::place`].
+pub fn place(pattern: &Pattern) -> String {
+    match pattern {
+        Pattern::Default => String::new(),
+        Pattern::Exact(domain) => reversed(domain.as_str()),
+        Pattern::Suffix(domain) => reversed(domain.as_str()) + ".",
     }
 }
 

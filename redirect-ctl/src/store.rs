@@ -36,7 +36,7 @@ use redirect_common::maps::{CLASSES_MAX, RELAYS_MAX};
 use redirect_relay::{
     Domain,
     gateway::{Gateway, Group},
-    route::{ManagedDomain, Route, RouteDiff, RoutingSpec},
+    route::{ManagedDomain, Pattern, Route, RouteDiff, RoutingSpec},
 };
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -353,7 +353,8 @@ pub fn open(path: &Path, resources: &FileResources) -> Result<(Store, Writer), E
         return Err(Error::Full { table, max: resources.subscribers_max, file: resources.file.clone() });
     }
 
-    let (snapshot_sender, snapshot) = watch::channel(read_snapshot(&connection, None, None)?);
+    let (snapshot_sender, snapshot) =
+        watch::channel(read_snapshot(&connection, &MailTouched::All, &Snapshot::default(), None)?);
     let (writer, jobs) = mpsc::channel(limits::STORE_QUEUE_MAX);
     let touched = Arc::new(Touched::default());
     let applied = Arc::new(AtomicU64::new(0));
@@ -714,7 +715,7 @@ impl Writer {
                 self.connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
             let mut revision = before.revision;
             let mut fill = self.fill;
-            let (mut mail, mut clients) = (false, false);
+            let (mut mail, mut clients) = (MailTouched::Routes(BTreeSet::new()), false);
             for Job { change, reply } in group.by_ref() {
                 let mut savepoint = transaction.savepoint()?;
                 let mut step = Step {
@@ -728,7 +729,7 @@ impl Writer {
                 };
                 let answer = step.carry_out(&change).map(|outcome| {
                     if outcome != Outcome::Unchanged {
-                        mail |= change.concerns_mail();
+                        mail.note(&change);
                         clients |= change.concerns_clients();
                         revision += 1;
                     }
@@ -747,7 +748,7 @@ impl Writer {
             let after = if revision == before.revision {
                 before.clone()
             } else {
-                read_snapshot(&transaction, (!mail).then_some(before), (!clients).then_some(before))?
+                read_snapshot(&transaction, &mail, before, (!clients).then_some(before))?
             };
             transaction.commit()?;
             self.fill = fill;
@@ -1219,16 +1220,39 @@ fn select_subscribers(connection: &Connection, query: &SubscriberQuery) -> Resul
     rows.map(|row| row?).collect()
 }
 
-/// With the routing of `mail_before`, and the clients of `clients_before`, where they are given: nothing changed them.
+/// What changed of where mail goes.
+enum MailTouched {
+    /// The routes of these patterns, which may be none.
+    Routes(BTreeSet<Pattern>),
+    /// Perhaps everything.
+    All,
+}
+
+impl MailTouched {
+    fn note(&mut self, change: &Change) {
+        match (&mut *self, change) {
+            (Self::Routes(patterns), Change::PutRoute(route)) => drop(patterns.insert(route.domain.clone())),
+            (Self::Routes(patterns), Change::DeleteRoute(key)) => drop(patterns.insert(key.domain.clone())),
+            (Self::Routes(_), change) if change.concerns_mail() => *self = Self::All,
+            (Self::Routes(_) | Self::All, _) => {}
+        }
+    }
+}
+
+/// With what `mail` leaves as it was of the routing of `before`, and with the clients of `clients_before`, where they are given: nothing changed them.
 fn read_snapshot(
     connection: &Connection,
-    mail_before: Option<&Snapshot>,
+    mail: &MailTouched,
+    before: &Snapshot,
     clients_before: Option<&Snapshot>,
 ) -> Result<Snapshot, Error> {
     let snapshot = read_tables(connection)?;
-    let routing = match mail_before {
-        Some(before) => Arc::clone(&before.routing),
-        None => Arc::new(mail::read_routing(connection, &snapshot.tables)?),
+    let routing = match mail {
+        MailTouched::Routes(patterns) if patterns.is_empty() => Arc::clone(&before.routing),
+        MailTouched::Routes(patterns) => {
+            Arc::new(mail::reread_routing(connection, &snapshot.tables, &before.routing, patterns)?)
+        }
+        MailTouched::All => Arc::new(mail::read_routing(connection, &snapshot.tables)?),
     };
     let clients = match clients_before {
         Some(before) => Arc::clone(&before.clients),

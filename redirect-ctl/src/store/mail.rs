@@ -3,7 +3,10 @@
 //! Each is kept as the JSON of its own type, beside the columns that refer to others, which are foreign keys. Gateways and groups share a table, since
 //! they share their names. A password has a column of its own: its type does not serialise.
 
-use std::{collections::HashSet, net::SocketAddr};
+use std::{
+    collections::{BTreeSet, HashSet},
+    net::SocketAddr,
+};
 
 use redirect_relay::{
     Domain,
@@ -94,10 +97,38 @@ pub(super) fn read_groups(connection: &Connection) -> Result<Vec<Group>, Error> 
 
 pub(super) fn read_routing(connection: &Connection, tables: &Tables) -> Result<Routing, Error> {
     // Each change was checked by itself; what does not go together all the same was not written by us.
-    Routing::build(read_spec(connection, tables)?).map_err(|faults| Error::Corrupt {
+    Routing::build(read_spec(connection, tables)?).map_err(|faults| corrupt_routing(&faults))
+}
+
+/// The routing `before`, with what the routes of these patterns are by now.
+pub(super) fn reread_routing(
+    connection: &Connection,
+    tables: &Tables,
+    before: &Routing,
+    patterns: &BTreeSet<Pattern>,
+) -> Result<Routing, Error> {
+    let mut routing = before.clone();
+    for pattern in patterns {
+        let mut routes = read_routes_of(connection, pattern)?;
+        if *pattern == Pattern::Default {
+            routes = routes::spec(tables, routes, Vec::new()).routes;
+        }
+        routing = routing.with_routes(pattern.clone(), routes).map_err(|faults| corrupt_routing(&faults))?;
+    }
+    Ok(routing)
+}
+
+fn corrupt_routing(faults: &[RoutingFault]) -> Error {
+    Error::Corrupt {
         what: "a routing",
         value: faults.iter().take(3).map(ToString::to_string).collect::<Vec<_>>().join("; "),
-    })
+    }
+}
+
+fn read_routes_of(connection: &Connection, pattern: &Pattern) -> Result<Vec<Route>, Error> {
+    let mut statement = connection.prepare_cached("SELECT spec FROM routes WHERE place = ?1 ORDER BY key")?;
+    let rows = statement.query_map([routes::place(pattern)], spec_row)?;
+    rows.map(|row| row?).collect()
 }
 
 pub(super) fn read_routes(connection: &Connection) -> Result<Vec<Route>, Error> {
