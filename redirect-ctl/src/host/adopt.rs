@@ -19,6 +19,8 @@ use std::{
 
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 
+use super::listening::listening;
+
 /// Why a relay's sockets cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -55,6 +57,16 @@ pub struct Listener {
 /// The sockets that take connections to `endpoint`: those bound to its very address, else those bound to every address. Several where the
 /// relay has bound each of its processes (`SO_REUSEPORT`).
 pub fn listeners(endpoint: SocketAddr) -> Result<Vec<Listener>, Error> {
+    // A kernel that cannot be asked has the files.
+    let all = match listening() {
+        Ok(all) => all,
+        Err(_) => listed()?,
+    };
+    let found = matching(endpoint, &all);
+    if found.is_empty() { Err(Error::NothingListens { endpoint }) } else { Ok(found) }
+}
+
+fn listed() -> Result<Vec<Listener>, Error> {
     let mut all = Vec::new();
     for file in ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"] {
         match fs::File::open(file).map(BufReader::new) {
@@ -66,8 +78,7 @@ pub fn listeners(endpoint: SocketAddr) -> Result<Vec<Listener>, Error> {
             Err(source) => return Err(Error::system(format!("open {file}"), source)),
         }
     }
-    let found = matching(endpoint, &all);
-    if found.is_empty() { Err(Error::NothingListens { endpoint }) } else { Ok(found) }
+    Ok(all)
 }
 
 /// A copy of the descriptor of `listener`, from whichever process has one.

@@ -3,7 +3,7 @@
 //!
 //! - [`routing`]: policy rules and routes, by rtnetlink
 //! - [`sysctl`]: settings of interfaces, with a note of what was found
-//! - [`adopt`]: the sockets of a relay that flows are steered to; `sockets` keeps track of them
+//! - [`adopt`]: the sockets of a relay that flows are steered to; `listening` lists them, `sockets` keeps track of them
 //! - [`foreign`]: which foreign sources get a route, and for how long; pure
 //! - `connections`: ends connections of a relay that a class does not want any more
 //!
@@ -12,6 +12,7 @@
 pub mod adopt;
 mod connections;
 pub mod foreign;
+mod listening;
 mod netlink;
 pub mod routing;
 mod sockets;
