@@ -14,7 +14,7 @@
 //! - [`cli`] and [`commands`]: `redirect-ctl`; [`postfix`]: what it makes of the settings of a Postfix
 //! - [`relay`]: tells the embedded relay who a connection comes from and which gateway is its; [`smtp`]: how a class is treated there;
 //!   [`clients`]: the certificates and users that this takes
-//! - [`daemon`]: start order, tasks, stop; [`limits`]: every bound
+//! - [`daemon`]: start order, tasks, stop; [`log`](mod@log): where its lines go; [`limits`]: every bound
 
 pub mod api;
 pub mod cli;
@@ -27,6 +27,7 @@ pub mod desired;
 pub mod health;
 pub mod host;
 pub mod limits;
+pub mod log;
 pub mod metrics;
 pub mod postfix;
 pub mod reconcile;

@@ -30,7 +30,7 @@ pub const INTERFACE_BYTES_MAX: usize = 15;
 pub const GATEWAYS_MAX: u64 = 256;
 /// Groups of gateways.
 pub const GROUPS_MAX: u64 = 64;
-/// Routes: some 300 bytes of memory each, and the table is built anew for each change.
+/// Routes: some 300 bytes of memory each; the table is built anew, from all of them, when gateways, groups, classes or managed domains change.
 pub const ROUTES_MAX: u64 = 100_000;
 /// Managed domains.
 pub const MANAGED_DOMAINS_MAX: u64 = 10_000;
@@ -147,6 +147,11 @@ pub const RELAY_LOCKS_MAX: usize = 1_024;
 pub const RELAY_DRAIN: Duration = Duration::from_secs(5);
 /// Connections that wait to be accepted by a listener of the relay; the kernel takes no more than `net.core.somaxconn`, 4,096 by default.
 pub const RELAY_ACCEPT_QUEUE: u32 = 4_096;
+
+/// Bytes of log lines that wait to be written: some 2,000 records of messages.
+pub const LOG_BYTES_MAX: usize = 1024 * 1024;
+/// A line of the log waits so long for others, so that they are written together.
+pub const LOG_DELAY: Duration = Duration::from_millis(50);
 
 /// Bytes of a line with a password, or with the answer to a question, that the CLI reads.
 pub const LINE_BYTES_MAX: u64 = 1_024;

@@ -20,6 +20,7 @@ use crate::{
         types::{self, InterfaceCount, Memory, ReasonCount, Relay},
     },
     health::HealthState,
+    log,
     reconcile::task::Observed,
 };
 
@@ -236,6 +237,8 @@ impl Collector for Values {
             let write = if goes_down { gauge } else { counter };
             write(encoder, &name, row.help, &[(&[], row.value)])?;
         }
+        let help = "Lines of the log that were not written because it takes them too slowly";
+        counter(encoder, "log_lines_lost", help, &[(&[], log::lines_lost())])?;
         self.encode_gateways(encoder)?;
         self.encode_mail(encoder)
     }

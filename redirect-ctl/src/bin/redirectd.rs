@@ -13,6 +13,7 @@ use redirect_ctl::{
     daemon,
     dataplane::kernel::{Capacities, KernelDataplane},
     host::Host,
+    log::{Lines, Log},
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -30,9 +31,16 @@ fn main() -> ExitCode {
     if args.check {
         return ExitCode::SUCCESS;
     }
-    log(settings.log);
+    let log = match Log::start(io::stderr()) {
+        Ok(log) => log,
+        Err(error) => return fail(&error, 1),
+    };
+    set_up_log(settings.log, log.lines());
     raise_descriptor_limit(settings.relay.sessions_max);
-    match run(settings) {
+    let result = run(settings);
+    // What is told last comes last.
+    drop(log);
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&*error, 1),
     }
@@ -83,10 +91,10 @@ fn raise_descriptor_limit(sessions_max: u32) {
     }
 }
 
-fn log(format: LogFormat) {
+fn set_up_log(format: LogFormat, lines: Lines) {
     let filter = EnvFilter::builder().with_default_directive(tracing::Level::INFO.into()).from_env_lossy();
     let colours = io::stderr().is_terminal();
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colours);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(lines).with_ansi(colours);
     match format {
         LogFormat::Text => builder.init(),
         LogFormat::Json => builder.json().init(),
