@@ -11,6 +11,7 @@ mod latency;
 mod peers;
 mod rate;
 mod site;
+mod tls;
 mod usage;
 
 use std::time::Duration;

@@ -15,6 +15,7 @@ use redirect_tests::{Lab, postfix, unpacked};
 use super::{
     authority::Authority,
     site::{PEER, Running, SESSIONS_MAX, SINK},
+    tls::Certificate,
 };
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -24,6 +25,8 @@ pub(crate) enum Peer {
     NginxMail,
     /// With a buffer that takes a whole message. Without it nginx waits for the sink's delayed acknowledgment.
     NginxMail64k,
+    /// With its default buffer, and STARTTLS.
+    NginxMailTls,
     /// Postfix that hands mail on while the client waits.
     PostfixProxyFilter,
     /// Postfix with a queue: its rate is what it accepts, its CPU time that of handing on as well.
@@ -31,6 +34,7 @@ pub(crate) enum Peer {
 }
 
 impl Peer {
+    /// Those that are sent mail in clear.
     pub(crate) const ALL: [Self; 5] =
         [Self::Haproxy, Self::NginxMail, Self::NginxMail64k, Self::PostfixProxyFilter, Self::PostfixRelay];
 
@@ -39,6 +43,7 @@ impl Peer {
             Self::Haproxy => "haproxy",
             Self::NginxMail => "nginx_mail",
             Self::NginxMail64k => "nginx_mail_64k",
+            Self::NginxMailTls => "nginx_mail_tls",
             Self::PostfixProxyFilter => "postfix_proxy_filter",
             Self::PostfixRelay => "postfix_relay",
         }
@@ -51,6 +56,11 @@ pub(crate) fn start(peer: Peer, lab: &Lab) -> Result<Running> {
         Peer::Haproxy => haproxy(lab),
         Peer::NginxMail => nginx(lab, ""),
         Peer::NginxMail64k => nginx(lab, "smtp_client_buffer 64k;"),
+        Peer::NginxMailTls => {
+            let Certificate { chain, key } = Certificate::new(lab.folder())?;
+            let (chain, key) = (chain.display(), key.display());
+            nginx(lab, &format!("starttls on; ssl_certificate {chain}; ssl_certificate_key {key};"))
+        }
         Peer::PostfixProxyFilter => postfix(lab, &format!("\n  -o smtpd_proxy_filter=inet:{SINK}")),
         Peer::PostfixRelay => postfix(lab, ""),
     }
@@ -85,7 +95,7 @@ listen mail
     Ok(Running { daemon, _authority: None, queue: None })
 }
 
-fn nginx(lab: &Lab, buffer: &str) -> Result<Running> {
+fn nginx(lab: &Lab, more: &str) -> Result<Running> {
     let authority = Authority::start(&lab.router)?;
     let (folder, module) =
         (lab.folder().display(), unpacked("nginx")?.join("usr/lib/nginx/modules/ngx_mail_module.so"));
@@ -105,7 +115,7 @@ mail {{
     listen {PEER};
     protocol smtp;
     smtp_auth none;
-    {buffer}
+    {more}
   }}
 }}
 ",

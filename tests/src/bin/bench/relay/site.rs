@@ -13,6 +13,7 @@ use redirect_tests::{Daemon, Family, Lab, Mode, Product, postfix, wait_until};
 use super::{
     authority::Authority,
     peers::{self, Peer},
+    tls::Certificate,
     usage::{self, Usage},
 };
 
@@ -38,6 +39,8 @@ pub(crate) enum Occupant {
     /// Nothing: the client dials the sink.
     Direct,
     Redirectd,
+    /// With STARTTLS.
+    RedirectdTls,
     Peer(Peer),
 }
 
@@ -46,6 +49,7 @@ impl Occupant {
         match self {
             Self::Direct => "direct",
             Self::Redirectd => "redirectd",
+            Self::RedirectdTls => "redirectd_tls",
             Self::Peer(peer) => peer.name(),
         }
     }
@@ -93,6 +97,11 @@ impl Site {
             let relay = match occupant {
                 Occupant::Direct => Relay::None,
                 Occupant::Redirectd => Relay::Product(redirectd(&lab)?),
+                Occupant::RedirectdTls => {
+                    let product = redirectd(&lab)?;
+                    offer_tls(&lab, &product)?;
+                    Relay::Product(product)
+                }
                 Occupant::Peer(peer) => Relay::Peer(peers::start(peer, &lab)?),
             };
             let site = Self { occupant, relay, _sink: sink, lab };
@@ -168,4 +177,14 @@ fn redirectd(lab: &Lab) -> Result<Product> {
     product.ctl(lab, &["subscriber", "set", "10.20.0.0/16", "--class", "configured"])?;
     product.ctl(lab, &["gateway", "set", "default", "--address", &Family::V4.gateway().to_string(), "--port", "25"])?;
     Ok(product)
+}
+
+fn offer_tls(lab: &Lab, product: &Product) -> Result<()> {
+    let Certificate { chain, key } = Certificate::new(lab.folder())?;
+    let [chain, key] = [chain, key].map(|file| file.display().to_string());
+    product.ctl(lab, &["certificate", "set", "relay", "--chain-file", &chain, "--key-file", &key])?;
+    let tls = ["--tls", "offer", "--certificate", "relay"];
+    let class = ["class", "set", "configured", "--action", "redirect", "--relay", "embedded"];
+    product.ctl(lab, &[&class[..], &tls[..]].concat())?;
+    Ok(())
 }
