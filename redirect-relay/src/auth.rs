@@ -18,6 +18,14 @@ pub(crate) struct Credentials {
     pub(crate) password: Secret,
 }
 
+/// Credentials that a gateway is to judge.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Claim {
+    pub(crate) credentials: Credentials,
+    /// They may cross a connection without TLS, or reach a server that nobody verified.
+    pub(crate) allow_unprotected: bool,
+}
+
 /// Base64 as it came in a line, or the octets of it.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Response(pub(crate) Zeroizing<String>);

@@ -5,7 +5,7 @@
 
 use std::{
     cell::RefCell,
-    future::{Future, poll_fn},
+    future::{self, Future, poll_fn},
     io,
     mem::MaybeUninit,
     net::SocketAddr,
@@ -21,23 +21,24 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
     task::spawn_blocking,
-    time::{Instant, Sleep, sleep, sleep_until, timeout},
+    time::{Instant, Sleep, sleep, sleep_until, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, info, warn};
 use zeroize::Zeroize as _;
 
 use crate::{
-    auth::{Credentials, Users},
+    auth::{Claim, Credentials, Users},
     buffer::Buffer,
     client::Client,
-    gateway::{Attempt, Lease, OpenError, OpenReason, quit},
+    gateway::{Attempt, Extensions, Introduction, Lease, OpenError, OpenReason, Stage as OpenStage, Want, quit},
     limits::{READ_MAX, VERIFICATIONS_MAX},
-    policy::Tls,
+    policy::{Auth, Tls},
     quota::{Account, Kind, Present, Subscriber},
     record::{Cause, Outcome, Record, milliseconds},
     relay::{Directory, Identity, Relay},
     reply::Reply,
+    route::Target,
     session::{
         Action, CONNECTIONS_OVER_QUOTA, EARLY_TALK, Granted, NO_CLASS, NOT_IDENTIFIED, NOT_REACHED, Note, Session,
         TOO_MANY_SESSIONS, Verdict,
@@ -139,7 +140,7 @@ async fn serve<D: Directory>(
             (pass_through(relay, stream, &identity, signals).await, true)
         }
         Ok((stream, identity)) => {
-            let offered = relay.fleet.offers(&relay.directory.routing(), &identity.class);
+            let offered = offers(relay, &identity);
             let session = Session::new(Arc::clone(&relay.settings), identity, offered, &relay.means, now());
             let mut conversation = Conversation::new(relay, session, stream, tasks);
             conversation.run(signals).await;
@@ -148,6 +149,16 @@ async fn serve<D: Directory>(
         Err(stream) => (stream.map_or(Client::Gone, Client::Plain), true),
     };
     let _ = timeout(relay.settings.timeouts.farewell, part(client, may_talk)).await;
+}
+
+/// What the client's gateways can do.
+fn offers<D: Directory>(relay: &Relay<D>, identity: &Identity) -> Extensions {
+    let (routing, class) = (relay.directory.routing(), &identity.class);
+    let bridge = match identity.policy.auth {
+        Auth::Bridge { allow_unprotected } => relay.fleet.bridges(&routing, class, allow_unprotected),
+        Auth::Off | Auth::AcceptAny | Auth::Local(_) => false,
+    };
+    Extensions { bridge, ..relay.fleet.offers(&routing, class) }
 }
 
 /// Ends a connection. A close with unread octets would reset it, and the client might never see our last reply.
@@ -300,6 +311,8 @@ async fn drain(mut stream: TcpStream) -> io::Result<()> {
 enum Found {
     /// The attempt, so that it can go on from there.
     Connection(Box<Attempt>, Result<Box<Lease>, OpenError>),
+    /// A connection in the client's name, and where it leads.
+    Bridge(Result<(Target, Box<Lease>), OpenError>),
     Verdict(Verdict),
 }
 
@@ -308,6 +321,13 @@ type Errand = Pin<Box<dyn Future<Output = Found> + Send>>;
 async fn obtain(mut attempt: Box<Attempt>, until: Instant) -> Found {
     let found = attempt.next(until).await.map(Box::new);
     Found::Connection(attempt, found)
+}
+
+/// As [`obtain`], in the client's name. Nothing of its credentials is left afterwards.
+async fn bridge(mut attempt: Box<Attempt>, target: Target, until: Instant) -> Found {
+    let timeout = OpenError { stage: OpenStage::Auth, reason: OpenReason::Timeout };
+    let found = timeout_at(until, attempt.next(until)).await.unwrap_or(Err(timeout));
+    Found::Bridge(found.map(|lease| (target, Box::new(lease))))
 }
 
 /// Looks at a password where it keeps no session waiting.
@@ -451,11 +471,46 @@ impl<'a, D: Directory> Conversation<'a, D> {
                 Action::Verify { users, credentials } => {
                     self.errand = Some(Box::pin(verify(users, credentials, self.relay.settings.timeouts.verify)));
                 }
+                Action::Bridge { introduction, encrypted, claim, until } => {
+                    self.errand = Some(self.bridge(*introduction, encrypted, claim, until.into()));
+                }
                 Action::Lock(duration) => self.relay.lock(self.session.identity(), duration),
                 Action::Record(record) => self.record(&record),
                 Action::Note(note) => self.note(note),
             }
         }
+    }
+
+    fn bridge(&self, introduction: Introduction, encrypted: bool, claim: Arc<Claim>, until: Instant) -> Errand {
+        let routing = self.relay.directory.routing();
+        let Some(target) = routing.own_target(&self.session.identity().class).cloned() else {
+            let reason = OpenReason::NoGateway("the class has no gateway");
+            return Box::pin(future::ready(Found::Bridge(Err(OpenError { stage: OpenStage::Choice, reason }))));
+        };
+        // A login has no priority; the usual one is 0.
+        let want = Want { routing, target: target.clone(), introduction, encrypted, priority: 0, claim: Some(claim) };
+        let attempt = Attempt::new(&self.relay.fleet, want, self.relay.directory.listeners(), true);
+        Box::pin(bridge(Box::new(attempt), target, until))
+    }
+
+    /// The gateway's side is this one from here on.
+    fn take(&mut self, lease: Box<Lease>) -> Granted {
+        if !lease.reused {
+            self.relay.meters.gateway_connections.increment();
+        }
+        let granted = Granted {
+            gateway: Arc::clone(lease.gateway()),
+            capabilities: Arc::clone(lease.capabilities()),
+            allowance: Arc::clone(lease.allowance()),
+            egress: lease.egress(),
+            egress_listed: lease.egress_listed(),
+            encrypted: lease.is_encrypted(),
+            reused: lease.reused,
+        };
+        self.gateway = Some(lease);
+        self.pending.gateway_read = false;
+        self.unflushed = false;
+        granted
     }
 
     fn quit(&self, stream: Stream) {
@@ -569,27 +624,18 @@ impl<'a, D: Directory> Conversation<'a, D> {
         match found {
             Found::Connection(attempt, Ok(lease)) => {
                 self.attempt = Some(attempt);
-                if !lease.reused {
-                    self.relay.meters.gateway_connections.increment();
-                }
-                let granted = Granted {
-                    gateway: Arc::clone(lease.gateway()),
-                    capabilities: Arc::clone(lease.capabilities()),
-                    allowance: Arc::clone(lease.allowance()),
-                    egress: lease.egress(),
-                    egress_listed: lease.egress_listed(),
-                    encrypted: lease.is_encrypted(),
-                    reused: lease.reused,
-                };
-                self.gateway = Some(lease);
-                self.pending.gateway_read = false;
-                self.unflushed = false;
+                let granted = self.take(lease);
                 self.session.on_connected(granted, now());
             }
             Found::Connection(attempt, Err(error)) => {
                 self.attempt = Some(attempt);
                 self.session.on_unreachable(error, now());
             }
+            Found::Bridge(Ok((target, lease))) => {
+                let granted = self.take(lease);
+                self.session.on_bridged(Ok((target, granted)), now());
+            }
+            Found::Bridge(Err(error)) => self.session.on_bridged(Err(error), now()),
             Found::Verdict(verdict) => self.session.on_verified(verdict, now()),
         }
         Poll::Ready(())

@@ -103,6 +103,11 @@ pub enum Auth {
     AcceptAny,
     /// The operator's users.
     Local(Arc<Users>),
+    /// Those of the class's own gateway, which tries the credentials; then all mail of the session goes by that connection.
+    Bridge {
+        /// A gateway may see them without TLS, or though nobody verified who it is.
+        allow_unprotected: bool,
+    },
 }
 
 /// A list of prefixes: the longest one that holds an address decides, else `otherwise`.

@@ -28,7 +28,7 @@ use std::{
 
 use crate::{
     address::Sender,
-    auth::{Credentials, Exchange, Users},
+    auth::{Claim, Credentials, Exchange, Users},
     buffer::Buffer,
     certificate::Certificate,
     chunk::Stuffer,
@@ -45,7 +45,7 @@ use crate::{
         TO_GATEWAY_HIGH,
     },
     mend::Mender,
-    policy::{Auth, LineEndings},
+    policy::LineEndings,
     quota::{self, Account, Kind},
     record::{Cause, Outcome, Record, Status},
     relay::{Identity, Settings},
@@ -57,6 +57,7 @@ use crate::{
     watch::{self, Voice, Who},
 };
 
+mod bridge;
 mod chunks;
 mod flow;
 mod login;
@@ -94,6 +95,15 @@ pub(crate) enum Action {
     Verify {
         users: Arc<Users>,
         credentials: Credentials,
+    },
+    /// Connect to the class's own gateway in the client's name, then call [`Session::on_bridged`]. All that may be tried shares
+    /// the time `until`.
+    Bridge {
+        introduction: Box<Introduction>,
+        /// The client spoke over TLS.
+        encrypted: bool,
+        claim: Arc<Claim>,
+        until: Instant,
     },
     /// A message or an attempt at one is over.
     Record(Arc<Record>),
@@ -371,6 +381,8 @@ pub(crate) struct Session {
     auth_failures: u32,
     encrypted: bool,
     authenticated: bool,
+    /// Where all mail of the session goes, once the client has logged in there: see `bridge`.
+    bridged: Option<Target>,
     account: Account,
     places: Arc<Places>,
     voice: Voice,
@@ -416,6 +428,7 @@ impl Session {
             auth_failures: 0,
             encrypted: false,
             authenticated: false,
+            bridged: None,
             account,
             places: Arc::clone(places),
             voice: Voice::new(stage),
@@ -556,9 +569,13 @@ impl Session {
     // ---- The gateway ----
 
     pub(crate) fn on_routing(&mut self, routing: Arc<Routing>, now: Instant) {
-        let Some(transaction) = self.transaction.as_mut().filter(|t| matches!(t.stage, Stage::Lookup)) else { return };
+        if !self.awaits_routing() {
+            return;
+        }
+        self.unbridge_if_out_of_service(&routing);
+        let only = self.bridged.as_ref().or_else(|| routing.only_target(&self.identity.class)).cloned();
+        let Some(transaction) = &mut self.transaction else { return };
         transaction.stage = Stage::Routed;
-        let only = routing.only_target(&self.identity.class).cloned();
         transaction.routing = Some(routing);
         // The recipients cannot change it: the connection is made while the client still speaks.
         if let Some(target) = only {
@@ -671,7 +688,8 @@ impl Session {
             while let Some(event) = self.link.as_mut().and_then(|link| link.upstream.next_event()) {
                 self.on_event(event, now);
             }
-            if self.transaction.is_none() && self.link.as_ref().is_some_and(|link| link.upstream.is_free()) {
+            let idle = self.transaction.is_none() && self.bridged.is_none();
+            if idle && self.link.as_ref().is_some_and(|link| link.upstream.is_free()) {
                 self.link = None;
                 self.actions.push_back(Action::Release);
             }
@@ -746,6 +764,9 @@ impl Session {
 
     /// Where a recipient's mail goes. `None`: there is no route.
     fn target_of(&self, rcpt: &Rcpt) -> Option<&Target> {
+        if self.bridged.is_some() {
+            return self.bridged.as_ref();
+        }
         let transaction = self.transaction.as_ref()?;
         let (domain, sender) = (rcpt.recipient.domain(), transaction.mail.sender.domain());
         let query = Query {
@@ -849,6 +870,9 @@ impl Session {
     }
 
     fn mail(&mut self, mail: Mail, now: Instant) {
+        if self.ends_unbridged(now) {
+            return;
+        }
         let Some(helo) = &self.helo else { return self.error(&HELLO_FIRST, now) };
         if self.transaction.is_some() {
             return self.error(&NESTED_MAIL, now);
@@ -894,10 +918,12 @@ impl Session {
 
     /// The answer to who may not send without AUTH: what it would take.
     fn access_refusal(&self) -> Reply {
-        match self.identity.policy.auth {
-            Auth::Off => NO_ACCESS,
-            _ if self.offers_auth() => AUTH_FIRST,
-            _ => TLS_FIRST,
+        if !self.takes_auth() {
+            NO_ACCESS
+        } else if self.offers_auth() {
+            AUTH_FIRST
+        } else {
+            TLS_FIRST
         }
     }
 
@@ -985,10 +1011,13 @@ impl Session {
     fn open(&mut self, target: &Target, now: Instant) {
         let Some(transaction) = &mut self.transaction else { return };
         transaction.target = Some(target.clone());
-        transaction.bound = false;
+        let bridged = self.bridged.is_some();
+        transaction.bound = bridged;
         let secure = |granted: &Granted| !self.encrypted || granted.encrypted || granted.gateway.allow_downgrade;
-        // The latest message's connection, which is still busy with RSET. Who is introduced once is introduced by that HELO.
-        let serves = |link: &Link| link.target == *target && !link.granted.gateway.xclient && secure(&link.granted);
+        // Who is introduced once is introduced by that HELO; but a client's own connection stays its own.
+        let ours = |link: &Link| bridged || !link.granted.gateway.xclient && secure(&link.granted);
+        // The latest message's connection, which is still busy with RSET, or the client's own.
+        let serves = |link: &Link| link.target == *target && ours(link);
         if let Some(link) = self.link.as_mut().filter(|link| serves(link) && link.granted.admits_message(now)) {
             link.granted.reused = true;
             link.since = now;
@@ -996,27 +1025,38 @@ impl Session {
             self.note_ready(now);
             return self.start_upstream(now);
         }
+        if bridged {
+            let reply = if self.link.is_some() { GATEWAY_BUSY } else { GATEWAY_LOST };
+            return self.refuse_recipients(&reply, now);
+        }
         self.connect(false, None, now, now);
+    }
+
+    /// Who the client is to its gateway.
+    fn introduction(&self) -> Option<Introduction> {
+        let helo = self.helo.as_ref()?;
+        Some(Introduction {
+            client: self.identity.client,
+            original: self.identity.original,
+            helo: helo.name.clone(),
+            extended: helo.extended,
+        })
     }
 
     /// Makes a connection to the message's target in place of the one there is. All tries since `since` share the time.
     fn connect(&mut self, fresh: bool, otherwise: Option<Reply>, since: Instant, now: Instant) {
         self.hangup();
         let until = since + self.settings.timeouts.open;
-        let (Some(transaction), Some(helo)) = (&mut self.transaction, &self.helo) else { return };
+        let introduction = self.introduction();
+        let (Some(transaction), Some(introduction)) = (&mut self.transaction, introduction) else { return };
         let (Some(routing), Some(target)) = (&transaction.routing, &transaction.target) else { return };
-        let introduction = Introduction {
-            client: self.identity.client,
-            original: self.identity.original,
-            helo: helo.name.clone(),
-            extended: helo.extended,
-        };
         let want = Want {
             routing: Arc::clone(routing),
             target: target.clone(),
             introduction,
             encrypted: self.encrypted,
             priority: transaction.mail.priority(),
+            claim: None,
         };
         transaction.stage = Stage::Opening(Opening { since, otherwise });
         if until <= now {

@@ -79,7 +79,7 @@ impl Capabilities {
     pub(crate) fn offers(&self) -> Extensions {
         let Self { size, eight_bit_mime, smtputf8, dsn, .. } = *self;
         let size_max = size.filter(|size| *size > 0).unwrap_or(u64::MAX);
-        Extensions { size_max, eight_bit_mime, smtputf8, dsn, one_domain: false }
+        Extensions { size_max, eight_bit_mime, smtputf8, dsn, ..Extensions::default() }
     }
 }
 
@@ -98,12 +98,14 @@ pub(crate) struct Extensions {
     pub(crate) dsn: bool,
     /// The class has several routes, so the recipients of a message should have one domain: RCPTDOMAINMAX=1 (RFC 9422).
     pub(crate) one_domain: bool,
+    /// The class's own gateway may be asked who a client is (AUTH by bridge).
+    pub(crate) bridge: bool,
 }
 
 /// What a gateway is believed to do before it has said anything.
 impl Default for Extensions {
     fn default() -> Self {
-        Self { size_max: u64::MAX, eight_bit_mime: true, smtputf8: false, dsn: false, one_domain: false }
+        Self { size_max: u64::MAX, eight_bit_mime: true, smtputf8: false, dsn: false, one_domain: false, bridge: false }
     }
 }
 
@@ -116,6 +118,7 @@ impl Extensions {
             smtputf8: self.smtputf8 && other.smtputf8,
             dsn: self.dsn && other.dsn,
             one_domain: self.one_domain || other.one_domain,
+            bridge: self.bridge && other.bridge,
         }
     }
 }

@@ -50,10 +50,7 @@ impl Dial<'_> {
         let from = tcp.local_addr().map_or_else(|_| String::new(), |local| format!(" from {}", local.ip()));
         observe(Stage::Tcp, begun.elapsed(), format!("{}{from}", self.address));
         if self.gateway.proxy_protocol {
-            let header = match &self.purpose {
-                Purpose::Mail(introduction) => proxy_header(introduction),
-                Purpose::Verify | Purpose::Probe => local_header(),
-            };
+            let header = self.purpose.introduction().map_or_else(local_header, proxy_header);
             self.within(Stage::Tcp, Instant::now(), async {
                 tcp.write_all(&header).await.map_err(|error| lost(&error))
             })

@@ -24,9 +24,10 @@ use tokio::{
 };
 
 use crate::{
+    auth::Claim,
     gateway::{
-        Allowance, Balance, Capabilities, Encryption, Extensions, Gateway, Host, Name, OpenError, OpenReason, Stage,
-        Status,
+        Allowance, Balance, Capabilities, Encryption, Extensions, Gateway, Host, Mechanism, Name, OpenError,
+        OpenReason, Stage, Status,
         dial::Dial,
         egress::{Choice, EgressState},
         guard,
@@ -131,6 +132,8 @@ struct Connection {
     egress: Option<usize>,
     /// It serves this client only.
     introduction: Option<Introduction>,
+    /// A client has logged in by it: it serves nobody else, and no other session.
+    private: bool,
     born: Instant,
     uses: u32,
     _seat: Seat,
@@ -200,6 +203,18 @@ impl Fleet {
         });
         let common = each.reduce(Extensions::common).unwrap_or_default();
         Extensions { one_domain: routing.splits(class), ..common }
+    }
+
+    /// Whether a client's own credentials may be tried at the gateway of its class, as far as is known of it.
+    pub(crate) fn bridges(&self, routing: &Routing, class: &str, allow_unprotected: bool) -> bool {
+        let units = lock(&self.units);
+        let takes = |offered: &Capabilities| {
+            offered.auth.iter().any(|mechanism| matches!(mechanism, Mechanism::Plain | Mechanism::Login))
+        };
+        routing.bridges(class, allow_unprotected).any(|gateway| {
+            let unit = units.get(&gateway.name).filter(|unit| unit.is_for(gateway));
+            unit.and_then(|unit| lock(&unit.state).capabilities.as_ref().map(takes)).unwrap_or(true)
+        })
     }
 
     /// Forgets gateways that are not in `routing`; gives back the connections that are to be closed.
@@ -317,10 +332,7 @@ impl Fleet {
             Ok(tls) => tls.as_ref(),
             Err(error) => return Err(OpenError { stage: Stage::Tls, reason: OpenReason::Tls(error.clone()) }),
         };
-        let client = match purpose {
-            Purpose::Mail(introduction) => Some(introduction.client.ip()),
-            Purpose::Verify | Purpose::Probe => None,
-        };
+        let client = purpose.introduction().map(|introduction| introduction.client.ip());
         loop {
             let now = Instant::now().into_std();
             let choice = lock(&unit.state).egress.choose(&gateway.egress, address.ip(), client, now);
@@ -536,7 +548,8 @@ impl Lease {
         let now = Instant::now();
         let uses_max = connection.capabilities.messages_max.unwrap_or(u32::MAX).min(POOL_USES_MAX);
         let mut state = lock(&unit.state);
-        let kept = connection.uses < uses_max
+        let kept = !connection.private
+            && connection.uses < uses_max
             && now < connection.born + POOL_AGE_MAX
             && state.idle.len() < POOL_IDLE_MAX
             && unit.gateway.status == Status::Enabled;
@@ -561,6 +574,8 @@ pub(crate) struct Want {
     /// The mail came over TLS.
     pub(crate) encrypted: bool,
     pub(crate) priority: i8,
+    /// The connection is to be this client's own, and to know it by these.
+    pub(crate) claim: Option<Arc<Claim>>,
 }
 
 /// The gateways of a target, tried one after the other, with all their addresses. It remembers where it is, so that another
@@ -598,6 +613,7 @@ impl Attempt {
     pub(crate) fn new(fleet: &Arc<Fleet>, want: Want, listeners: Vec<SocketAddr>, fresh: bool) -> Self {
         let (untried, reason) = fleet.candidates(&want);
         let last = OpenError { stage: Stage::Choice, reason };
+        debug_assert!(fresh || want.claim.is_none(), "who is in the pool has asked nobody about this client");
         Self { fleet: Arc::clone(fleet), want, listeners, untried, current: None, fresh, last }
     }
 
@@ -614,6 +630,10 @@ impl Attempt {
                 Err(None) => self.current = None,
                 Err(Some(error)) => {
                     tracing::debug!(gateway = %current.unit.gateway.name, %error, "cannot use the gateway");
+                    // A wrong password is wrong everywhere, and each try counts against the client.
+                    if self.want.claim.is_some() && error.denies_claim() {
+                        return Err(error);
+                    }
                     self.last = error;
                 }
             }
@@ -622,12 +642,14 @@ impl Attempt {
 
     /// On to the next gateway; false if there is none.
     fn advance(&mut self) -> bool {
+        // The messages that follow a login count by themselves.
+        let is_login = self.want.claim.is_some();
         while let Some(unit) = self.untried.pop_front() {
             let now = Instant::now().into_std();
             let mut state = lock(&unit.state);
             if !state.health.admit_mail() {
                 self.last = OpenError { stage: Stage::Choice, reason: OpenReason::Unusable("the gateway is down") };
-            } else if !unit.counts.allowance.admit_message(&unit.gateway.limits, now) {
+            } else if !is_login && !unit.counts.allowance.admit_message(&unit.gateway.limits, now) {
                 state.health.unused();
                 self.last =
                     OpenError { stage: Stage::Choice, reason: OpenReason::Unusable("the gateway is at its quota") };
@@ -687,7 +709,10 @@ impl Current {
             return Err(Some(OpenError { stage: Stage::Choice, reason }));
         }
         let outstanding = unit.outstanding();
-        let purpose = Purpose::Mail(want.introduction.clone());
+        let purpose = match &want.claim {
+            Some(claim) => Purpose::Bridge(want.introduction.clone(), Arc::clone(claim)),
+            None => Purpose::Mail(want.introduction.clone()),
+        };
         let until = share(until, left + others);
         match fleet.connect(&unit, address, encryption, &purpose, listeners, until).await {
             Ok((stream, capabilities, egress)) => {
@@ -699,6 +724,7 @@ impl Current {
                     capabilities: Arc::new(capabilities),
                     egress,
                     introduction,
+                    private: want.claim.is_some(),
                     born: Instant::now(),
                     uses: 0,
                     _seat: seat,
@@ -706,8 +732,10 @@ impl Current {
                 Ok(Lease { connection, unit, reused: false, _outstanding: outstanding })
             }
             Err(error) => {
-                // One dead address of several says nothing of the gateway, and neither does what only this message asks for.
-                if error.reason == OpenReason::Downgrade {
+                // One dead address of several says nothing of the gateway, and neither does what only this message asks for, or
+                // what becomes of a client's password.
+                let login = want.claim.is_some() && error.stage == Stage::Auth;
+                if login || error.reason == OpenReason::Downgrade {
                     return Err(Some(error));
                 }
                 if left == 0 && !self.settled {

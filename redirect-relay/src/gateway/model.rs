@@ -601,10 +601,9 @@ impl Gateway {
         }
     }
 
-    /// A password in clear may go over this connection.
-    pub fn may_reveal(&self, encrypted: bool) -> bool {
-        let verified = encrypted && self.verification != Verification::None;
-        verified || self.account.as_ref().is_some_and(|account| account.allow_unprotected)
+    /// Nobody but the gateway sees what is said over TLS.
+    pub fn is_verified(&self) -> bool {
+        self.verification != Verification::None
     }
 }
 

@@ -13,15 +13,19 @@
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},
+    slice,
     sync::Arc,
     time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
 
+use zeroize::Zeroizing;
+
 use crate::{
+    auth::Claim,
     gateway::{
-        Capabilities, Encryption, Gateway, Mechanism,
+        Account, Capabilities, Encryption, Gateway, Mechanism,
         introduce::{Introduction, xclient_command},
         sasl::{Sasl, SaslError},
     },
@@ -77,6 +81,15 @@ impl fmt::Display for Stage {
 pub struct OpenError {
     pub stage: Stage,
     pub reason: OpenReason,
+}
+
+impl OpenError {
+    /// The gateway said that a client is not who it claims to be; what is wrong with the command, or with us, says 500 to 504,
+    /// 530 or 538 (RFC 4954 section 6).
+    pub(crate) const fn denies_claim(&self) -> bool {
+        let OpenReason::Refused { code, .. } = self.reason else { return false };
+        matches!(self.stage, Stage::Auth) && matches!(code, 505..=529 | 531..=537 | 539..=599)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -145,10 +158,22 @@ pub(crate) enum Next {
 pub(crate) enum Purpose {
     /// For mail of this client.
     Mail(Introduction),
+    /// For mail of this client alone, in whose name we log in.
+    Bridge(Introduction, Arc<Claim>),
     /// As for mail, with nobody to introduce.
     Verify,
     /// Up to the last EHLO: whether the gateway is there.
     Probe,
+}
+
+impl Purpose {
+    /// Who is introduced.
+    pub(crate) const fn introduction(&self) -> Option<&Introduction> {
+        match self {
+            Self::Mail(introduction) | Self::Bridge(introduction, _) => Some(introduction),
+            Self::Verify | Self::Probe => None,
+        }
+    }
 }
 
 pub(crate) struct Opening {
@@ -165,7 +190,7 @@ pub(crate) struct Opening {
     reader: ReplyReader,
     /// The text of the reply's last line, as it came.
     text: String,
-    out: Vec<u8>,
+    out: Zeroizing<Vec<u8>>,
     turn: u32,
 }
 
@@ -192,7 +217,7 @@ impl Opening {
             capabilities: Capabilities::default(),
             reader: ReplyReader::default(),
             text: String::new(),
-            out: Vec::new(),
+            out: Zeroizing::default(),
             turn: 0,
         }
     }
@@ -246,7 +271,7 @@ impl Opening {
     }
 
     /// Octets for the gateway, once.
-    pub(crate) fn take_out(&mut self) -> Vec<u8> {
+    pub(crate) fn take_out(&mut self) -> Zeroizing<Vec<u8>> {
         std::mem::take(&mut self.out)
     }
 
@@ -310,13 +335,16 @@ impl Opening {
             (State::AwaitAuth(sasl), 334) => {
                 let response = sasl.respond(&self.text);
                 let response = response.map_err(|error| self.fault(error))?;
-                self.out.extend_from_slice(response.as_bytes());
-                self.out.extend_from_slice(b"\r\n");
+                self.out = secret_line(&[&response]);
             }
             (State::AwaitAuth(sasl), 235) => {
                 let accepted = sasl.accepted(&self.text);
                 accepted.map_err(|error| self.fault(error))?;
                 self.state = State::Ready;
+            }
+            (State::AwaitAuth(_), 400..=599) if matches!(self.purpose, Purpose::Bridge(..)) => {
+                // What it says may name the client, and goes into the log.
+                return Err(self.fault(OpenReason::Refused { code, text: String::new() }));
             }
             (_, 400..=599) => {
                 return Err(self.fault(OpenReason::Refused { code, text: reply.text().to_owned() }));
@@ -329,8 +357,8 @@ impl Opening {
     /// Nothing is asked for that EHLO would have to offer.
     fn is_plain(&self) -> bool {
         let Gateway { account, xclient, .. } = &*self.gateway;
-        self.encrypted
-            || matches!(self.encryption, Encryption::None | Encryption::Starttls) && account.is_none() && !xclient
+        let logs_in = account.is_some() || matches!(self.purpose, Purpose::Bridge(..));
+        self.encrypted || matches!(self.encryption, Encryption::None | Encryption::Starttls) && !logs_in && !xclient
     }
 
     /// TLS is only needed because the mail came over TLS.
@@ -360,8 +388,10 @@ impl Opening {
             let offered = self.capabilities.xclient.as_deref();
             let command = match (&self.purpose, offered) {
                 (_, None) => None,
-                (Purpose::Mail(introduction), Some(offered)) => Some(xclient_command(introduction, offered)),
-                (Purpose::Verify | Purpose::Probe, Some(_)) => Some(Some(String::new())),
+                (purpose, Some(offered)) => match purpose.introduction() {
+                    Some(introduction) => Some(xclient_command(introduction, offered)),
+                    None => Some(Some(String::new())),
+                },
             };
             let Some(command) = command.flatten() else {
                 return Err(OpenError { stage: Stage::Xclient, reason: OpenReason::NotOffered("XCLIENT ADDR") });
@@ -372,19 +402,36 @@ impl Opening {
                 return Ok(());
             }
         }
-        let Some(account) = &gateway.account else {
-            self.state = State::Ready;
-            return Ok(());
-        };
+        self.log_in(&gateway)
+    }
+
+    /// In the client's name, or by the gateway's account.
+    fn log_in(&mut self, gateway: &Gateway) -> Result<(), OpenError> {
         let auth = |reason| OpenError { stage: Stage::Auth, reason };
-        if account.mechanism != Mechanism::ScramSha256 && !gateway.may_reveal(self.encrypted) {
+        let (mechanisms, username, password, allowed) = match (&self.purpose, &gateway.account) {
+            (Purpose::Bridge(_, claim), _) => {
+                let Claim { credentials, allow_unprotected } = &**claim;
+                let mechanisms = &[Mechanism::Plain, Mechanism::Login][..];
+                (mechanisms, credentials.username.expose(), &credentials.password, *allow_unprotected)
+            }
+            (_, Some(account)) => {
+                let Account { mechanism, username, password, allow_unprotected } = account;
+                (slice::from_ref(mechanism), username.as_str(), password, *allow_unprotected)
+            }
+            (_, None) => {
+                self.state = State::Ready;
+                return Ok(());
+            }
+        };
+        let protected = self.encrypted && gateway.is_verified();
+        if mechanisms != [Mechanism::ScramSha256] && !protected && !allowed {
             return Err(auth(OpenReason::Unprotected));
         }
-        if !self.capabilities.auth.contains(&account.mechanism) {
-            return Err(auth(OpenReason::NotOffered(account.mechanism.as_str())));
-        }
-        let (sasl, line) = Sasl::start(account).map_err(|error| auth(error.into()))?;
-        self.say(State::AwaitAuth(sasl), &format!("AUTH {}\r\n", *line));
+        let offered = mechanisms.iter().find(|mechanism| self.capabilities.auth.contains(mechanism));
+        let mechanism = *offered.ok_or_else(|| auth(OpenReason::NotOffered(mechanisms[0].as_str())))?;
+        let (sasl, line) = Sasl::start(mechanism, username, password).map_err(|error| auth(error.into()))?;
+        self.state = State::AwaitAuth(sasl);
+        self.out = secret_line(&["AUTH ", &line]);
         Ok(())
     }
 
@@ -397,6 +444,16 @@ impl Opening {
         self.state = state;
         self.out.extend_from_slice(line.as_bytes());
     }
+}
+
+/// Joined at once: what grows leaves pieces of itself in memory.
+fn secret_line(parts: &[&str]) -> Zeroizing<Vec<u8>> {
+    let mut line = Vec::with_capacity(parts.iter().map(|part| part.len()).sum::<usize>() + 2);
+    for part in parts {
+        line.extend_from_slice(part.as_bytes());
+    }
+    line.extend_from_slice(b"\r\n");
+    Zeroizing::new(line)
 }
 
 /// How long the wait for the reply at a stage may last.
@@ -445,7 +502,7 @@ mod tests {
             let mut said = String::new();
             let mut replies = replies.iter();
             let end = loop {
-                said += &String::from_utf8(opening.take_out()).unwrap().replace("\r\n", "|");
+                said += &String::from_utf8(opening.take_out().to_vec()).unwrap().replace("\r\n", "|");
                 match opening.next() {
                     Next::Ready => break "ready".to_owned(),
                     Next::Tls => {
@@ -474,6 +531,70 @@ mod tests {
 
     fn check(json: &str, replies: &[&str], expected: &str) {
         check_for(&Purpose::Mail(introduction()), json, replies, expected);
+    }
+
+    fn bridge(allow_unprotected: bool) -> Purpose {
+        let secret = |text: &str| crate::gateway::Secret::new(text.into());
+        let credentials = crate::auth::Credentials { username: secret("user"), password: secret("pencil") };
+        Purpose::Bridge(introduction(), Arc::new(Claim { credentials, allow_unprotected }))
+    }
+
+    /// The client's credentials, never the gateway's account beside them.
+    #[test]
+    fn in_the_clients_name() {
+        let safe = r#","encryption":"implicit","verification":{"mode":"ca"},
+            "account":{"mechanism":"SCRAM-SHA-256","username":"hotel7","password":"p"}"#;
+        let plain = "250-mx\r\n250 AUTH SCRAM-SHA-256 LOGIN PLAIN\r\n";
+        let login = "250-mx\r\n250 AUTH LOGIN\r\n";
+        let said = "TLS|EHLO us.example|AUTH PLAIN AHVzZXIAcGVuY2ls|";
+        let done = format!("{said}ready");
+        check_for(&bridge(false), safe, &[BANNER, plain, "235 2.7.0 ok\r\n"], &done);
+        let words = ["334 VXNlcm5hbWU6\r\n", "334 UGFzc3dvcmQ6\r\n", "235 2.7.0 ok\r\n"];
+        let expected = "TLS|EHLO us.example|AUTH LOGIN|dXNlcg==|cGVuY2ls|ready";
+        check_for(&bridge(false), safe, &[&[BANNER, login], &words[..]].concat(), expected);
+        // What the gateway says of a client is not for the log.
+        let refused = format!("{said}auth: the gateway refused: 535 ");
+        check_for(&bridge(false), safe, &[BANNER, plain, "535 5.7.8 user has another pencil\r\n"], &refused);
+        let scram = "250-mx\r\n250 AUTH SCRAM-SHA-256\r\n";
+        let none = "TLS|EHLO us.example|auth: the gateway does not offer PLAIN";
+        check_for(&bridge(false), safe, &[BANNER, scram], none);
+    }
+
+    #[test]
+    fn attack_25_no_password_of_a_client_where_nobody_verified_the_gateway() {
+        let offer = "250-mx\r\n250 AUTH PLAIN\r\n";
+        let refused = "auth: the password would cross an unprotected connection";
+        let clear = format!("EHLO us.example|{refused}");
+        check_for(&bridge(false), PLAIN, &[BANNER, offer], &clear);
+        check_for(&bridge(false), "", &[BANNER, offer], &clear);
+        let unverified = r#","encryption":"implicit""#;
+        check_for(&bridge(false), unverified, &[BANNER, offer], &format!("TLS|{clear}"));
+        // Whose account may go there, and whose need not.
+        let own = r#","encryption":"none","account":{"username":"u","password":"p","allow_unprotected":true}"#;
+        check_for(&bridge(false), own, &[BANNER, offer], &clear);
+        let said = "EHLO us.example|AUTH PLAIN AHVzZXIAcGVuY2ls|ready";
+        check_for(&bridge(true), PLAIN, &[BANNER, offer, "235 ok\r\n"], said);
+        // It is no reason to do without EHLO.
+        let without = [BANNER, "500 5.5.1 what\r\n"];
+        let expected = "EHLO us.example|ehlo: the gateway refused: 500 what";
+        check_for(&bridge(true), PLAIN, &without, expected);
+    }
+
+    #[test]
+    fn what_denies_a_claim() {
+        for (stage, code, denies) in [
+            (Stage::Auth, 535, true),
+            (Stage::Auth, 550, true),
+            (Stage::Auth, 454, false),
+            (Stage::Auth, 504, false),
+            (Stage::Auth, 530, false),
+            (Stage::Auth, 538, false),
+            (Stage::Banner, 554, false),
+        ] {
+            let error = OpenError { stage, reason: OpenReason::Refused { code, text: String::new() } };
+            assert_eq!(error.denies_claim(), denies, "{error}");
+        }
+        assert!(!OpenError { stage: Stage::Auth, reason: OpenReason::Unprotected }.denies_claim());
     }
 
     const BANNER: &str = "220 mx ready\r\n";

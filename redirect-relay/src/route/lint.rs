@@ -33,6 +33,10 @@ pub enum Concern {
     UnreachableGateway,
     /// Clients of the class may log in without TLS: the caller knows, as of what follows.
     AuthCleartext,
+    /// The class's gateway need not be verified, nor have TLS, to be shown its clients' passwords.
+    BridgeUnprotected,
+    /// The class's gateway may not be shown its clients' passwords, so that they cannot log in.
+    BridgeNotOffered,
     /// The certificate has expired, or is about to.
     CertificateExpires,
     /// No route leads to the gateway.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     domain::{Domain, parent},
-    gateway::{Gateway, GatewayInvalid, Group, Name},
+    gateway::{Gateway, GatewayInvalid, Group, Name, Status},
     limits::{DESCRIPTION_MAX, GROUP_MEMBERS_MAX, ROUTES_PER_DOMAIN_MAX},
     route::model::{Conditions, ManagedDomain, Pattern, Route, Target},
 };
@@ -344,8 +344,20 @@ impl Routing {
 
     /// The only target that a message of this class can have, whoever its recipients are.
     pub fn only_target(&self, class: &str) -> Option<&Target> {
+        self.own_target(class).filter(|own| self.targets(class).all(|target| target == *own))
+    }
+
+    /// Where mail of this class goes that nothing else is said of: the gateway or group of the class, or the one for everybody.
+    pub fn own_target(&self, class: &str) -> Option<&Target> {
         let last = self.default_routes(class).last().filter(|route| route.conditions.are_only_class())?;
-        self.targets(class).all(|target| *target == last.target).then_some(&last.target)
+        Some(&last.target)
+    }
+
+    /// The gateways of [`Self::own_target`] that may be shown a client's password: TLS, and who answers is known.
+    pub fn bridges(&self, class: &str, allow_unprotected: bool) -> impl Iterator<Item = &Arc<Gateway>> {
+        let gateways = self.own_target(class).into_iter().flat_map(|target| self.members(target));
+        let enabled = gateways.map(|(_, gateway)| gateway).filter(|gateway| gateway.status == Status::Enabled);
+        enabled.filter(move |gateway| allow_unprotected || gateway.is_verified())
     }
 
     /// Whether mail of this class may go to more than one target, by the recipients' domains.

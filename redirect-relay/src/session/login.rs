@@ -81,6 +81,9 @@ impl Session {
     pub(crate) fn on_encrypted(&mut self, now: Instant) {
         self.encrypted = true;
         self.authenticated = false;
+        if self.bridged.take().is_some() {
+            self.hangup();
+        }
         self.helo = None;
         self.tell(Who::Note, || "TLS begins".into());
         self.phase = Phase::Command;
@@ -96,19 +99,27 @@ impl Session {
 
     // ---- AUTH ----
 
+    /// Whether the class has AUTH, with TLS at least.
+    pub(super) fn takes_auth(&self) -> bool {
+        match self.identity.policy.auth {
+            Auth::Off => false,
+            Auth::AcceptAny | Auth::Local(_) => true,
+            Auth::Bridge { .. } => self.offered.bridge,
+        }
+    }
+
     /// Whether AUTH is in the answer to EHLO.
     pub(super) fn offers_auth(&self) -> bool {
-        let policy = &self.identity.policy;
-        !matches!(policy.auth, Auth::Off) && (self.encrypted || policy.auth_cleartext)
+        self.takes_auth() && (self.encrypted || self.identity.policy.auth_cleartext)
     }
 
     /// Whether what the client says next may hold a password.
     pub(crate) fn may_hear_a_secret(&self) -> bool {
-        !matches!(self.identity.policy.auth, Auth::Off) && matches!(self.phase, Phase::Command | Phase::Auth(_))
+        self.takes_auth() && matches!(self.phase, Phase::Command | Phase::Auth(_))
     }
 
     pub(super) fn auth(&mut self, login: &Login, now: Instant) {
-        if matches!(self.identity.policy.auth, Auth::Off) {
+        if !self.takes_auth() {
             return self.error(&NOT_OFFERED.reply, now);
         }
         if !self.helo.as_ref().is_some_and(|helo| helo.extended) {
@@ -172,6 +183,7 @@ impl Session {
                 self.phase = Phase::Verifying;
                 self.actions.push_back(Action::Verify { users, credentials });
             }
+            Auth::Bridge { allow_unprotected } => self.bridge(credentials, *allow_unprotected, now),
             Auth::Off => self.on_verdict(Verdict::Unavailable, now),
         }
     }
@@ -184,7 +196,7 @@ impl Session {
         }
     }
 
-    fn on_verdict(&mut self, verdict: Verdict, now: Instant) {
+    pub(super) fn on_verdict(&mut self, verdict: Verdict, now: Instant) {
         self.phase = Phase::Command;
         self.client_deadline = now + self.settings.timeouts.command;
         match verdict {

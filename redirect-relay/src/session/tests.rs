@@ -8,6 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod bridge;
 mod chunks;
 mod endings;
 mod extensions;
@@ -18,7 +19,7 @@ mod story;
 use crate::{
     addrs::{ClientAddr, OriginalDst},
     limits::{BUFFER_KEPT, READ_MAX, TO_CLIENT_HIGH, Timeouts},
-    policy::Policy,
+    policy::{Auth, Policy},
     route::RoutingSpec,
 };
 
@@ -158,6 +159,10 @@ fn nothing_left() -> OpenError {
     OpenError { stage: OpenStage::Tcp, reason: OpenReason::Timeout }
 }
 
+fn denied() -> OpenError {
+    OpenError { stage: OpenStage::Auth, reason: OpenReason::Refused { code: 535, text: String::new() } }
+}
+
 impl Rig {
     fn new(settings: Settings, gateway: FakeGateway) -> Self {
         Self::for_class(settings, Policy::default(), gateway)
@@ -224,6 +229,21 @@ impl Rig {
                     Action::Verify { users, credentials } => {
                         let verdict = if users.accept(&credentials) { Verdict::Accepted } else { Verdict::Refused };
                         self.session.on_verified(verdict, self.now);
+                    }
+                    Action::Bridge { claim, .. } => {
+                        assert!(!self.connected);
+                        let found = match claim.credentials.password.expose() {
+                            "pencil" => {
+                                self.connected = true;
+                                self.connections += 1;
+                                self.gateway.input.clear();
+                                self.gateway.hung = false;
+                                Ok((Target::Gateway("g".parse().unwrap()), granted(self.gateway.plain, false)))
+                            }
+                            "away" => Err(nothing_left()),
+                            _ => Err(denied()),
+                        };
+                        self.session.on_bridged(found, self.now);
                     }
                     Action::Lock(duration) => self.locks.push(duration),
                     Action::Record(record) => self.records.push(record),

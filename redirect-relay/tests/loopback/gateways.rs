@@ -19,9 +19,9 @@ use tokio_util::sync::CancellationToken;
 use crate::support::{BODY, Client, Do, FakeGateway, Nature, Running, Script, Stage, at, plain, settings, to};
 
 /// An authority, and a server's certificate that it signed.
-struct Authority {
+pub(crate) struct Authority {
     file: PathBuf,
-    server: Arc<ServerConfig>,
+    pub(crate) server: Arc<ServerConfig>,
     pin: Pin,
 }
 
@@ -31,7 +31,7 @@ impl Drop for Authority {
     }
 }
 
-fn authority(name: &str) -> Authority {
+pub(crate) fn authority(name: &str) -> Authority {
     let mut ca = rcgen::CertificateParams::new(Vec::new()).unwrap();
     ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     let ca_key = rcgen::KeyPair::generate().unwrap();
@@ -53,7 +53,7 @@ fn authority(name: &str) -> Authority {
     Authority { file, server: Arc::new(server), pin: Pin(digest.as_ref().try_into().unwrap()) }
 }
 
-fn with_tls(authority: &Authority, address: SocketAddr) -> Gateway {
+pub(crate) fn with_tls(authority: &Authority, address: SocketAddr) -> Gateway {
     let mut gateway = plain("g", address);
     gateway.encryption = Encryption::StarttlsRequired;
     gateway.verification = Verification::Ca { file: Some(authority.file.clone()) };
@@ -61,7 +61,7 @@ fn with_tls(authority: &Authority, address: SocketAddr) -> Gateway {
     gateway
 }
 
-fn account(mechanism: Mechanism) -> Account {
+pub(crate) fn account(mechanism: Mechanism) -> Account {
     let password = Secret::new("hunter2".into());
     Account { mechanism, username: "u".into(), password, allow_unprotected: false }
 }
@@ -71,7 +71,7 @@ async fn relay_to(routing: RoutingSpec) -> Running {
 }
 
 /// One message: the reply to RCPT, and if that is 250, the one to the dot.
-async fn deliver(client: &mut Client) -> String {
+pub(crate) async fn deliver(client: &mut Client) -> String {
     client.ask("MAIL FROM:<a@b.example>", "250 2.1.0").await;
     let reply = client.ask("RCPT TO:<c@d.example>", "").await;
     if !reply.starts_with("250") {

@@ -284,6 +284,8 @@ pub(crate) struct Nature {
     pub(crate) offers: Vec<&'static str>,
     /// Each connection begins with a PROXY header.
     pub(crate) proxy: bool,
+    /// The initial responses of PLAIN that it accepts; any, if there are none here.
+    pub(crate) users: Vec<&'static str>,
 }
 
 trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -416,7 +418,12 @@ impl FakeGateway {
                     stream = self.encrypt(stream.into_inner()).await?;
                 }
                 "XCLIENT" => go(Self::act(&mut stream, script, Stage::Xclient, "220 again\r\n").await)?,
-                "AUTH" => go(Self::act(&mut stream, script, Stage::Auth, "235 2.7.0 ok\r\n").await)?,
+                "AUTH" => {
+                    let users = &self.nature.users;
+                    let known = users.is_empty() || users.iter().any(|user| line.ends_with(user));
+                    let usual = if known { "235 2.7.0 ok\r\n" } else { "535 5.7.8 no\r\n" };
+                    go(Self::act(&mut stream, script, Stage::Auth, usual).await)?;
+                }
                 "HELO" => go(say(&mut stream, "250 g\r\n").await)?,
                 "MAIL" => go(Self::act(&mut stream, script, Stage::Mail, "250 2.1.0 ok\r\n").await)?,
                 "RCPT" => go(Self::act(&mut stream, script, Stage::Rcpt, "250 2.1.5 ok\r\n").await)?,

@@ -3,7 +3,7 @@
 use super::*;
 
 const ALL: Extensions =
-    Extensions { size_max: 1500, eight_bit_mime: true, smtputf8: true, dsn: true, one_domain: true };
+    Extensions { size_max: 1500, eight_bit_mime: true, smtputf8: true, dsn: true, one_domain: true, bridge: false };
 
 fn rig(extensions: Extensions, plain: bool) -> Rig {
     Rig::offered(extensions, settings(), Policy::default(), FakeGateway { plain, ..FakeGateway::default() })
