@@ -327,7 +327,8 @@ pub enum ClassVerb {
                       redirect-ctl class set guests --action redirect --relay embedded --quota messages=100/1h:20 --quota recipients=500/1h \\\n    \
                       --tarpit 1s..60s --lock-strikes 50/10m --lock-strikes-for 1h\n  \
                       redirect-ctl class set staff --action redirect --relay embedded --tls offer --certificate relay --auth local \\\n    \
-                      --unauthenticated deny --allow-unauthenticated 10.20.9.0/24"
+                      --unauthenticated deny --allow-unauthenticated 10.20.9.0/24\n  \
+                      redirect-ctl class set office --action redirect --relay embedded --gateway isp --tls offer --certificate relay --auth bridge"
     )]
     Set(Box<ClassSet>),
     /// Delete a class that nobody uses
@@ -388,6 +389,9 @@ pub struct SmtpArgs {
     /// AUTH also without TLS: passwords in clear
     #[arg(long)]
     pub auth_cleartext: bool,
+    /// With --auth bridge: gateways that nobody verified may see the clients' passwords
+    #[arg(long)]
+    pub bridge_unprotected: bool,
     /// Whether clients that none of the following two lists holds may send without AUTH
     #[arg(long, default_value = "allow", value_parser = word::<smtp::SmtpAccess>(smtp::SmtpAccess::WORDS))]
     pub unauthenticated: smtp::SmtpAccess,

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc};
 use redirect_relay::{
     Certificate, Policy, Users, Verifier,
     gateway::Secret,
-    route::{Concern, Finding},
+    route::{Concern, Finding, Routing},
 };
 
 use crate::{
@@ -89,18 +89,24 @@ impl Clients {
 }
 
 /// What is allowed and yet hardly meant: passwords in clear, and certificates at their end.
-pub fn lint(tables: &Tables, clients: &Clients, now: Time) -> Vec<Finding> {
+pub fn lint(tables: &Tables, clients: &Clients, routing: &Routing, now: Time) -> Vec<Finding> {
     let mut findings = Vec::new();
     for class in tables.classes.values().map(|class| &class.spec) {
+        let finding =
+            |concern, text: &str| Finding { concern, subject: format!("class {}", class.name), text: text.to_owned() };
+        if class.smtp.bridge_unprotected {
+            let text = "its clients' passwords go to a gateway that nobody verified, or in clear";
+            findings.push(finding(Concern::BridgeUnprotected, text));
+        } else if class.smtp.auth == SmtpAuth::Bridge && routing.bridges(class.name.as_str(), false).next().is_none() {
+            let text = "its clients are offered no AUTH, for none of its gateways is enabled and verified";
+            findings.push(finding(Concern::BridgeNotOffered, text));
+        }
         if class.smtp.auth != SmtpAuth::Off && class.smtp.auth_cleartext {
-            findings.push(Finding {
-                concern: Concern::AuthCleartext,
-                subject: format!("class {}", class.name),
-                text: match class.smtp.tls {
-                    SmtpTls::Offer => "its clients may give their passwords in clear, though TLS is offered".to_owned(),
-                    SmtpTls::None | SmtpTls::Passthrough => "its clients give their passwords in clear".to_owned(),
-                },
-            });
+            let text = match class.smtp.tls {
+                SmtpTls::Offer => "its clients may give their passwords in clear, though TLS is offered",
+                SmtpTls::None | SmtpTls::Passthrough => "its clients give their passwords in clear",
+            };
+            findings.push(finding(Concern::AuthCleartext, text));
         }
     }
     for (name, certificate) in &clients.certificates {

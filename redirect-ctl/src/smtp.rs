@@ -39,6 +39,8 @@ words! {
         AcceptAny = "accept_any",
         /// Those of the operator's users.
         Local = "local",
+        /// Those of the class's gateway, where they are tried.
+        Bridge = "bridge",
     }
 }
 
@@ -91,6 +93,8 @@ pub struct Smtp {
     pub auth: SmtpAuth,
     /// AUTH may also be used without TLS: passwords in clear.
     pub auth_cleartext: bool,
+    /// With `auth` `bridge`, gateways that nobody verified may see the clients' passwords, or those without TLS.
+    pub bridge_unprotected: bool,
     pub unauthenticated: Unauthenticated,
     /// What one subscriber may do: an IPv4 address, or an IPv6 /64.
     pub subscriber_quota: Quota,
@@ -143,6 +147,11 @@ impl Smtp {
             "auth",
             "is offered under TLS only; give tls offer with a certificate, or auth_cleartext",
         )?;
+        fault(
+            self.bridge_unprotected && *auth != SmtpAuth::Bridge,
+            "bridge_unprotected",
+            "means nothing without auth bridge; give it as well, or leave it out",
+        )?;
         let Unauthenticated { allow, deny, .. } = unauthenticated;
         let (denied, text) =
             (deny.iter().collect::<BTreeSet<_>>(), "has too many prefixes; give 256 of a kind at most");
@@ -178,6 +187,7 @@ impl Smtp {
                 SmtpAuth::Off => Auth::Off,
                 SmtpAuth::AcceptAny => Auth::AcceptAny,
                 SmtpAuth::Local => Auth::Local(Arc::clone(users)),
+                SmtpAuth::Bridge => Auth::Bridge { allow_unprotected: self.bridge_unprotected },
             },
             auth_cleartext: self.auth_cleartext,
             unauthenticated: self.unauthenticated.access(),

@@ -307,7 +307,7 @@ pub(super) async fn export_routes(
 pub(super) async fn lint(State(app): App) -> Result<Json<Page<Finding>>, ApiError> {
     let mut findings = route::lint(&app.store.routing_spec().await?);
     let snapshot = app.store.snapshot();
-    findings.extend(clients::lint(&snapshot.tables, &snapshot.clients, Time::now()));
+    findings.extend(clients::lint(&snapshot.tables, &snapshot.clients, &snapshot.routing, Time::now()));
     let down = app.relay.gateways().into_iter().filter(|state| !state.up);
     findings.extend(down.map(|state| Finding {
         concern: Concern::UnreachableGateway,

@@ -52,6 +52,7 @@ fn smtp(args: SmtpArgs) -> Result<Smtp, Error> {
         certificate: args.certificate,
         auth: args.auth,
         auth_cleartext: args.auth_cleartext,
+        bridge_unprotected: args.bridge_unprotected,
         unauthenticated: Unauthenticated {
             otherwise: args.unauthenticated,
             allow: args.allow_unauthenticated,

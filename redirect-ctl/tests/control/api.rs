@@ -19,7 +19,7 @@ static NO_LIMITS: LazyLock<Value> =
 static NO_RULES: LazyLock<Value> = LazyLock::new(|| {
     let none = json!({"connections": null, "messages": null, "notifications": null, "recipients": null, "octets": null,
         "invalid_recipients": null, "auth_failures": null});
-    json!({"tls": "none", "certificate": null, "auth": "off", "auth_cleartext": false,
+    json!({"tls": "none", "certificate": null, "auth": "off", "auth_cleartext": false, "bridge_unprotected": false,
         "unauthenticated": {"otherwise": "allow", "allow": [], "deny": []}, "subscriber_quota": none, "class_quota": none,
         "subscriber_sessions_max": null, "notification_recipients_max": null, "refuse_literals": false,
         "refuse_long_lines": false, "line_endings": "reject", "mt_priority": false, "tarpit": null, "lock": null})

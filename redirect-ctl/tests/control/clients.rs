@@ -9,7 +9,10 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, pem::PemObject},
 };
 use serde_json::{Value, json};
-use tokio::{io::BufReader, net::TcpStream};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
+    net::TcpStream,
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
@@ -248,6 +251,8 @@ async fn rules_that_cannot_be_are_refused_with_their_place() {
         (r#"{"auth":"local"}"#, "/smtp/auth"),
         (r#"{"auth":"everybody"}"#, "/smtp/auth"),
         (r#"{"tls":"passthrough","auth":"local","auth_cleartext":true}"#, "/smtp/auth"),
+        (r#"{"auth":"bridge"}"#, "/smtp/auth"),
+        (r#"{"auth":"local","auth_cleartext":true,"bridge_unprotected":true}"#, "/smtp/bridge_unprotected"),
         (r#"{"tls":"passthrough","unauthenticated":{"otherwise":"deny"}}"#, "/smtp/unauthenticated"),
         (r#"{"unauthenticated":{"otherwise":"refuse"}}"#, "/smtp/unauthenticated/otherwise"),
         (r#"{"unauthenticated":{"allowed":[]}}"#, "/smtp/unauthenticated/allowed"),
@@ -350,6 +355,21 @@ async fn lint_tells_of_passwords_in_clear_and_of_certificates_at_their_end() {
     ];
     assert_eq!(found, expected.map(|(concern, subject)| (json!(concern), json!(subject))));
     assert_eq!(lab.ctl(&["lint"]).await.code, 1);
+
+    let concerns = async |smtp: &str, gateway: &str| {
+        lab.put("/v1/gateways/default", gateway).await.expect(200);
+        set_class(&lab, smtp).await;
+        let found = lab.get("/v1/lint").await.json()["items"].clone();
+        let found = found.as_array().unwrap().iter().filter(|finding| finding["subject"] == "class configured");
+        found.map(|finding| finding["concern"].as_str().unwrap().to_owned()).collect::<Vec<_>>().join(",")
+    };
+    let bridge = r#"{"tls":"offer","certificate":"good","auth":"bridge"}"#;
+    assert_eq!(concerns(bridge, safe).await, "");
+    assert_eq!(concerns(bridge, clear).await, "bridge_not_offered");
+    let draining = safe.replace("{\"address", "{\"status\":\"draining\",\"address");
+    assert_eq!(concerns(bridge, &draining).await, "bridge_not_offered");
+    let unprotected = bridge.replace('}', ",\"bridge_unprotected\":true,\"auth_cleartext\":true}");
+    assert_eq!(concerns(&unprotected, clear).await, "bridge_unprotected,auth_cleartext");
 }
 
 /// Every list and every resource of the API, what the CLI makes of them, and the log with everything in it.
@@ -406,6 +426,24 @@ async fn everything_shown(lab: &Lab) -> String {
     shown
 }
 
+/// A gateway that quotes the password that it refuses; it tells what it heard.
+async fn knows_nobody(listener: tokio::net::TcpListener) -> String {
+    loop {
+        let mut stream = BufReader::new(listener.accept().await.unwrap().0);
+        stream.write_all(b"220 gateway\r\n").await.unwrap();
+        let mut line = String::new();
+        while stream.read_line(&mut line).await.unwrap() > 0 {
+            if line.starts_with("AUTH") {
+                stream.write_all(format!("535 5.7.8 no {line}").as_bytes()).await.unwrap();
+                return line;
+            }
+            let reply = if line.starts_with("EHLO") { "250-gateway\r\n250 AUTH PLAIN\r\n" } else { "221 bye\r\n" };
+            stream.write_all(reply.as_bytes()).await.unwrap();
+            line.clear();
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn no_secret_ever_comes_out() {
     let log = logged();
@@ -453,6 +491,21 @@ async fn no_secret_ever_comes_out() {
     say(&mut client, "MAIL FROM:<a@example.org>\r\n", "250").await;
     say(&mut client, "RCPT TO:<b@example.org>\r\n", "4").await;
     say(&mut client, "QUIT\r\n", "221").await;
+    // By bridge, to a gateway that has an account of its own, and hears only the client's.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let bridge = gateway.replace("\"port\":9", &format!("\"port\":{}", listener.local_addr().unwrap().port()));
+    lab.put("/v1/gateways/planted", &bridge).await.expect(200);
+    let rules = r#"{"auth":"bridge","auth_cleartext":true,"bridge_unprotected":true}"#;
+    lab.put("/v1/classes/configured", &format!(r#"{{{REDIRECT},"gateway":"planted","smtp":{rules}}}"#))
+        .await
+        .expect(200);
+    let heard = tokio::spawn(knows_nobody(listener));
+    let mut client = redirected(&lab, relay, CONFIGURED).await;
+    say(&mut client, "", "220").await;
+    say(&mut client, "EHLO laptop\r\n", "250").await;
+    say(&mut client, &format!("AUTH PLAIN {}\r\n", base64(clients)), "535").await;
+    say(&mut client, "QUIT\r\n", "221").await;
+    assert_eq!(heard.await.unwrap(), format!("AUTH PLAIN {}\r\n", base64(clients)));
 
     let shown = everything_shown(&lab).await;
     for expected in ["hotel7", "planted", "relay.example.net", "BEGIN CERTIFICATE"] {
