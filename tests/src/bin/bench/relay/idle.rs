@@ -28,7 +28,7 @@ const _: () = assert!(SESSIONS < SESSIONS_MAX);
 const OTHER_DESCRIPTORS: u64 = 256;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// In clear, and after STARTTLS.
-const NAMES: [&str; 2] = ["idle_session", "idle_session_tls"];
+const NAMES: [&str; 2] = ["idle_session", "idle_tls_session"];
 
 pub(crate) fn rows(options: &Options, effort: &Effort, descriptors: u64) -> Result<Vec<Row>> {
     let most = u32::try_from(descriptors.saturating_sub(OTHER_DESCRIPTORS) / 2).unwrap_or(u32::MAX);
