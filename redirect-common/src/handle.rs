@@ -14,10 +14,10 @@ use crate::{
     fragment::{decide_short, follow_first, settle_first},
     icmp::translate_error,
     packet::PacketMut,
-    parse::{Family, Headers, Kind, Link, Segment, parse_pulling},
+    parse::{Family, Headers, Kind, Link, Segment, Sight, glance, parse_pulling},
     policy::{Class, Fallback},
     reason::{Reason, Verdict},
-    tables::{FamilyTables, InsertError, Socket, Table, Tables},
+    tables::{FamilyTables, InsertError, Pulse, Socket, Table, Tables},
     wire::Tcp,
 };
 
@@ -57,15 +57,62 @@ pub(crate) struct Moment {
 #[inline(always)]
 pub fn handle<P: PacketMut, T: Tables>(frame: &mut P, link: Link, tables: &T, direction: Direction) -> Outcome {
     let bytes = frame.len() as u64;
-    let outcome = match parse_pulling(frame, link) {
-        Ok(headers) => match headers.family {
-            Family::V4 => handle_datagram::<P, T, V4>(frame, tables, &headers, direction),
-            Family::V6 => handle_datagram::<P, T, V6>(frame, tables, &headers, direction),
-        },
-        Err(reason) => Outcome::unclassed(reason),
+    let glance = glance(frame, link);
+    let bystander = match glance.sight {
+        Sight::NotTcp => Some(Reason::NotTcp),
+        Sight::Ipv4 | Sight::Ipv6 if !is_ours(tables, glance.ports, direction) => Some(Reason::OtherPort),
+        Sight::Ipv4 | Sight::Ipv6 | Sight::Unclear => None,
     };
+    if let Some(reason) = bystander {
+        tables.count(frame.ifindex(), 0, reason, bytes);
+        return Outcome::unclassed(reason);
+    }
+    let mut outcome = Outcome::unclassed(Reason::OtherPort);
+    let sent_on = match glance.sight {
+        Sight::Ipv4 => send_on::<P, T, V4>(frame, link, tables, direction, &mut outcome),
+        Sight::Ipv6 => send_on::<P, T, V6>(frame, link, tables, direction, &mut outcome),
+        Sight::NotTcp | Sight::Unclear => false,
+    };
+    if !sent_on {
+        outcome = look_closely(frame, link, tables, direction);
+    }
     tables.count(frame.ifindex(), outcome.class, outcome.reason, bytes);
     outcome
+}
+
+/// Whether a segment with these ports concerns us at all.
+#[inline(always)]
+fn is_ours<T: Tables>(tables: &T, [source, destination]: [[u8; 2]; 2], direction: Direction) -> bool {
+    match direction {
+        Direction::Forward => destination == SMTP_PORT.to_be_bytes(),
+        Direction::Reply => tables.is_relay_port(source),
+    }
+}
+
+/// What is neither a bystander nor only to be sent on.
+#[inline(always)]
+fn look_closely<P, T>(frame: &mut P, link: Link, tables: &T, direction: Direction) -> Outcome
+where
+    P: PacketMut,
+    T: Tables,
+{
+    let zero = tables.zero();
+    let mut headers = Headers::NONE;
+    if let Some(plain) = glance(frame, link).headers(frame) {
+        headers = plain.blurred(zero);
+    } else {
+        if let Some(reason) = parse_pulling(frame, link, zero, &mut headers) {
+            return Outcome::unclassed(reason);
+        }
+        let has_ports = matches!(headers.kind, Kind::Segment | Kind::FirstFragment);
+        if has_ports && !is_ours(tables, headers.ports, direction) {
+            return Outcome::unclassed(Reason::OtherPort);
+        }
+    }
+    match headers.family {
+        Family::V4 => handle_datagram::<P, T, V4>(frame, tables, &headers, direction),
+        Family::V6 => handle_datagram::<P, T, V6>(frame, tables, &headers, direction),
+    }
 }
 
 #[inline(always)]
@@ -75,16 +122,6 @@ where
     T: Tables + FamilyTables<A>,
     A: Address,
 {
-    let [source_port, destination_port] = headers.ports;
-    let ours = match (headers.kind, direction) {
-        (Kind::Segment | Kind::FirstFragment, Direction::Forward) => destination_port == SMTP_PORT.to_be_bytes(),
-        (Kind::Segment | Kind::FirstFragment, Direction::Reply) => tables.is_relay_port(source_port),
-        (Kind::LaterFragment | Kind::IcmpError, _) => true,
-    };
-    if !ours {
-        return Outcome::unclassed(Reason::OtherPort);
-    }
-    let headers = &headers.blurred(tables.zero());
     match headers.kind {
         Kind::Segment | Kind::FirstFragment => handle_segment::<P, T, A>(frame, tables, headers, direction),
         Kind::LaterFragment => follow_first::<P, T, A>(frame, tables, headers),
@@ -94,6 +131,45 @@ where
 
 // From here on, functions are not inlined but for those of the established path: each gets a frame of its own on the BPF stack, which holds 512
 // bytes for the longest chain of calls.
+
+/// Sends a segment of an established flow on, says by what way out, and does no more. `false` where more may have to be done: the segment is as
+/// it came, and all is to be decided anew. Its frame is one that a glance has found plain.
+#[inline(never)]
+fn send_on<P, T, A>(frame: &mut P, link: Link, tables: &T, direction: Direction, outcome: &mut Outcome) -> bool
+where
+    P: PacketMut,
+    T: Tables + FamilyTables<A>,
+    A: Address,
+{
+    let glance = glance(frame, link);
+    if glance.opens(frame) {
+        return false;
+    }
+    let Some(headers) = glance.headers(frame) else { return false };
+    let pulse = tables.pulse();
+    let headers = headers.blurred(pulse.zero);
+    let Some(segment) = Segment::<A>::read(frame, &headers) else { return false };
+    let mut to = segment.tuple;
+    let (reason, class) = match direction {
+        Direction::Forward => match established(tables, &segment, pulse, &mut to) {
+            Some((true, true, class)) => {
+                *outcome = Outcome::new(Reason::SteerEstablished, class);
+                return true;
+            }
+            Some((true, false, class)) => (Reason::FlowEstablished, class),
+            Some((false, ..)) | None => return false,
+        },
+        Direction::Reply => {
+            match answered(tables, Table::Established, &segment, frame.is_of_this_host(), pulse.now_s, &mut to) {
+                Some((true, class)) => (Reason::ReplyEstablished, class),
+                Some((false, _)) | None => return false,
+            }
+        }
+    };
+    let edited = frame.edit(&Edit { l3: headers.l3, l4: headers.l4, from: &segment.tuple, to: &to });
+    *outcome = Outcome::new(if edited.is_ok() { reason } else { Reason::EditFailed }, class);
+    true
+}
 
 #[inline(never)]
 fn handle_segment<P, T, A>(frame: &mut P, tables: &T, headers: &Headers, direction: Direction) -> Outcome
@@ -161,23 +237,14 @@ where
     T: Tables + FamilyTables<A>,
     A: Address,
 {
-    let (now_s, epoch) = (tables.now_s(), tables.epoch());
-    let established = tables.flow(Table::Established, &segment.tuple, |flow| {
-        flow.serves(Direction::Forward, &segment.tuple).then(|| {
-            let plain = !flow.needs_judging(segment.flags, epoch);
-            if plain {
-                flow.note(segment.flags, now_s);
-                *to = flow.to;
-            }
-            (plain, flow.is_steered(), flow.class)
-        })
-    });
-    let known = match established.flatten() {
+    let pulse = tables.pulse();
+    let known = match established(tables, segment, pulse, to) {
         Some((true, false, class)) => return Outcome::new(Reason::FlowEstablished, class),
         Some((true, true, class)) => return Outcome::new(Reason::SteerEstablished, class),
         Some((false, _, class)) => Some(class),
         None => None,
     };
+    let Pulse { now_s, epoch, .. } = pulse;
     let moment = &Moment { now_s, epoch, steering: can_be_steered && tables.is_steering() };
     if let Some(class) = known
         && let Some(reason) = judge(tables, segment, moment, to)
@@ -195,6 +262,28 @@ where
     }
     // Apart from admitting it, so that the two do not add up on the stack.
     Outcome::new(open_flow(tables, &segment.tuple, admitted.class, moment, to), admitted.class)
+}
+
+/// The established flow of a segment from a subscriber: whether the segment only has to be sent on, then with the tuple `to`; whether the flow
+/// is steered; and its class.
+#[inline(always)]
+fn established<T: FamilyTables<A>, A: Address>(
+    tables: &T,
+    segment: &Segment<A>,
+    Pulse { now_s, epoch, .. }: Pulse,
+    to: &mut Tuple<A>,
+) -> Option<(bool, bool, u16)> {
+    let flow = tables.flow(Table::Established, &segment.tuple, |flow| {
+        flow.serves(Direction::Forward, &segment.tuple).then(|| {
+            let plain = !flow.needs_judging(segment.flags, epoch);
+            if plain {
+                flow.note(segment.flags, now_s);
+                *to = flow.to;
+            }
+            (plain, flow.is_steered(), flow.class)
+        })
+    });
+    flow.flatten()
 }
 
 /// A segment of an established flow that needs more than to be sent on. `None` where policy decides as on a new one.
@@ -384,29 +473,40 @@ fn reply<T: Tables + FamilyTables<A>, A: Address>(
     of_this_host: bool,
     to: &mut Tuple<A>,
 ) -> Outcome {
-    let now_s = tables.now_s();
-    // Which flow's, if any, and whether the segment may speak for its relay.
-    let mut look_up = |table| {
-        tables.flow(table, &segment.tuple, |flow| {
-            flow.serves(Direction::Reply, &segment.tuple).then(|| {
-                let genuine = of_this_host || !flow.is_own();
-                if genuine {
-                    flow.note(segment.flags, now_s);
-                    if table == Table::HalfOpen && segment.flags.answers() {
-                        flow.note_answer(segment.sequence);
-                    }
-                    *to = flow.to;
-                }
-                (genuine, flow.class)
-            })
-        })
-    };
-    if let Some((genuine, class)) = look_up(Table::Established).flatten() {
+    let now_s = tables.pulse().now_s;
+    let mut look_up = |table| answered(tables, table, segment, of_this_host, now_s, to);
+    if let Some((genuine, class)) = look_up(Table::Established) {
         return Outcome::new(if genuine { Reason::ReplyEstablished } else { Reason::ReplyForwarded }, class);
     }
-    match look_up(Table::HalfOpen).flatten() {
+    match look_up(Table::HalfOpen) {
         Some((true, class)) => Outcome::new(Reason::ReplyHalfOpen, class),
         Some((false, class)) => Outcome::new(Reason::ReplyForwarded, class),
         None => Outcome::unclassed(Reason::ReplyNoFlow),
     }
+}
+
+/// The flow in `table` that a segment from a relay's port answers: whether it may speak for the relay, then with the tuple `to`; and the class.
+#[inline(always)]
+fn answered<T: FamilyTables<A>, A: Address>(
+    tables: &T,
+    table: Table,
+    segment: &Segment<A>,
+    of_this_host: bool,
+    now_s: u32,
+    to: &mut Tuple<A>,
+) -> Option<(bool, u16)> {
+    let flow = tables.flow(table, &segment.tuple, |flow| {
+        flow.serves(Direction::Reply, &segment.tuple).then(|| {
+            let genuine = of_this_host || !flow.is_own();
+            if genuine {
+                flow.note(segment.flags, now_s);
+                if table == Table::HalfOpen && segment.flags.answers() {
+                    flow.note_answer(segment.sequence);
+                }
+                *to = flow.to;
+            }
+            (genuine, flow.class)
+        })
+    });
+    flow.flatten()
 }

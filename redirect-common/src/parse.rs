@@ -61,6 +61,18 @@ pub const L3_MASK: usize = 0x3f;
 const L4_MASK: usize = 0x3fff;
 
 impl Headers {
+    /// Of no frame: beyond any.
+    pub const NONE: Self = Self {
+        l3: L3_MASK,
+        l4: L4_MASK,
+        end: 0,
+        ports: [[0; 2]; 2],
+        fragment_id: 0,
+        kind: Kind::Segment,
+        family: Family::V4,
+        pppoe: false,
+    };
+
     /// Offset of the datagram's end, in bytes; the frame may be longer.
     #[inline(always)]
     pub const fn end(&self) -> usize {
@@ -120,12 +132,134 @@ pub enum Link {
     Ip,
 }
 
-/// Parses a frame, and makes more of it readable where that is what it takes.
+/// What a glance at a frame sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sight {
+    /// No TCP, and nothing that quotes any.
+    NotTcp,
+    /// A TCP header behind an IPv4 header without options, in no fragment; lengths may contradict each other.
+    Ipv4,
+    /// A TCP header behind an IPv6 header without extension headers; lengths may contradict each other.
+    Ipv6,
+    /// Only [`parse`] can tell.
+    Unclear,
+}
+
+/// A [`Sight`], and what else a glance has read where that is a TCP header. No enum of both: the compiler copies what an enum does not hold, and
+/// the verifier refuses that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Glance {
+    pub sight: Sight,
+    /// As in [`Headers`].
+    pub ports: [[u8; 2]; 2],
+    l3: usize,
+    /// As it lies in the IP header.
+    len: [u8; 2],
+}
+
+impl Glance {
+    const NOT_TCP: Self = Self { sight: Sight::NotTcp, ports: [[0; 2]; 2], l3: 0, len: [0; 2] };
+    const UNCLEAR: Self = Self { sight: Sight::Unclear, ..Self::NOT_TCP };
+
+    /// Whether the segment is a SYN, where that is what the glance has seen.
+    #[inline(always)]
+    pub fn opens<P: Packet + ?Sized>(&self, frame: &P) -> bool {
+        let l4 = self.l3 + if self.sight == Sight::Ipv6 { size_of::<Ipv6>() } else { size_of::<Ipv4>() };
+        frame.at::<Tcp>(l4).is_some_and(|tcp| Flags(tcp.flags).opens())
+    }
+
+    /// What [`parse`] finds too, but for the identification; `None` where that has to decide.
+    #[inline(always)]
+    pub fn headers<P: Packet + ?Sized>(&self, frame: &P) -> Option<Headers> {
+        let Self { sight, ports, l3, len } = *self;
+        let len = usize::from(u16::from_be_bytes(len));
+        let (family, l4, end) = match sight {
+            Sight::Ipv4 => (Family::V4, l3 + size_of::<Ipv4>(), l3 + len),
+            Sight::Ipv6 => (Family::V6, l3 + size_of::<Ipv6>(), l3 + size_of::<Ipv6>() + len),
+            Sight::NotTcp | Sight::Unclear => return None,
+        };
+        let header_len = usize::from(frame.at::<Tcp>(l4)?.offset >> 4) * 4;
+        if len == 0 || header_len < size_of::<Tcp>() || l4 + header_len > end || end > frame.len() {
+            return None;
+        }
+        let (kind, end) = (Kind::Segment, end as u32);
+        Some(Headers { l3, l4, end, ports, fragment_id: 0, kind, family, pppoe: false })
+    }
+}
+
+/// Looks at a frame with as few loads as tell a bystander: this is all that most frames meet.
 #[inline(always)]
-pub fn parse_pulling<P: Packet>(frame: &mut P, link: Link) -> Result<Headers, Reason> {
-    match parse(frame, link) {
-        Err(Reason::Truncated) if frame.pull() => parse(frame, link),
-        parsed => parsed,
+pub fn glance<P: Packet + ?Sized>(frame: &P, link: Link) -> Glance {
+    if link == Link::Ip {
+        return match frame.at::<Ipv4>(0).map(|ip| ip.version_ihl >> 4) {
+            Some(4) => glance_ipv4(frame, 0),
+            Some(6) => glance_ipv6(frame, 0),
+            _ => Glance::UNCLEAR,
+        };
+    }
+    let Some(ethernet) = frame.at::<Ethernet>(0) else { return Glance::UNCLEAR };
+    let mut ethertype = u16::from_be_bytes(ethernet.ethertype);
+    let mut l3 = size_of::<Ethernet>();
+    for _ in 0..VLAN_TAGS_MAX {
+        if !is_vlan(ethertype) {
+            break;
+        }
+        let Some(tag) = frame.at::<Vlan>(l3) else { return Glance::UNCLEAR };
+        ethertype = u16::from_be_bytes(tag.ethertype);
+        l3 += size_of::<Vlan>();
+    }
+    match ethertype {
+        ethertype::IPV4 => glance_ipv4(frame, l3),
+        ethertype::IPV6 => glance_ipv6(frame, l3),
+        _ => Glance::UNCLEAR,
+    }
+}
+
+#[inline(always)]
+fn glance_ipv4<P: Packet + ?Sized>(frame: &P, l3: usize) -> Glance {
+    /// Version 4, five words: no options.
+    const PLAIN: u8 = 0x45;
+    let Some(ip) = frame.at::<Ipv4>(l3) else { return Glance::UNCLEAR };
+    let fragment = u16::from_be_bytes(ip.fragment) & (IPV4_MORE_FRAGMENTS | IPV4_FRAGMENT_OFFSET);
+    if ip.version_ihl != PLAIN || ip.protocol == protocol::ICMPV4 {
+        return Glance::UNCLEAR;
+    }
+    if ip.protocol != protocol::TCP {
+        return Glance::NOT_TCP;
+    }
+    match frame.at::<[[u8; 2]; 2]>(l3 + size_of::<Ipv4>()) {
+        Some(&ports) if fragment == 0 => Glance { sight: Sight::Ipv4, ports, l3, len: ip.total_len },
+        _ => Glance::UNCLEAR,
+    }
+}
+
+#[inline(always)]
+fn glance_ipv6<P: Packet + ?Sized>(frame: &P, l3: usize) -> Glance {
+    let Some(ip) = frame.at::<Ipv6>(l3) else { return Glance::UNCLEAR };
+    if ip.version_class_flow[0] >> 4 != 6 {
+        return Glance::UNCLEAR;
+    }
+    match (ip.next_header, frame.at::<[[u8; 2]; 2]>(l3 + size_of::<Ipv6>())) {
+        (protocol::UDP, _) => Glance::NOT_TCP,
+        (protocol::TCP, Some(&ports)) => Glance { sight: Sight::Ipv6, ports, l3, len: ip.payload_len },
+        _ => Glance::UNCLEAR,
+    }
+}
+
+/// Parses a frame, and makes more of it readable where that is what it takes. `headers` holds what is found, [`Headers::blurred`], unless a
+/// reason says why not.
+#[inline(never)]
+pub fn parse_pulling<P: Packet>(frame: &mut P, link: Link, zero: usize, headers: &mut Headers) -> Option<Reason> {
+    let mut parsed = parse(frame, link);
+    if parsed == Err(Reason::Truncated) && frame.pull() {
+        parsed = parse(frame, link);
+    }
+    match parsed {
+        Ok(found) => {
+            *headers = found.blurred(zero);
+            None
+        }
+        Err(reason) => Some(reason),
     }
 }
 
@@ -401,6 +535,62 @@ mod tests {
         assert_eq!((headers.kind, headers.fragment_id), (Kind::LaterFragment, u32::from_ne_bytes([1, 2, 3, 4])));
         later[14 + 40 + 8] = 17;
         assert_eq!(parse(&later[..], Link::Ethernet), Err(Reason::NotTcp), "a fragment of UDP");
+    }
+
+    /// A glance sees what the parser finds, but that it asks for less: where lengths contradict each other the frame passes either way.
+    #[test]
+    fn a_glance_sees_what_the_parser_finds() {
+        let mut seen = [0; 4];
+        let mut check = |bytes: &[u8], link| {
+            let glance = glance(bytes, link);
+            let parsed = parse(bytes, link);
+            seen[glance.sight as usize] += 1;
+            match glance.sight {
+                Sight::NotTcp => {
+                    assert!(matches!(parsed, Err(Reason::NotTcp | Reason::Truncated)), "{parsed:?}: {bytes:02x?}");
+                }
+                Sight::Ipv4 | Sight::Ipv6 => match parsed {
+                    Ok(headers) => {
+                        let id = headers.fragment_id;
+                        let found = glance.headers(bytes).map(|found| Headers { fragment_id: id, ..found });
+                        // Where no length is given, the parser is asked.
+                        assert!(found == Some(headers) || found.is_none() && glance.len == [0; 2], "{bytes:02x?}");
+                        assert_eq!(glance.ports, headers.ports, "{bytes:02x?}");
+                        assert_eq!(glance.opens(bytes), Flags(bytes[headers.l4 + 13]).opens());
+                    }
+                    Err(reason) => {
+                        assert!(matches!(reason, Reason::Truncated | Reason::Malformed), "{reason:?}: {bytes:02x?}");
+                        assert_eq!(glance.headers(bytes), None, "{bytes:02x?}");
+                    }
+                },
+                Sight::Unclear => assert_eq!(glance.headers(bytes), None, "{bytes:02x?}"),
+            }
+        };
+        for ip in [Ip::V4, Ip::V6] {
+            let plain = FrameBuilder { payload: b"MAIL".to_vec(), ..FrameBuilder::syn(ip) };
+            for tags in [vec![], vec![0x8100], vec![0x88a8, 0x8100], vec![0x8100; 3]] {
+                for pppoe in [false, true] {
+                    for protocol in [1, 6, 17, 58] {
+                        for link in [Link::Ethernet, Link::Ip] {
+                            let frame =
+                                FrameBuilder { tags: tags.clone(), pppoe, protocol, link, ..plain.clone() }.build();
+                            for len in 0..=frame.len() {
+                                check(&frame[..len], link);
+                            }
+                            // Every byte up to the end of the TCP header takes every value.
+                            for at in 0..frame.len() - 4 {
+                                let mut changed = frame.clone();
+                                for value in 0..=255 {
+                                    changed[at] = value;
+                                    check(&changed, link);
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        assert!(seen.iter().all(|times| *times > 1000), "{seen:?}");
     }
 
     #[test]

@@ -22,7 +22,10 @@ const ETHERNET_LEN_MIN: usize = 60;
 /// [`Tables::zero`](crate::tables::Tables::zero).
 #[inline(always)]
 pub fn refuse<P: PacketMut>(frame: &mut P, link: Link, zero: usize) -> Result<(), EditError> {
-    let headers = parse_pulling(frame, link).map_err(|_| EditError)?.blurred(zero);
+    let mut headers = Headers::NONE;
+    if parse_pulling(frame, link, zero, &mut headers).is_some() {
+        return Err(EditError);
+    }
     match headers.family {
         Family::V4 => answer::<P, V4>(frame, link, &headers),
         Family::V6 => answer::<P, V6>(frame, link, &headers),

@@ -65,6 +65,14 @@ pub enum Socket {
     Connected,
 }
 
+/// [`Tables::now_s`], [`Tables::epoch`] and [`Tables::zero`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pulse {
+    pub now_s: u32,
+    pub epoch: u32,
+    pub zero: usize,
+}
+
 /// All state of the data plane.
 pub trait Tables: FamilyTables<V4> + FamilyTables<V6> {
     fn class(&self, class: u16) -> Option<&Class>;
@@ -76,6 +84,11 @@ pub trait Tables: FamilyTables<V4> + FamilyTables<V6> {
 
     /// Coarse time in seconds.
     fn now_s(&self) -> u32;
+
+    /// What every segment of a flow needs, by one look-up.
+    fn pulse(&self) -> Pulse {
+        Pulse { now_s: self.now_s(), epoch: self.epoch(), zero: self.zero() }
+    }
 
     /// Time since boot in nanoseconds. A clock call, which costs more than a hash look-up: for new connections under a limit only.
     fn now_ns(&self) -> u64;

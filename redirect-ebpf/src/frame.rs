@@ -1,14 +1,20 @@
 //! Access to the bytes of a frame in each hook: all raw packet pointers are here.
 
+use core::{hint::assert_unchecked, mem::offset_of};
+
 use aya_ebpf::{
     bindings::{BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM},
-    helpers::generated::{bpf_redirect, bpf_skb_change_tail, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
+    helpers::generated::{
+        bpf_csum_update, bpf_redirect, bpf_skb_change_tail, bpf_skb_store_bytes, bpf_xdp_adjust_tail,
+        bpf_xdp_get_buff_len,
+    },
     programs::{TcContext, XdpContext},
 };
 use redirect_common::{
-    address::Address,
+    address::{Address, V4, V6},
     checksum::Delta,
     edit::{Edit, EditError, addresses_delta, incremental, incremental_addresses},
+    flow::Tuple,
     packet::{BytesMut, Packet, PacketMut},
     wire::{TCP_CHECKSUM, Wire},
 };
@@ -21,7 +27,10 @@ const PULL_LEN: u32 = 192;
 /// The address of `T` at `offset`, where the readable bytes `start..end` hold it whole.
 #[inline(always)]
 fn within<T: Wire>(start: usize, end: usize, offset: usize) -> Option<*mut T> {
-    (start + offset + size_of::<T>() <= end).then_some((start + offset) as *mut T)
+    let header = (start + offset) as *mut T;
+    // SAFETY: no packet lies at address 0. Otherwise what becomes an `Option` of a reference is compared with that.
+    unsafe { assert_unchecked(!header.is_null()) };
+    (start + offset + size_of::<T>() <= end).then_some(header)
 }
 
 /// A frame in the driver, with complete checksums. A jumbo frame may lie in several buffers, of which the first is readable.
@@ -185,30 +194,32 @@ impl Packet for SocketBuffer {
 }
 
 impl PacketMut for SocketBuffer {
-    /// Lets the helpers update the checksums by difference, then stores the tuple.
+    /// Lets the helper update the TCP checksum by difference, then stores the tuple, all at once where nothing lies between addresses and ports:
+    /// each call of a helper costs as much as all that XDP edits. Bytes are not written directly, since for a program that does, the kernel
+    /// makes every cloned buffer writable before it runs, also those of bystanders.
     ///
     /// For a buffer whose sum the device has computed (`CHECKSUM_COMPLETE`), `BPF_F_PSEUDO_HDR` makes the helper take the difference out of
-    /// that sum. With IPv4 the header's own checksum makes up for it; IPv6 has none, so its addresses are stored with
-    /// `BPF_F_RECOMPUTE_CSUM`, which puts the difference back. That is right on every kernel; the flag `BPF_F_IPV6` for the same purpose
-    /// exists from 6.16 on (kernel commit ead7f9b8de65).
+    /// that sum. With IPv4 the header's own checksum makes up for it; IPv6 has none, so the difference is put back. That is right on every
+    /// kernel; the flag `BPF_F_IPV6` for the same purpose exists from 6.16 on (kernel commit ead7f9b8de65).
     #[inline(always)]
     fn edit<A: Address>(&mut self, edit: &Edit<'_, A>) -> Result<(), EditError> {
         let skb = &self.context.skb;
-        let addresses_delta = u64::from(edit.addresses_delta().folded());
-        let ports_delta = u64::from(edit.ports_delta().folded());
+        let addresses_delta = edit.addresses_delta();
         let tcp_checksum = edit.l4 + TCP_CHECKSUM;
-        // A size of 0 tells the helpers that the last argument is a difference.
-        let store_flags = match A::HEADER_CHECKSUM {
-            Some(offset) => {
-                skb.l3_csum_replace(edit.l3 + offset, 0, addresses_delta, 0).map_err(|_| EditError)?;
-                0
-            }
-            None => u64::from(BPF_F_RECOMPUTE_CSUM),
+        let header_checksum = match A::HEADER_CHECKSUM {
+            Some(offset) => addresses_delta.apply(*self.at(edit.l3 + offset).ok_or(EditError)?),
+            None => [0; 2],
         };
-        skb.l4_csum_replace(tcp_checksum, 0, addresses_delta, u64::from(BPF_F_PSEUDO_HDR)).map_err(|_| EditError)?;
-        skb.l4_csum_replace(tcp_checksum, 0, ports_delta, 0).map_err(|_| EditError)?;
-        skb.store(edit.l3 + A::OFFSET, &edit.to.addresses, store_flags).map_err(|_| EditError)?;
-        skb.store(edit.l4, &edit.to.ports, 0).map_err(|_| EditError)
+        let to = Stored::new(header_checksum, edit.to);
+        // A size of 0 tells the helper that the last argument is a difference.
+        let difference = addresses_delta.folded();
+        skb.l4_csum_replace(tcp_checksum, 0, difference.into(), BPF_F_PSEUDO_HDR.into()).map_err(|_| EditError)?;
+        skb.l4_csum_replace(tcp_checksum, 0, edit.ports_delta().folded().into(), 0).map_err(|_| EditError)?;
+        if A::HEADER_CHECKSUM.is_none() {
+            // SAFETY: the context is this program's own. Buffers of other kinds have no sum, which is no error.
+            let _ = unsafe { bpf_csum_update(skb.skb, difference) };
+        }
+        to.store(self, edit.l3, edit.l4)
     }
 
     /// As in `edit`; the sum of a buffer that the device has summed changes with addresses that no checksum makes up for.
@@ -259,3 +270,47 @@ impl PacketMut for SocketBuffer {
 /// Placed as the verifier wants values on the stack.
 #[repr(C, align(8))]
 struct Aligned<T>(T);
+
+/// Bytes as they lie in a packet: the IPv4 header's checksum is just before the addresses, and the ports just after them if there are neither
+/// options nor extension headers.
+#[repr(C)]
+struct Stored<A> {
+    /// The last two bytes of eight, written as one: the compiler calls a function to clear single ones.
+    header_checksum: u64,
+    tuple: Tuple<A>,
+}
+
+impl<A: Address> Stored<A> {
+    #[inline(always)]
+    const fn new([a, b]: [u8; 2], tuple: &Tuple<A>) -> Self {
+        Self { header_checksum: u64::from_ne_bytes([0, 0, 0, 0, 0, 0, a, b]), tuple: *tuple }
+    }
+
+    #[inline(always)]
+    fn store(&self, buffer: &SocketBuffer, l3: usize, l4: usize) -> Result<(), EditError> {
+        let (addresses_len, ports_len) = (size_of_val(&self.tuple.addresses), size_of_val(&self.tuple.ports));
+        let tuple = (&raw const self.tuple).cast::<u8>();
+        let (start, first, len) = match A::HEADER_CHECKSUM {
+            Some(offset) => (l3 + offset, tuple.wrapping_sub(2), addresses_len + 2),
+            None => (l3 + A::OFFSET, tuple, addresses_len),
+        };
+        let store = |offset: usize, bytes: *const u8, len: usize| {
+            // SAFETY: the context is this program's own, and `bytes` are those of `self`, at least `len` of them up to its end.
+            match unsafe { bpf_skb_store_bytes(buffer.context.skb.skb, offset as u32, bytes.cast(), len as u32, 0) } {
+                0 => Ok(()),
+                _ => Err(EditError),
+            }
+        };
+        if start + len == l4 {
+            return store(start, first, len + ports_len);
+        }
+        store(start, first, len)?;
+        store(l4, self.tuple.ports.as_ptr().cast(), ports_len)
+    }
+}
+
+const _: () = assert!(
+    offset_of!(Stored<V4>, tuple) == size_of::<u64>()
+        && offset_of!(Tuple<V4>, ports) == 8
+        && offset_of!(Tuple<V6>, ports) == 32
+);

@@ -22,7 +22,7 @@ use redirect_common::{
     },
     policy::{Class, POOL_SLOTS, Relay, Settings, Subscriber},
     reason::Reason,
-    tables::{FamilyTables, InsertError, Socket, Table, Tables},
+    tables::{FamilyTables, InsertError, Pulse, Socket, Table, Tables},
 };
 
 #[map]
@@ -313,6 +313,15 @@ impl Tables for Maps {
     #[inline(always)]
     fn epoch(&self) -> u32 {
         SETTINGS.get(0).map_or(0, Settings::epoch)
+    }
+
+    #[inline(always)]
+    fn pulse(&self) -> Pulse {
+        SETTINGS.get(0).map_or(Pulse { now_s: 0, epoch: 0, zero: 0 }, |settings| Pulse {
+            now_s: settings.clock_s,
+            epoch: settings.epoch(),
+            zero: settings.zero() as usize,
+        })
     }
 
     #[inline(always)]

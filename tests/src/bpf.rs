@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
 };
 
 const MAP_CREATE: libc::c_long = 0;
@@ -57,6 +57,13 @@ impl Instruction {
     /// `to = from`
     pub const fn copy(to: Register, from: Register) -> Self {
         Self::new(0xbf, to, from, 0, 0)
+    }
+
+    /// `to =` a map, as helpers take it; takes two instructions. The map has to live until the program is loaded.
+    pub fn map(to: Register, map: BorrowedFd<'_>) -> [Self; 2] {
+        const PSEUDO_MAP: Register = Register(1);
+        let lower = Self::new(0x18, to, PSEUDO_MAP, 0, map.as_raw_fd());
+        [lower, Self::new(0, Register(0), Register(0), 0, 0)]
     }
 
     /// `to += value`

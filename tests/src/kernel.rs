@@ -2,7 +2,11 @@
 //!
 //! Needs root. Touches no interface: the programs are loaded and attached to nothing.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    os::fd::{AsFd as _, BorrowedFd},
+};
 
 use aya::{
     Ebpf, Pod, TestRunOptions,
@@ -307,6 +311,25 @@ impl Kernel {
         Flow<A>: Pod,
     {
         self.entries(name)
+    }
+
+    /// Enters IPv4 flows that are established and rewritten to where they go anyway, both entries of each.
+    pub fn enter_flows(&mut self, flows: &[Tuple<V4>], class: u16) {
+        let epoch = self.settings.get(&0, 0).expect("the settings are read").epoch();
+        let mut table = hash::<Tuple<V4>, Flow<V4>>(&mut self.object, names::FLOWS_V4);
+        for tuple in flows {
+            let answer = tuple.reversed();
+            table.insert(tuple, Flow::forward(*tuple, class, epoch, 0), 0).expect("a flow is entered");
+            table.insert(answer, Flow::reply(answer, class, false, 0), 0).expect("its answers are entered");
+        }
+    }
+
+    /// The flow table of IPv4.
+    pub fn flow_table(&self) -> BorrowedFd<'_> {
+        match self.object.map(names::FLOWS_V4) {
+            Some(Map::HashMap(map)) => map.fd().as_fd(),
+            _ => panic!("the object has the map, and it is a hash"),
+        }
     }
 
     /// The entries of a hash.

@@ -11,6 +11,7 @@ use std::{
     thread,
 };
 
+use aya_obj::Object;
 use nix::{
     errno::Errno,
     sched::{CloneFlags, unshare},
@@ -675,8 +676,42 @@ fn a_syn_on_a_live_flow_is_explained_as_it_is_decided() {
 fn programs_are_far_from_the_verifiers_limit() {
     for (name, instructions) in Kernel::load(&policy(), FLOWS_MAX).verified_instructions() {
         println!("{name}: {instructions} verified instructions");
-        assert!(instructions > 0 && instructions < 300_000, "{name}: {instructions}");
+        assert!(instructions > 0 && instructions < 270_000, "{name}: {instructions}");
     }
+}
+
+/// What an established flow's segment costs, by the program itself: two look-ups, of the settings, which are an array, and of the flow; one for
+/// each direction stands in what socket buffers share. Their helpers edit them. There is no longest-prefix match, no clock, no atomic addition, and no function beyond.
+#[test]
+fn the_established_path_is_one_look_up_of_a_flow() {
+    const CALL: u8 = 0x85;
+    const LOOK_UP: i32 = 1;
+    /// `bpf_skb_store_bytes`, `bpf_l4_csum_replace`, `bpf_csum_update`.
+    const EDITORS: [i32; 3] = [9, 11, 40];
+    /// `BPF_STX | BPF_ATOMIC`, without the size.
+    const ATOMIC: u8 = 0xc3;
+    const SIZE: u8 = 0x18;
+    let object = Object::parse(OBJECT).unwrap();
+    let paths = object.functions.values().filter(|function| {
+        // What explains works on copies.
+        function.name.contains("send_on") && !function.name.contains("DryRun")
+    });
+    let mut seen = 0;
+    for function in paths {
+        let name = &function.name;
+        let calls: Vec<_> = function.instructions.iter().filter(|instruction| instruction.code == CALL).collect();
+        let helpers: Vec<i32> = calls.iter().map(|call| call.imm).collect();
+        assert!(calls.iter().all(|call| call.src_reg() == 0), "{name} calls another function");
+        let look_ups = helpers.iter().filter(|helper| **helper == LOOK_UP).count();
+        let look_ups_max = if name.contains("XdpFrame") { 2 } else { 3 };
+        assert!((2..=look_ups_max).contains(&look_ups), "{name}: {helpers:?}");
+        let others = helpers.iter().filter(|helper| **helper != LOOK_UP);
+        let editors = if name.contains("XdpFrame") { &[][..] } else { &EDITORS };
+        assert!(others.clone().all(|helper| editors.contains(helper)), "{name}: {helpers:?}");
+        assert!(function.instructions.iter().all(|instruction| instruction.code & !SIZE != ATOMIC), "{name}");
+        seen += 1;
+    }
+    assert_eq!(seen, 4, "of each family, and of each kind of frame");
 }
 
 /// The kernel at hand may be more generous than others.
