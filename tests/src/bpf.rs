@@ -3,15 +3,18 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
 };
 
 const MAP_CREATE: libc::c_long = 0;
+const MAP_UPDATE_ELEMENT: libc::c_long = 2;
 const PROG_LOAD: libc::c_long = 5;
 const PROG_TEST_RUN: libc::c_long = 10;
 const LINK_CREATE: libc::c_long = 28;
 
 const MAP_TYPE_ARRAY: u32 = 2;
+const MAP_TYPE_PROGRAM_ARRAY: u32 = 3;
+const XDP_HAS_FRAGS: u32 = 1 << 5;
 const ATTACH_XDP: u32 = 37;
 const ATTACH_TCX_INGRESS: u32 = 46;
 const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
@@ -96,6 +99,11 @@ impl Instruction {
         Self::new(0xa7, to, Register(0), 0, value)
     }
 
+    /// `to <<= bits`
+    pub const fn shift_left(to: Register, bits: i32) -> Self {
+        Self::new(0x67, to, Register(0), 0, bits)
+    }
+
     /// `to >>= bits`
     pub const fn shift_right(to: Register, bits: i32) -> Self {
         Self::new(0x77, to, Register(0), 0, bits)
@@ -171,6 +179,34 @@ impl Cell {
     }
 }
 
+/// A program that others may jump to, as number 0.
+#[derive(Debug)]
+pub struct Jumps(OwnedFd);
+
+impl Jumps {
+    pub fn to(program: BorrowedFd<'_>) -> io::Result<Self> {
+        let mut attributes = MapAttributes { kind: MAP_TYPE_PROGRAM_ARRAY, key_size: 4, value_size: 4, max_entries: 1 };
+        // SAFETY: the attributes hold no address.
+        let map = unsafe { bpf(MAP_CREATE, &mut attributes) }.and_then(own)?;
+        let (key, value) = (0u32, program.as_raw_fd());
+        let mut attributes = ElementAttributes {
+            map: map.as_raw_fd().into(),
+            key: (&raw const key) as u64,
+            value: (&raw const value) as u64,
+            flags: 0,
+        };
+        // SAFETY: key and value live, and are as long as the map says.
+        unsafe { bpf(MAP_UPDATE_ELEMENT, &mut attributes) }?;
+        Ok(Self(map))
+    }
+}
+
+impl AsFd for Jumps {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 /// A loaded program.
 #[derive(Debug)]
 pub struct Program {
@@ -190,7 +226,11 @@ impl Program {
             log_level: 1,
             log_size: u32::try_from(log.len()).map_err(io::Error::other)?,
             log: log.as_mut_ptr() as u64,
-            rest: [0; 2],
+            kernel_version: 0,
+            flags: if kind == Kind::Xdp { XDP_HAS_FRAGS } else { 0 },
+            name: [0; 16],
+            device: 0,
+            expected_attach_type: if kind == Kind::Xdp { ATTACH_XDP } else { 0 },
         };
         // SAFETY: the addresses are of live values as long as the counts beside them say.
         let loaded = unsafe { bpf(PROG_LOAD, &mut attributes) }.and_then(own);
@@ -199,6 +239,10 @@ impl Program {
             io::Error::new(error.kind(), format!("{error}: {}", String::from_utf8_lossy(&text)))
         })?;
         Ok(Self { fd, kind })
+    }
+
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 
     /// A program that does nothing but answer `code`.
@@ -280,7 +324,20 @@ struct LoadAttributes {
     log_level: u32,
     log_size: u32,
     log: u64,
-    rest: [u32; 2],
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; 16],
+    device: u32,
+    expected_attach_type: u32,
+}
+
+/// The same for `BPF_MAP_UPDATE_ELEM`.
+#[repr(C)]
+struct ElementAttributes {
+    map: i64,
+    key: u64,
+    value: u64,
+    flags: u64,
 }
 
 /// The same for `BPF_PROG_TEST_RUN`.

@@ -3,12 +3,9 @@
 use std::{io, os::fd::BorrowedFd};
 
 use crate::{
-    bpf::{Instruction, Kind, Program, Register},
+    bpf::{Instruction, Program, Register},
     kernel::Hook,
 };
-
-const XDP_PASS: i32 = 2;
-const TC_ACT_UNSPEC: i32 = -1;
 
 /// A loaded program that only passes.
 pub struct Floor(Program);
@@ -16,7 +13,7 @@ pub struct Floor(Program);
 impl Floor {
     /// Needs root.
     pub fn load(hook: Hook) -> io::Result<Self> {
-        let (kind, pass, _) = of(hook);
+        let (kind, pass, _) = hook.kind();
         Program::answering(kind, pass).map(Self)
     }
 
@@ -28,7 +25,7 @@ impl Floor {
         /// Offset in the frame, in bytes.
         const SOURCE: i16 = 14 + 12;
         const KEY_LEN: i16 = 16;
-        let (kind, pass, [data, data_end]) = of(hook);
+        let (kind, pass, [data, data_end]) = hook.kind();
         let [answer, context, key, end, header, word, stack] = [0, 1, 2, 3, 4, 5, 10].map(Register);
         // Source, destination, ports, and the padding of a tuple.
         let copied = (0..3i16).flat_map(|at| {
@@ -59,18 +56,13 @@ impl Floor {
         Program::load(kind, &instructions).map(Self)
     }
 
+    /// For [`Many`](crate::many::Many).
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
     /// Nanoseconds for a run, averaged over `repeat` runs.
     pub fn time(&self, frame: &[u8], repeat: u32) -> io::Result<u64> {
         self.0.time(frame, repeat)
-    }
-}
-
-/// The kind of a hook's programs, what they answer to pass a frame, and where in their context the frame begins and ends, in bytes.
-const fn of(hook: Hook) -> (Kind, i32, [i16; 2]) {
-    match hook {
-        // `struct xdp_md`.
-        Hook::Xdp => (Kind::Xdp, XDP_PASS, [0, 4]),
-        // `struct __sk_buff`.
-        _ => (Kind::Classifier, TC_ACT_UNSPEC, [76, 80]),
     }
 }

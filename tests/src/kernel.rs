@@ -26,6 +26,8 @@ use redirect_common::{
 };
 use redirect_ctl::dataplane::kernel::{Capacities, load};
 
+use crate::bpf::Kind;
+
 /// A program of the data plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Hook {
@@ -62,6 +64,18 @@ impl Hook {
         match self {
             Self::Xdp | Self::TcIngress | Self::TcIngressIp => Direction::Forward,
             Self::TcEgress | Self::TcEgressIp => Direction::Reply,
+        }
+    }
+
+    /// The kind of its programs, what they answer to pass a frame, and where in their context the frame begins and ends, in bytes.
+    pub(crate) const fn kind(self) -> (Kind, i32, [i16; 2]) {
+        const XDP_PASS: i32 = 2;
+        const TC_ACT_UNSPEC: i32 = -1;
+        match self {
+            // `struct xdp_md`.
+            Self::Xdp => (Kind::Xdp, XDP_PASS, [0, 4]),
+            // `struct __sk_buff`.
+            _ => (Kind::Classifier, TC_ACT_UNSPEC, [76, 80]),
         }
     }
 
@@ -272,6 +286,12 @@ impl Kernel {
         }
     }
 
+    /// A program, for [`Many`](crate::many::Many).
+    pub fn program(&self, hook: Hook) -> BorrowedFd<'_> {
+        let program = self.object.program(hook.program()).expect("the object has the program");
+        program.fd().expect("it is loaded").as_fd()
+    }
+
     /// The sum over all CPUs of one counter; class 0 has what of the interfaces' counters no class has.
     pub fn count(&self, class: u16, reason: Reason) -> Count {
         let total = |counters: &PerCpuArray<MapData, Count>, index| {
@@ -314,12 +334,12 @@ impl Kernel {
     }
 
     /// Enters IPv4 flows that are established and rewritten to where they go anyway, both entries of each.
-    pub fn enter_flows(&mut self, flows: &[Tuple<V4>], class: u16) {
+    pub fn enter_flows(&mut self, flows: impl Iterator<Item = Tuple<V4>>, class: u16) {
         let epoch = self.settings.get(&0, 0).expect("the settings are read").epoch();
         let mut table = hash::<Tuple<V4>, Flow<V4>>(&mut self.object, names::FLOWS_V4);
         for tuple in flows {
             let answer = tuple.reversed();
-            table.insert(tuple, Flow::forward(*tuple, class, epoch, 0), 0).expect("a flow is entered");
+            table.insert(tuple, Flow::forward(tuple, class, epoch, 0), 0).expect("a flow is entered");
             table.insert(answer, Flow::reply(answer, class, false, 0), 0).expect("its answers are entered");
         }
     }

@@ -10,6 +10,7 @@ pub mod floor;
 mod janitor;
 pub mod kernel;
 mod lab;
+pub mod many;
 mod netns;
 pub mod postfix;
 mod process;

@@ -1,15 +1,15 @@
 //! What each step on the packet path costs, by `BPF_PROG_TEST_RUN`, beside a program of the same hook that only passes.
 //!
 //! Two traps of that call are avoided. It does not restore a rewritten frame between repeats, so the relay of these rows has the very
-//! address and port that the client dials: every byte is written and every checksum updated, and the frame stays what it was. And its own
-//! cost, 28 to 40 ns, is in both columns; "net" is the difference. The rows beside `lookup` have that cost taken off both columns already:
-//! their ratio is that of what the programs themselves cost.
+//! address and port that the client dials: every byte is written and every checksum updated, and the frame stays what it was; a program before
+//! the one under test makes it another client's. And the call's own cost, 28 to 40 ns, is in both columns; "net" is the difference. The rows
+//! beside `lookup` have that cost taken off both columns already: their ratio is that of what the programs themselves cost.
 
 use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::Context as _;
 use redirect_common::{
-    address::{Address as _, V4},
+    address::V4,
     flow::{Flags, Tuple},
     policy::{Action, Class, Fallback, Relay},
     reason::Reason,
@@ -18,6 +18,7 @@ use redirect_common::{
 use redirect_tests::{
     floor::Floor,
     kernel::{Hook, Kernel, Policy},
+    many::{Clients, Many},
 };
 
 use crate::report::{Report, Row, Unit};
@@ -26,14 +27,14 @@ use crate::report::{Report, Row, Unit};
 const TURNS: usize = 9;
 /// Runs in a turn, for frames that may be repeated.
 const REPEAT: u32 = 1_000_000;
-/// Runs in a turn, for frames each of which is new.
-const NEW_FLOWS: usize = 20_000;
+/// Runs in a turn, for frames each of which opens a flow.
+const NEW_FLOWS: u32 = 200_000;
 /// Subscribers, and flows, where there are many.
-const MANY: usize = 1_000_000;
-/// A prime beyond what the caches hold, which leads through many flows in an order that no cache foresees.
-const SCATTER: usize = 611_953;
+const MANY: u32 = 1_000_000;
+/// `10.128.0.0`, or the end of an IPv6 address.
+const CLIENTS: u32 = 0x0a80_0000;
 /// Odd, so that different numbers have different products; 2^32 divided by the golden ratio.
-const SCATTER_BITS: u32 = 0x9e37_79b1;
+const SCATTER: u32 = 0x9e37_79b1;
 const FLOOR: &str = "pass";
 
 fn policy() -> Policy {
@@ -42,7 +43,7 @@ fn policy() -> Policy {
         Some("[2001:db8::9]:25".parse().expect("an address")),
     );
     Policy {
-        subscribers: [("10.20.0.0", 16, 1), ("10.20.2.0", 24, 2), ("fd00:20::", 64, 1), ("fd00:20::2:0", 112, 2)]
+        subscribers: [("10.0.0.0", 8, 1), ("10.20.2.0", 24, 2), ("fd00:20::", 64, 1), ("fd00:20::2:0", 112, 2)]
             .map(|(address, len, class)| (address.parse().expect("an address"), len, class))
             .into(),
         classes: [
@@ -80,126 +81,98 @@ fn repeated(kernel: &Kernel, hook: Hook, frame: &[u8], class: u16, reason: Reaso
     Ok(Row::new(name, Unit::NANOSECONDS, FLOOR, &turns))
 }
 
-/// SYNs of ever new clients, one run each.
-fn new_flows(kernel: &Kernel, hook: Hook, ip: Ip, next_port: &mut u32, name: &str) -> anyhow::Result<Row> {
-    let frames = (0..NEW_FLOWS * TURNS).map(|_| {
-        *next_port += 1;
-        let [_, high, low_host, low_port] = next_port.to_be_bytes();
-        let client_port = 1024 + u16::from(low_port);
-        FrameBuilder { client: [high.wrapping_add(16), low_host], client_port, ..FrameBuilder::syn(ip) }.build()
-    });
-    one_by_one(kernel, hook, frames, Reason::FlowNew, name)
-}
-
-/// Frames that are all different, one run each, and the reason that must have counted every one.
-fn one_by_one(
-    kernel: &Kernel,
-    hook: Hook,
-    mut frames: impl Iterator<Item = Vec<u8>>,
-    reason: Reason,
-    name: &str,
-) -> anyhow::Result<Row> {
+/// A frame that comes from another client each time, and the reason that must have counted every run.
+fn from_many(kernel: &Kernel, hook: Hook, ip: Ip, what: &Frames, name: &str) -> anyhow::Result<Row> {
     let floor = Floor::load(hook)?;
+    let many = |program| Many::load(hook, program, &what.clients, ip == Ip::V6);
+    let (ours, pass) = (many(kernel.program(hook))?, many(floor.as_fd())?);
     let mut turns = Vec::new();
     for _ in 0..TURNS {
-        let before = kernel.count(1, reason).packets;
-        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-        for frame in frames.by_ref().take(NEW_FLOWS) {
-            ours.push(kernel.time(hook, &frame, 1));
-            theirs.push(floor.time(&frame, 1)?);
-        }
-        let counted = kernel.count(1, reason).packets - before;
-        anyhow::ensure!(counted == NEW_FLOWS as u64, "{name}: {counted} of {NEW_FLOWS} left by {}", reason.name());
-        turns.push((median(ours), median(theirs)));
+        turns.push((as_f64(what.run(kernel, &ours, name)?), as_f64(pass.time(&what.frame, what.repeat)?)));
     }
     Ok(Row::new(name, Unit::NANOSECONDS, FLOOR, &turns))
 }
 
-/// Segments of established flows beside the look-up alone, both without what passing costs. The flows take turns, so that of many flows each
-/// is out of the caches when its turn comes; a single one stays in them, and its frame is repeated.
-fn beside_lookup(kernel: &Kernel, hook: Hook, flows: &[Tuple<V4>], name: &str) -> anyhow::Result<Row> {
+/// The same beside the look-up alone, both without what passing costs.
+fn beside_lookup(kernel: &Kernel, hook: Hook, what: &Frames, name: &str) -> anyhow::Result<Row> {
     let (pass, lookup) = (Floor::load(hook)?, Floor::load_with_lookup(hook, kernel.flow_table())?);
-    let repeat = if flows.len() == 1 { REPEAT } else { 1 };
-    let runs = if flows.len() == 1 { 1 } else { NEW_FLOWS };
+    let many = |program| Many::load(hook, program, &what.clients, false);
+    let (ours, lookup, pass) = (many(kernel.program(hook))?, many(lookup.as_fd())?, many(pass.as_fd())?);
     let mut turns = Vec::new();
-    let mut order = (0..flows.len()).cycle().map(|number| number * SCATTER % flows.len());
     for _ in 0..TURNS {
-        let before = kernel.count(1, Reason::FlowEstablished).packets;
-        let mut times = [const { Vec::new() }; 3];
-        for _ in 0..runs {
-            // Each program gets a flow that no other has just touched.
-            let mut next = || segment(&flows[order.next().expect("a cycle has no end")]);
-            times[0].push(kernel.time(hook, &next(), repeat));
-            times[1].push(lookup.time(&next(), repeat)?);
-            times[2].push(pass.time(&next(), repeat)?);
-        }
-        let counted = kernel.count(1, Reason::FlowEstablished).packets - before;
-        anyhow::ensure!(counted == runs as u64 * u64::from(repeat), "{name}: {counted} were of established flows");
-        let [ours, lookup, pass] = times.map(median);
-        turns.push((ours - pass, lookup - pass));
+        let floor = as_f64(pass.time(&what.frame, what.repeat)?);
+        let ours = as_f64(what.run(kernel, &ours, name)?);
+        turns.push((ours - floor, as_f64(lookup.time(&what.frame, what.repeat)?) - floor));
     }
     Ok(Row::new(name, Unit::NANOSECONDS, "lookup", &turns))
 }
 
-/// Flows from `10.32.0.0/11` on, as many as `count`.
-fn flows(count: usize) -> Vec<Tuple<V4>> {
-    let tuple = |number: u32| {
-        let [port, ..] = number.to_le_bytes();
-        let client = Ipv4Addr::from((0x0a20 << 16) + (number >> 8));
+/// A frame, whose it is, and by what reason it leaves.
+struct Frames {
+    frame: Vec<u8>,
+    clients: Clients,
+    repeat: u32,
+    reason: Reason,
+}
+
+impl Frames {
+    /// SYNs, each of a new flow: so many that the table of half-open flows has forgotten those of the last round.
+    fn syns(ip: Ip, clients: Clients) -> Self {
+        // Not the port of established flows.
+        let syn = FrameBuilder { client_port: 50_000, ..FrameBuilder::syn(ip) };
+        Self { frame: syn.build(), clients, repeat: NEW_FLOWS, reason: Reason::FlowNew }
+    }
+
+    /// Data of established flows.
+    fn data(clients: Clients) -> Self {
+        let segment = FrameBuilder { flags: Flags::ACK, payload: vec![0; 1000], ..FrameBuilder::syn(Ip::V4) };
+        Self { frame: segment.build(), clients, repeat: REPEAT, reason: Reason::FlowEstablished }
+    }
+
+    fn run(&self, kernel: &Kernel, program: &Many, name: &str) -> anyhow::Result<u64> {
+        let before = kernel.count(1, self.reason).packets;
+        let time = program.time(&self.frame, self.repeat)?;
+        let counted = kernel.count(1, self.reason).packets - before;
+        let (repeat, reason) = (self.repeat, self.reason.name());
+        anyhow::ensure!(counted == u64::from(repeat), "{name}: {counted} of {repeat} left by {reason}");
+        Ok(time)
+    }
+
+    /// The flow of each client.
+    fn flows(&self) -> impl Iterator<Item = Tuple<V4>> {
+        let Clients { count, .. } = self.clients;
+        let FrameBuilder { client_port, server_port, .. } = FrameBuilder::syn(Ip::V4);
+        let ports = [client_port, server_port].map(u16::to_be_bytes);
         let server = Ipv4Addr::new(203, 0, 113, 9);
-        Tuple::new([client, server].map(V4::from), [40_000 + u16::from(port), 25].map(u16::to_be_bytes))
+        let client = |number| Ipv4Addr::from(self.clients.address(number));
+        (0..count).map(move |number| Tuple::new([client(number), server].map(V4::from), ports))
+    }
+}
+
+/// Half of a million subscribers are hosts, scattered over all addresses.
+const HOSTS: Clients = Clients { count: MANY / 2, base: 0, multiplier: SCATTER, shift: 0 };
+/// The others are prefixes of 28 bits.
+const PREFIXES: Clients = Clients { shift: 4, ..HOSTS };
+
+fn crowd() -> impl Iterator<Item = (IpAddr, u8, u16)> {
+    let subscriber = |clients: Clients, len| {
+        (0..clients.count).map(move |number| (Ipv4Addr::from(clients.address(number)).into(), len, 1))
     };
-    (0..).take(count).map(tuple).collect()
-}
-
-/// A data segment of a flow.
-fn segment(flow: &Tuple<V4>) -> Vec<u8> {
-    let [client, server] = flow.addresses.map(V4::octets);
-    let [client_port, server_port] = flow.ports.map(u16::from_be_bytes);
-    let data = FrameBuilder { flags: Flags::ACK, payload: vec![0; 1000], ..FrameBuilder::syn(Ip::V4) };
-    data.build_between(&client, client_port, &server, server_port)
-}
-
-/// Subscribers in number: half of them hosts, half prefixes of 28 bits, scattered over all addresses.
-struct Crowd;
-
-impl Crowd {
-    fn host(number: u32) -> Ipv4Addr {
-        Ipv4Addr::from(number.wrapping_mul(SCATTER_BITS))
-    }
-
-    fn prefix(number: u32) -> Ipv4Addr {
-        Ipv4Addr::from(number.wrapping_mul(SCATTER_BITS) << 4)
-    }
-
-    fn subscribers() -> impl Iterator<Item = (IpAddr, u8, u16)> {
-        let half = MANY / 2;
-        let hosts = (0..).take(half).map(|number| (Self::host(number).into(), 32, 1));
-        hosts.chain((0..).take(half).map(|number| (Self::prefix(number).into(), 28, 1)))
-    }
-
-    /// SYNs of subscribers, each of another one.
-    fn syns(address: fn(u32) -> Ipv4Addr) -> impl Iterator<Item = Vec<u8>> {
-        let half = u32::try_from(MANY / 2).expect("a number of subscribers");
-        (1..).map(move |number: u32| {
-            let client = address((number * 7919) % half).octets();
-            FrameBuilder::syn(Ip::V4).build_between(&client, 40_000, &[203, 0, 113, 9], 25)
-        })
-    }
+    subscriber(HOSTS, 32).chain(subscriber(PREFIXES, 28))
 }
 
 /// With a million flows and a million subscribers.
 fn crowded(hook: Hook, label: &str) -> anyhow::Result<Vec<Row>> {
     let mut policy = policy();
-    policy.subscribers.extend(Crowd::subscribers());
-    let mut kernel = Kernel::load(&policy, u32::try_from(MANY)?);
-    let flows = flows(MANY);
-    kernel.enter_flows(&flows, 1);
+    policy.subscribers.extend(crowd());
+    let mut kernel = Kernel::load(&policy, MANY);
+    let data = Frames::data(Clients::from(CLIENTS, MANY));
+    kernel.enter_flows(data.flows(), 1);
     let mut rows = bystanders(&kernel, hook, &format!("{label}_1m"))?;
-    rows.push(beside_lookup(&kernel, hook, &flows, &format!("{label}_1m_redirected_established_ipv4"))?);
-    for (address, kind) in [(Crowd::host as fn(u32) -> Ipv4Addr, "host"), (Crowd::prefix, "prefix")] {
+    rows.push(beside_lookup(&kernel, hook, &data, &format!("{label}_1m_redirected_established_ipv4"))?);
+    for (clients, kind) in [(HOSTS, "host"), (PREFIXES, "prefix")] {
         let name = format!("{label}_1m_new_flow_of_{kind}");
-        rows.push(one_by_one(&kernel, hook, Crowd::syns(address), Reason::FlowNew, &name)?);
+        rows.push(from_many(&kernel, hook, Ip::V4, &Frames::syns(Ip::V4, clients), &name)?);
     }
     Ok(rows)
 }
@@ -226,18 +199,12 @@ fn bystanders(kernel: &Kernel, hook: Hook, label: &str) -> anyhow::Result<Vec<Ro
     rows.into_iter().map(row).collect()
 }
 
-fn median(mut values: Vec<u64>) -> f64 {
-    values.sort_unstable();
-    as_f64(values[values.len() / 2])
-}
-
 fn as_f64(nanoseconds: u64) -> f64 {
     u32::try_from(nanoseconds).map_or(f64::INFINITY, f64::from)
 }
 
 pub(crate) fn run() -> anyhow::Result<Report> {
     let mut rows = Vec::new();
-    let mut next_port = 0;
     for (hook, label) in [(Hook::Xdp, "xdp"), (Hook::TcIngress, "tc")] {
         let kernel = Kernel::load(&policy(), 65_536);
         let floor = Floor::load(hook)?;
@@ -266,14 +233,15 @@ pub(crate) fn run() -> anyhow::Result<Report> {
                 Reason::ClassBlock,
                 &format!("{label}_blocked_syn_{family}"),
             )?);
-            rows.push(new_flows(&kernel, hook, ip, &mut next_port, &format!("{label}_new_flow_{family}"))?);
+            let syns = Frames::syns(ip, Clients::from(CLIENTS, MANY));
+            rows.push(from_many(&kernel, hook, ip, &syns, &format!("{label}_new_flow_{family}"))?);
         }
         for (count, name) in [(1, "hot"), (1000, "1k")] {
             let mut kernel = Kernel::load(&policy(), 1024);
-            let flows = flows(count);
-            kernel.enter_flows(&flows, 1);
+            let data = Frames::data(Clients::from(CLIENTS, count));
+            kernel.enter_flows(data.flows(), 1);
             let name = format!("{label}_{name}_redirected_established_ipv4");
-            rows.push(beside_lookup(&kernel, hook, &flows, &name)?);
+            rows.push(beside_lookup(&kernel, hook, &data, &name)?);
         }
         rows.extend(crowded(hook, label)?);
     }
