@@ -11,7 +11,7 @@ use core::{
 use crate::{
     checksum::Delta,
     policy::{Class, Relay},
-    wire::Wire,
+    wire::{Ipv4, Ipv6, Wire},
 };
 
 /// An IPv4 address; the word's bytes in memory are those on the wire.
@@ -53,6 +53,8 @@ impl From<IpAddr> for Host {
 pub trait Address: Copy + Debug + Default + Eq + Ord + 'static {
     /// The address as it lies on the wire.
     type Octets: Wire;
+    /// The IP header, without options.
+    type Header: Wire;
     /// 4 or 6.
     const FAMILY: u8;
     /// The unspecified address.
@@ -63,6 +65,12 @@ pub trait Address: Copy + Debug + Default + Eq + Ord + 'static {
     const HEADER_CHECKSUM: Option<usize>;
 
     fn from_octets(octets: Self::Octets) -> Self;
+
+    /// Source and destination.
+    fn of(header: &Self::Header) -> [Self; 2];
+
+    /// What the header says of the datagram's length, itself included, in bytes.
+    fn datagram_len(header: &Self::Header) -> usize;
 
     fn octets(self) -> Self::Octets;
 
@@ -92,6 +100,7 @@ pub trait Address: Copy + Debug + Default + Eq + Ord + 'static {
 
 impl Address for V4 {
     type Octets = [u8; 4];
+    type Header = Ipv4;
     const FAMILY: u8 = 4;
     const ZERO: Self = Self(0);
     const OFFSET: usize = 12;
@@ -105,6 +114,16 @@ impl Address for V4 {
     #[inline(always)]
     fn octets(self) -> [u8; 4] {
         self.0.to_ne_bytes()
+    }
+
+    #[inline(always)]
+    fn of(header: &Ipv4) -> [Self; 2] {
+        [header.source, header.destination].map(Self::from_octets)
+    }
+
+    #[inline(always)]
+    fn datagram_len(header: &Ipv4) -> usize {
+        usize::from(u16::from_be_bytes(header.total_len))
     }
 
     #[inline(always)]
@@ -172,6 +191,7 @@ const fn pair(first: u32, second: u32) -> u64 {
 
 impl Address for V6 {
     type Octets = [u8; 16];
+    type Header = Ipv6;
     const FAMILY: u8 = 6;
     const ZERO: Self = Self([0; 2]);
     const OFFSET: usize = 8;
@@ -190,6 +210,16 @@ impl Address for V6 {
         let [a, b, c, d, e, f, g, h] = self.0[0].to_ne_bytes();
         let [i, j, k, l, m, n, o, p] = self.0[1].to_ne_bytes();
         [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
+    }
+
+    #[inline(always)]
+    fn of(header: &Ipv6) -> [Self; 2] {
+        [header.source, header.destination].map(Self::from_octets)
+    }
+
+    #[inline(always)]
+    fn datagram_len(header: &Ipv6) -> usize {
+        size_of::<Ipv6>() + usize::from(u16::from_be_bytes(header.payload_len))
     }
 
     #[inline(always)]

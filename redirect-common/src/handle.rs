@@ -14,7 +14,7 @@ use crate::{
     fragment::{decide_short, follow_first, settle_first},
     icmp::translate_error,
     packet::PacketMut,
-    parse::{Family, Headers, Kind, Link, Segment, Sight, glance, parse_pulling},
+    parse::{Family, Headers, Kind, L3_MASK, Link, Segment, Sight, glance, parse_pulling},
     policy::{Class, Fallback},
     reason::{Reason, Verdict},
     tables::{FamilyTables, InsertError, Pulse, Socket, Table, Tables},
@@ -69,8 +69,8 @@ pub fn handle<P: PacketMut, T: Tables>(frame: &mut P, link: Link, tables: &T, di
     }
     let mut outcome = Outcome::unclassed(Reason::OtherPort);
     let sent_on = match glance.sight {
-        Sight::Ipv4 => send_on::<P, T, V4>(frame, link, tables, direction, &mut outcome),
-        Sight::Ipv6 => send_on::<P, T, V6>(frame, link, tables, direction, &mut outcome),
+        Sight::Ipv4 => send_on::<P, T, V4>(frame, glance.l3, tables, direction, &mut outcome),
+        Sight::Ipv6 => send_on::<P, T, V6>(frame, glance.l3, tables, direction, &mut outcome),
         Sight::NotTcp | Sight::Unclear => false,
     };
     if !sent_on {
@@ -133,22 +133,20 @@ where
 // bytes for the longest chain of calls.
 
 /// Sends a segment of an established flow on, says by what way out, and does no more. `false` where more may have to be done: the segment is as
-/// it came, and all is to be decided anew. Its frame is one that a glance has found plain.
+/// it came, and all is to be decided anew. A glance has found the IP header at `l3` plain.
 #[inline(never)]
-fn send_on<P, T, A>(frame: &mut P, link: Link, tables: &T, direction: Direction, outcome: &mut Outcome) -> bool
+fn send_on<P, T, A>(frame: &mut P, l3: usize, tables: &T, direction: Direction, outcome: &mut Outcome) -> bool
 where
     P: PacketMut,
     T: Tables + FamilyTables<A>,
     A: Address,
 {
-    let glance = glance(frame, link);
-    if glance.opens(frame) {
+    let pulse = tables.pulse();
+    let l3 = (l3 + pulse.zero) & L3_MASK;
+    let Some(segment) = Segment::<A>::read_plain(frame, l3) else { return false };
+    if segment.flags.opens() {
         return false;
     }
-    let Some(headers) = glance.headers(frame) else { return false };
-    let pulse = tables.pulse();
-    let headers = headers.blurred(pulse.zero);
-    let Some(segment) = Segment::<A>::read(frame, &headers) else { return false };
     let mut to = segment.tuple;
     let (reason, class) = match direction {
         Direction::Forward => match established(tables, &segment, pulse, &mut to) {
@@ -166,7 +164,7 @@ where
             }
         }
     };
-    let edited = frame.edit(&Edit { l3: headers.l3, l4: headers.l4, from: &segment.tuple, to: &to });
+    let edited = frame.edit(&Edit { l3, l4: l3 + size_of::<A::Header>(), from: &segment.tuple, to: &to });
     *outcome = Outcome::new(if edited.is_ok() { reason } else { Reason::EditFailed }, class);
     true
 }

@@ -8,7 +8,7 @@ use crate::{
     flow::{Flags, Tuple},
     packet::Packet,
     reason::Reason,
-    wire::{Ethernet, Extension, Icmp, Ipv4, Ipv6, Pppoe, Tcp, Vlan, ethertype, ppp, protocol},
+    wire::{Ethernet, Extension, Icmp, Ipv4, Ipv6, Plain, Pppoe, Tcp, Vlan, ethertype, ppp, protocol},
 };
 
 /// VLAN tags followed in the frame itself. One more may sit in the packet's metadata, where the driver or the kernel put it.
@@ -122,6 +122,24 @@ impl<A: Address> Segment<A> {
             acknowledgment: u32::from_be_bytes(tcp.acknowledgment),
         })
     }
+
+    /// Reads the segment behind a header at `l3` that a [`glance`] has found plain, by one check of the frame's bounds. `None` where its lengths
+    /// contradict each other or the frame: [`parse`] has to decide.
+    #[inline(always)]
+    pub fn read_plain<P: Packet + ?Sized>(frame: &P, l3: usize) -> Option<Self> {
+        let Plain { ip, tcp } = frame.at::<Plain<A::Header>>(l3)?;
+        let len = A::datagram_len(ip);
+        let header_len = usize::from(tcp.offset >> 4) * 4;
+        if header_len < size_of::<Tcp>() || size_of::<A::Header>() + header_len > len || l3 + len > frame.len() {
+            return None;
+        }
+        Some(Self {
+            tuple: Tuple::new(A::of(ip), [tcp.source_port, tcp.destination_port]),
+            flags: Flags(tcp.flags),
+            sequence: u32::from_be_bytes(tcp.sequence),
+            acknowledgment: u32::from_be_bytes(tcp.acknowledgment),
+        })
+    }
 }
 
 /// What a frame begins with.
@@ -152,7 +170,8 @@ pub struct Glance {
     pub sight: Sight,
     /// As in [`Headers`].
     pub ports: [[u8; 2]; 2],
-    l3: usize,
+    /// As in [`Headers`].
+    pub l3: usize,
     /// As it lies in the IP header.
     len: [u8; 2],
 }
@@ -160,13 +179,6 @@ pub struct Glance {
 impl Glance {
     const NOT_TCP: Self = Self { sight: Sight::NotTcp, ports: [[0; 2]; 2], l3: 0, len: [0; 2] };
     const UNCLEAR: Self = Self { sight: Sight::Unclear, ..Self::NOT_TCP };
-
-    /// Whether the segment is a SYN, where that is what the glance has seen.
-    #[inline(always)]
-    pub fn opens<P: Packet + ?Sized>(&self, frame: &P) -> bool {
-        let l4 = self.l3 + if self.sight == Sight::Ipv6 { size_of::<Ipv6>() } else { size_of::<Ipv4>() };
-        frame.at::<Tcp>(l4).is_some_and(|tcp| Flags(tcp.flags).opens())
-    }
 
     /// What [`parse`] finds too, but for the identification; `None` where that has to decide.
     #[inline(always)]
@@ -537,6 +549,18 @@ mod tests {
         assert_eq!(parse(&later[..], Link::Ethernet), Err(Reason::NotTcp), "a fragment of UDP");
     }
 
+    fn check_plain(bytes: &[u8], glance: &Glance, headers: &Headers) {
+        fn check<A: Address>(bytes: &[u8], glance: &Glance, headers: &Headers) {
+            let plain = Segment::<A>::read_plain(bytes, glance.l3);
+            assert_eq!(plain.is_some(), glance.headers(bytes).is_some(), "{bytes:02x?}");
+            assert!(plain.is_none() || plain == Segment::read(bytes, headers), "{bytes:02x?}");
+        }
+        match headers.family {
+            Family::V4 => check::<V4>(bytes, glance, headers),
+            Family::V6 => check::<V6>(bytes, glance, headers),
+        }
+    }
+
     /// A glance sees what the parser finds, but that it asks for less: where lengths contradict each other the frame passes either way.
     #[test]
     fn a_glance_sees_what_the_parser_finds() {
@@ -556,7 +580,7 @@ mod tests {
                         // Where no length is given, the parser is asked.
                         assert!(found == Some(headers) || found.is_none() && glance.len == [0; 2], "{bytes:02x?}");
                         assert_eq!(glance.ports, headers.ports, "{bytes:02x?}");
-                        assert_eq!(glance.opens(bytes), Flags(bytes[headers.l4 + 13]).opens());
+                        check_plain(bytes, &glance, &headers);
                     }
                     Err(reason) => {
                         assert!(matches!(reason, Reason::Truncated | Reason::Malformed), "{reason:?}: {bytes:02x?}");

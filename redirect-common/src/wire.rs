@@ -50,6 +50,17 @@ wire! {
     }
 }
 
+/// A TCP header right behind an IP header.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Plain<I> {
+    pub ip: I,
+    pub tcp: Tcp,
+}
+
+// SAFETY: repr(C); members of alignment 1 leave no padding.
+unsafe impl<I: Wire> Wire for Plain<I> {}
+
 /// Offset of the TCP checksum in the TCP header, in bytes.
 pub const TCP_CHECKSUM: usize = 16;
 
