@@ -68,6 +68,11 @@ fn every_offload_will_do_behind_the_driver() {
     every_offload_will_do(Mode::Tc, &Offloads::all());
 }
 
+#[test]
+fn every_offload_will_do_for_a_steered_flow() {
+    every_offload_will_do(Mode::Steer, &Offloads::all());
+}
+
 /// What a device does for its host: finish checksums (tx), cut large segments into those of the link (tso, and gso for devices without), and
 /// join them again (gro).
 #[expect(clippy::struct_excessive_bools, reason = "the switches of a device")]
@@ -102,7 +107,9 @@ fn every_offload_will_do(mode: Mode, all: &[Offloads]) {
     let scene = Scene::new(mode).unwrap();
     let mut larger_than_the_mtu = vec![false; all.len()];
     let mut checked = 0;
-    for place in [Place::Router, Place::Dmz] {
+    // Only what is on the router can be steered to.
+    let places: &[_] = if mode == Mode::Steer { &[Place::Router] } else { &[Place::Router, Place::Dmz] };
+    for &place in places {
         for (at_the_client, segment) in captured(&scene, place, all) {
             let of_the_client = Family::BOTH.map(Family::redirected).contains(&segment.from.ip());
             let client = if of_the_client { segment.from } else { segment.to };

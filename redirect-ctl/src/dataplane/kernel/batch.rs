@@ -24,6 +24,38 @@ struct Attributes {
     flags: u64,
 }
 
+impl Attributes {
+    /// As many entries as there is room for in `keys`, from the start.
+    fn new<K, V>(map: BorrowedFd<'_>, keys: &mut [K], values: &mut [V], next: &mut u32) -> Self {
+        Self {
+            in_batch: 0,
+            out_batch: std::ptr::from_mut(next) as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: u32::try_from(keys.len()).unwrap_or(u32::MAX),
+            map_fd: map.as_raw_fd().cast_unsigned(),
+            element_flags: 0,
+            flags: 0,
+        }
+    }
+}
+
+/// Reads entries, and says whether they are the last ones.
+///
+/// # Safety
+/// Every address in `attributes` is of memory that lives and is as large as the kernel may write: for `count` keys and values of the map.
+unsafe fn read(attributes: &mut Attributes) -> io::Result<bool> {
+    // SAFETY: by this function's own contract.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, LOOKUP_BATCH, std::ptr::from_mut(attributes), size_of::<Attributes>()) };
+    if result == 0 {
+        return Ok(false);
+    }
+    let error = io::Error::last_os_error();
+    // What the kernel says after the last entry, where it was asked for more than there are.
+    if error.raw_os_error() == Some(libc::ENOENT) { Ok(true) } else { Err(error) }
+}
+
 /// Where the next batch begins; opaque to us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Position(u32);
@@ -59,28 +91,11 @@ fn look_up_once<K: Pod, V: Pod>(
     let mut next = 0u32;
     let mut attributes = Attributes {
         in_batch: position.map_or(0, |_| std::ptr::from_ref(&start) as u64),
-        out_batch: std::ptr::from_mut(&mut next) as u64,
-        keys: keys.as_mut_ptr() as u64,
-        values: values.as_mut_ptr() as u64,
-        count: u32::try_from(capacity).unwrap_or(u32::MAX),
-        map_fd: map.as_raw_fd().cast_unsigned(),
-        element_flags: 0,
-        flags: 0,
+        ..Attributes::new(map, &mut keys, &mut values, &mut next)
     };
     // SAFETY: every address points to a live local that is as large as the kernel may write: `capacity` keys and values of the map's own
     // sizes (the caller's types are those that the map was opened with), and 32 bits of position, as hash maps use.
-    let result = unsafe {
-        libc::syscall(libc::SYS_bpf, LOOKUP_BATCH, std::ptr::from_mut(&mut attributes), size_of::<Attributes>())
-    };
-    let last = if result == 0 {
-        false
-    } else {
-        let error = io::Error::last_os_error();
-        if error.raw_os_error() != Some(libc::ENOENT) {
-            return Err(error);
-        }
-        true
-    };
+    let last = unsafe { read(&mut attributes) }?;
     let filled = usize::try_from(attributes.count).unwrap_or(0).min(capacity);
     let entries = keys.into_iter().zip(values).take(filled);
     // SAFETY: the kernel has written the first `count` keys and values, and `Pod` types take any bytes.
@@ -95,28 +110,10 @@ pub(super) fn per_cpu_array<V: Pod>(map: BorrowedFd<'_>, len: usize, cpus: usize
     let mut keys = vec![0u32; len];
     let mut values = vec![MaybeUninit::<V>::zeroed(); len * cpus];
     let mut next = 0u32;
-    let mut attributes = Attributes {
-        in_batch: 0,
-        out_batch: std::ptr::from_mut(&mut next) as u64,
-        keys: keys.as_mut_ptr() as u64,
-        values: values.as_mut_ptr() as u64,
-        count: u32::try_from(len).unwrap_or(u32::MAX),
-        map_fd: map.as_raw_fd().cast_unsigned(),
-        element_flags: 0,
-        flags: 0,
-    };
+    let mut attributes = Attributes::new(map, &mut keys, &mut values, &mut next);
     // SAFETY: every address points to a live local that is as large as the kernel may write: `len` keys of 32 bits, as many values for each
     // possible CPU, and 32 bits of position, as arrays use.
-    let result = unsafe {
-        libc::syscall(libc::SYS_bpf, LOOKUP_BATCH, std::ptr::from_mut(&mut attributes), size_of::<Attributes>())
-    };
-    // The kernel says "no more entries" after the last one, where it was asked for more than there are.
-    if result != 0 {
-        let error = io::Error::last_os_error();
-        if error.raw_os_error() != Some(libc::ENOENT) {
-            return Err(error);
-        }
-    }
+    unsafe { read(&mut attributes) }?;
     if keys.iter().enumerate().any(|(index, key)| *key as usize != index) {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the kernel left entries out"));
     }
