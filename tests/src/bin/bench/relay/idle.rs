@@ -83,6 +83,8 @@ fn bytes_per_session(site: &Site, sessions: u32, encrypted: bool) -> Result<f64>
 
 fn open(target: SocketAddrV4, tls: Option<&Arc<ClientConfig>>) -> Result<TcpStream> {
     let mut stream = TcpStream::connect_timeout(&target.into(), PATIENCE).context("connect")?;
+    // What follows the handshake would wait for the delayed acknowledgment of its last octets.
+    stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut replies = BufReader::with_capacity(1024, stream.try_clone()?);
     latency::expect(&mut replies, "220")?;
