@@ -37,11 +37,14 @@ impl Certificate {
         Ok(Self { chain: server.pem(), key: key.serialize_pem(), pin, authority: file.to_path_buf() })
     }
 
-    pub(super) fn chain(&self) -> &str {
+    /// In PEM, as the key.
+    #[must_use]
+    pub fn chain(&self) -> &str {
         &self.chain
     }
 
-    pub(super) fn key(&self) -> &str {
+    #[must_use]
+    pub fn key(&self) -> &str {
         &self.key
     }
 
