@@ -943,7 +943,11 @@ impl Session {
         let recipients_max = self.recipients_max();
         let Some(transaction) = &mut self.transaction else { return };
         let elsewhere = transaction.target.as_ref() != Some(&target);
-        if transaction.accepted >= recipients_max || (elsewhere && transaction.accepted > 0) {
+        let full = !elsewhere
+            && matches!(transaction.stage, Stage::Live)
+            && self.link.as_ref().is_some_and(|link| !link.granted.has_recipient(now));
+        let too_many = transaction.accepted >= recipients_max || (full && transaction.bound);
+        if too_many || (elsewhere && transaction.accepted > 0) {
             transaction.overshoot += 1;
             let reply = if elsewhere { OTHER_ROUTE } else { TOO_MANY_RECIPIENTS };
             if transaction.overshoot > self.settings.limits.recipients_overshoot_max {
@@ -959,11 +963,6 @@ impl Session {
         if let Stage::Refused(reply) = &transaction.stage {
             let reply = reply.clone();
             return self.refuse_recipient(&reply, now);
-        }
-        let full = matches!(transaction.stage, Stage::Live)
-            && self.link.as_ref().is_some_and(|link| !link.granted.has_recipient(now));
-        if full && transaction.bound {
-            return self.refuse_recipient(&TOO_MANY_RECIPIENTS, now);
         }
         self.charge(Kind::Recipients, 1, now);
         let Some(transaction) = &mut self.transaction else { return };

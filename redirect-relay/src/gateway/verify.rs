@@ -171,7 +171,9 @@ impl Fleet {
             report.failed(error, last.elapsed());
         }
         let shown = tls.map_or_else(Vec::new, |(_, chain)| chain.take());
-        if let Some(stage) = report.stages.iter_mut().rfind(|stage| stage.stage == Stage::Tls) {
+        if !shown.is_empty()
+            && let Some(stage) = report.stages.iter_mut().rfind(|stage| stage.stage == Stage::Tls)
+        {
             stage.certificates = shown.iter().filter_map(CertificateReport::of).collect();
         }
         let (mut stream, _) = opened.ok()?;
