@@ -225,7 +225,7 @@ mod tests {
 
     const SEEDS: [&str; 16] = [
         "EHLO pc\r\nMAIL FROM:<a@b> SIZE=9 BODY=8BITMIME\r\nRCPT TO:<\"a b\"@[IPv6:::1]> NOTIFY=NEVER\r\nDATA\r\n",
-        "MAIL FROM:<\u{3b4}@b\u{fc}cher.example> SMTPUTF8 RET=FULL ENVID=a+2B AUTH=<>\r\nBDAT 5 LAST\r\nx\r\n\r\n",
+        "MAIL FROM:<\u{3b4}@b\u{fc}cher.example> SMTPUTF8 RET=FULL ENVID=a+2B AUTH=<> MT-PRIORITY=-3\r\nBDAT 5 LAST\r\nx\r\n\r\n",
         "AUTH PLAIN AGEAYg==\r\nAUTH LOGIN\r\nSTARTTLS\r\nBDAT -1\r\n",
         "GET / HTTP/1.1\r\n",
         "x\r\n..\r\n.\r\nQUIT\r\n",
