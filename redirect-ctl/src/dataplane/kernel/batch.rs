@@ -1,4 +1,5 @@
-//! Reading many entries of a hash map in one system call (`BPF_MAP_LOOKUP_BATCH`, Linux 5.6).
+//! Reading many entries of a map in one system call (`BPF_MAP_LOOKUP_BATCH`: hash maps from Linux 5.6 on, per-CPU arrays from 5.13 on,
+//! kernel commit f008d732ab18).
 
 use std::{
     io,
@@ -10,6 +11,11 @@ use aya::Pod;
 
 /// `BPF_MAP_LOOKUP_BATCH` of `enum bpf_cmd` (include/uapi/linux/bpf.h).
 const LOOKUP_BATCH: libc::c_long = 24;
+
+/// `BPF_MAP_LOOKUP_ELEM` of the same.
+const LOOKUP_ELEMENT: libc::c_long = 1;
+/// What a kernel says of maps that it does not read in batches (include/linux/errno.h); it should not reach user space, and does.
+const ENOTSUPP: i32 = 524;
 
 /// The member `batch` of `union bpf_attr`.
 #[repr(C)]
@@ -113,10 +119,37 @@ pub(super) fn per_cpu_array<V: Pod>(map: BorrowedFd<'_>, len: usize, cpus: usize
     let mut attributes = Attributes::new(map, &mut keys, &mut values, &mut next);
     // SAFETY: every address points to a live local that is as large as the kernel may write: `len` keys of 32 bits, as many values for each
     // possible CPU, and 32 bits of position, as arrays use.
-    unsafe { read(&mut attributes) }?;
-    if keys.iter().enumerate().any(|(index, key)| *key as usize != index) {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "the kernel left entries out"));
+    match unsafe { read(&mut attributes) } {
+        Ok(_) if keys.iter().enumerate().all(|(index, key)| *key as usize == index) => {}
+        Ok(_) => return Err(io::Error::new(io::ErrorKind::InvalidData, "the kernel left entries out")),
+        Err(error) if error.raw_os_error() == Some(ENOTSUPP) => one_by_one(map, cpus, &mut values)?,
+        Err(error) => return Err(error),
     }
     // SAFETY: zeroed, then written by the kernel, and `Pod` types take any bytes.
     Ok(values.into_iter().map(|value| unsafe { value.assume_init() }).collect())
+}
+
+/// Entries of a per-CPU array from the first on, `cpus` values for each.
+fn one_by_one<V: Pod>(map: BorrowedFd<'_>, cpus: usize, values: &mut [MaybeUninit<V>]) -> io::Result<()> {
+    /// The members of `union bpf_attr` for single entries.
+    #[repr(C)]
+    struct Element {
+        map_fd: u32,
+        _pad: u32,
+        key: u64,
+        value: u64,
+        flags: u64,
+    }
+    for (key, values) in (0u32..).zip(values.chunks_exact_mut(cpus)) {
+        let (key, value) = (std::ptr::from_ref(&key) as u64, values.as_mut_ptr() as u64);
+        let mut element = Element { map_fd: map.as_raw_fd().cast_unsigned(), _pad: 0, key, value, flags: 0 };
+        // SAFETY: the key is of 32 bits, as in arrays, and there is room for a value of each possible CPU.
+        let result = unsafe {
+            libc::syscall(libc::SYS_bpf, LOOKUP_ELEMENT, std::ptr::from_mut(&mut element), size_of::<Element>())
+        };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
