@@ -120,13 +120,13 @@ pub(crate) fn open_flow<T: Tables + FamilyTables<A>, A: Address>(
     }
 }
 
-/// Enters the entry of a half-open flow that is steered to the relay `relay`.
+/// Enters the entry of a half-open flow that is steered to the relay `relay`, over what an earlier SYN has left there.
 #[inline(never)]
 fn enter_steered<T: FamilyTables<A>, A: Address>(tables: &T, key: &Tuple<A>, class: u16, relay: u8, now_s: u32) {
-    enter(tables, key, || Flow::steered(*key, class, relay.into(), now_s));
+    tables.enter(key, true, || Flow::steered(*key, class, relay.into(), now_s));
 }
 
-/// Enters the forward entry of a half-open flow that leaves with `to`.
+/// Enters the forward entry of a half-open flow that leaves with `to`, likewise.
 #[inline(never)]
 fn enter_forward<T: FamilyTables<A>, A: Address>(
     tables: &T,
@@ -135,16 +135,7 @@ fn enter_forward<T: FamilyTables<A>, A: Address>(
     class: u16,
     moment: &Moment,
 ) {
-    enter(tables, key, || Flow::forward(*to, class, moment.epoch, moment.now_s));
-}
-
-/// Over what an earlier SYN has left there.
-#[inline(always)]
-fn enter<T: FamilyTables<A>, A: Address>(tables: &T, key: &Tuple<A>, flow: impl Fn() -> Flow<A>) {
-    if tables.flow(Table::HalfOpen, key, |old| *old = flow()).is_none() {
-        // A table that recycles its oldest entries has room; should another CPU be faster, its entry is as good.
-        let _ = tables.insert_new(Table::HalfOpen, key, |new| *new = flow());
-    }
+    tables.enter(key, true, || Flow::forward(*to, class, moment.epoch, moment.now_s));
 }
 
 /// Whose the answers of a flow are.
@@ -168,7 +159,7 @@ where
         None => {}
     }
     let reply = || Flow::reply(key.reversed(), owner.class, owner.own, now_s);
-    if tables.insert_new(Table::HalfOpen, reply_key, |new| *new = reply()).is_ok() {
+    if tables.enter(reply_key, false, reply) {
         return true;
     }
     let renewed = tables.flow(Table::HalfOpen, reply_key, |old| {

@@ -57,13 +57,13 @@ impl<T: FamilyTables<A>, A: Address> FamilyTables<A> for DryRun<T> {
     }
 
     #[inline(always)]
-    fn insert_new(&self, table: Table, key: &Tuple<A>, _fill: impl FnOnce(&mut Flow<A>)) -> Result<(), InsertError> {
-        self.insert(table, key, &Flow::EMPTY)
+    fn enter(&self, key: &Tuple<A>, replace: bool, _flow: impl FnOnce() -> Flow<A>) -> bool {
+        replace || self.tables.flow(Table::HalfOpen, key, |_| ()).is_none()
     }
 
     #[inline(always)]
-    fn insert(&self, table: Table, key: &Tuple<A>, _flow: &Flow<A>) -> Result<(), InsertError> {
-        match self.tables.flow(table, key, |_| ()) {
+    fn establish(&self, key: &Tuple<A>, _flow: &Flow<A>) -> Result<(), InsertError> {
+        match self.tables.flow(Table::Established, key, |_| ()) {
             Some(()) => Err(InsertError::Exists),
             None => Ok(()),
         }
@@ -168,7 +168,7 @@ impl<T: Tables> Tables for DryRun<T> {
     fn lock(&self, _host: Host, _until_s: u32) {}
 
     #[inline(always)]
-    fn report(&self, _event: &Event, _now_s: u32) {}
+    fn report(&self, _now_s: u32, _event: impl FnOnce() -> Event) {}
 
     #[inline(always)]
     fn count(&self, _ifindex: u32, _class: u16, _reason: Reason, _bytes: u64) {}

@@ -118,8 +118,6 @@ impl Flags {
 
 /// Bits of an entry, beside its direction in the lowest.
 const DIRECTION: u8 = 0x01;
-/// Not filled yet.
-const EMPTY: u8 = 0x80;
 /// Not rewritten: packets go to a socket of this host as they are.
 const STEERED: u8 = 0x02;
 /// Counts among the connections that its subscriber has open.
@@ -155,17 +153,6 @@ const _: () = assert!(size_of::<Tuple<V4>>() == 16 && size_of::<Tuple<V6>>() == 
 const _: () = assert!(size_of::<Flow<V4>>() == 32 && size_of::<Flow<V6>>() == 56);
 
 impl<A: Address> Flow<A> {
-    /// Serves no packet.
-    pub const EMPTY: Self = Self {
-        to: Tuple::new([A::ZERO; 2], [[0; 2]; 2]),
-        created_s: 0,
-        seen_s: 0,
-        word: 0,
-        class: 0,
-        bits: EMPTY,
-        sent: 0,
-    };
-
     /// The forward entry of a rewritten flow, judged by the policy of `epoch`.
     #[inline(always)]
     pub const fn forward(to: Tuple<A>, class: u16, epoch: u32, now_s: u32) -> Self {
@@ -259,7 +246,7 @@ impl<A: Address> Flow<A> {
     /// rewriting changes, is compared as well.
     #[inline(always)]
     pub fn serves(&self, direction: Direction, tuple: &Tuple<A>) -> bool {
-        self.bits & (DIRECTION | EMPTY) == direction as u8
+        self.bits & DIRECTION == direction as u8
             && match direction {
                 Direction::Forward => self.to.addresses[0] == tuple.addresses[0],
                 Direction::Reply => self.to.addresses[1] == tuple.addresses[1],

@@ -225,7 +225,7 @@ where
 )]
 #[inline(never)]
 fn report<T: Tables, A: Address>(tables: &T, ifindex: u32, outcome: &Outcome, tuple: &Tuple<A>, to: &Tuple<A>) {
-    tables.report(&Event::new(ifindex, outcome.class, outcome.reason, tuple, to), tables.now_s());
+    tables.report(tables.now_s(), || Event::new(ifindex, outcome.class, outcome.reason, tuple, to));
 }
 
 /// A segment from a subscriber to port 25.
@@ -394,14 +394,13 @@ fn has_answer<T: FamilyTables<A>, A: Address>(tables: &T, to: &Tuple<A>, acknowl
 #[inline(never)]
 fn promote<T: Tables + FamilyTables<A>, A: Address>(tables: &T, key: &Tuple<A>, to: &Tuple<A>, class: u16) -> Reason {
     let reply_key = to.reversed();
-    let entered =
-        tables.flow(Table::HalfOpen, &reply_key, |reply| tables.insert(Table::Established, &reply_key, reply));
+    let entered = tables.flow(Table::HalfOpen, &reply_key, |reply| tables.establish(&reply_key, reply));
     match entered {
         Some(Ok(())) => {}
         None | Some(Err(InsertError::Exists)) => return Reason::FlowHalfOpen,
         Some(Err(InsertError::Full)) => return stay_half_open(tables, key, class),
     }
-    let entered = tables.flow(Table::HalfOpen, key, |flow| tables.insert(Table::Established, key, flow));
+    let entered = tables.flow(Table::HalfOpen, key, |flow| tables.establish(key, flow));
     if entered != Some(Ok(())) {
         tables.remove(Table::Established, &reply_key);
         return stay_half_open(tables, key, class);
@@ -436,7 +435,7 @@ pub(crate) fn promote_steered<T: Tables + FamilyTables<A>, A: Address>(
     epoch: u32,
     now_s: u32,
 ) -> Reason {
-    if tables.insert(Table::Established, key, &Flow::steered(*key, class, epoch, now_s)).is_err() {
+    if tables.establish(key, &Flow::steered(*key, class, epoch, now_s)).is_err() {
         return Reason::SteerUnpromoted;
     }
     count_open(tables, key, class);

@@ -37,11 +37,12 @@ pub trait FamilyTables<A: Address> {
     /// The same with a copy of the entry, which stays as it is.
     fn copied_flow<R>(&self, table: Table, key: &Tuple<A>, change: impl FnOnce(&mut Flow<A>) -> R) -> Option<R>;
 
-    /// Inserts an entry where none is, and lets `fill` write it in place: a flow is large for the BPF stack. Until then it serves no packet.
-    fn insert_new(&self, table: Table, key: &Tuple<A>, fill: impl FnOnce(&mut Flow<A>)) -> Result<(), InsertError>;
+    /// Enters a half-open flow; where one is, only to `replace` it. Says whether it did: there is room, because the table recycles its oldest
+    /// entries.
+    fn enter(&self, key: &Tuple<A>, replace: bool, flow: impl FnOnce() -> Flow<A>) -> bool;
 
-    /// Inserts a copy of an entry of another table where none is.
-    fn insert(&self, table: Table, key: &Tuple<A>, flow: &Flow<A>) -> Result<(), InsertError>;
+    /// Inserts a copy of a half-open flow among the established ones where none is.
+    fn establish(&self, key: &Tuple<A>, flow: &Flow<A>) -> Result<(), InsertError>;
 
     fn remove(&self, table: Table, key: &Tuple<A>);
 
@@ -127,7 +128,7 @@ pub trait Tables: FamilyTables<V4> + FamilyTables<V6> {
     fn lock(&self, host: Host, until_s: u32);
 
     /// Tells user space, unless this CPU has told enough in the second `now_s`: then it counts the loss.
-    fn report(&self, event: &Event, now_s: u32);
+    fn report(&self, now_s: u32, event: impl FnOnce() -> Event);
 
     /// Counts a packet of `bytes` bytes of the interface `ifindex`.
     fn count(&self, ifindex: u32, class: u16, reason: Reason, bytes: u64);

@@ -162,24 +162,23 @@ macro_rules! family {
                 Some(change(&mut flow))
             }
 
-            fn insert_new(
-                &self,
-                table: Table,
-                key: &Tuple<$address>,
-                fill: impl FnOnce(&mut Flow<$address>),
-            ) -> Result<(), InsertError> {
-                let mut flow = Flow::default();
-                fill(&mut flow);
-                self.insert(table, key, &flow)
+            fn enter(&self, key: &Tuple<$address>, replace: bool, flow: impl FnOnce() -> Flow<$address>) -> bool {
+                let mut state = self.$field.borrow_mut();
+                let entries = state.entries(Table::HalfOpen);
+                let enters = replace || !entries.contains_key(key);
+                if enters {
+                    entries.insert(*key, flow());
+                }
+                enters
             }
 
-            fn insert(&self, table: Table, key: &Tuple<$address>, flow: &Flow<$address>) -> Result<(), InsertError> {
+            fn establish(&self, key: &Tuple<$address>, flow: &Flow<$address>) -> Result<(), InsertError> {
                 let mut state = self.$field.borrow_mut();
-                let entries = state.entries(table);
+                let entries = state.entries(Table::Established);
                 if entries.contains_key(key) {
                     return Err(InsertError::Exists);
                 }
-                if table == Table::Established && entries.len() >= self.established_max {
+                if entries.len() >= self.established_max {
                     return Err(InsertError::Full);
                 }
                 entries.insert(*key, *flow);
@@ -272,8 +271,8 @@ impl Tables for MemoryTables {
         self.locks.borrow_mut().insert(host, until_s);
     }
 
-    fn report(&self, event: &Event, _now_s: u32) {
-        self.events.borrow_mut().push(*event);
+    fn report(&self, _now_s: u32, event: impl FnOnce() -> Event) {
+        self.events.borrow_mut().push(event());
     }
 
     fn take_reset(&self, _now_s: u32) -> bool {

@@ -3,7 +3,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{
-    bindings::{BPF_F_CURRENT_NETNS, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_sock_tuple},
+    bindings::{BPF_ANY, BPF_F_CURRENT_NETNS, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_sock_tuple},
     helpers::generated::{bpf_ktime_get_ns, bpf_sk_release, bpf_skc_lookup_tcp},
     macros::map,
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap, lpm_trie::Key},
@@ -80,6 +80,11 @@ static INTERFACE_COUNTERS: PerCpuArray<Count> = PerCpuArray::with_max_entries(IN
 static COPY_V4: PerCpuArray<Flow<V4>> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static COPY_V6: PerCpuArray<Flow<V6>> = PerCpuArray::with_max_entries(1, 0);
+/// A flow that is about to be entered.
+#[map]
+static NEW_V4: PerCpuArray<Flow<V4>> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+static NEW_V6: PerCpuArray<Flow<V6>> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
 #[map]
@@ -149,7 +154,7 @@ pub(crate) fn marked(mark: u32) -> u32 {
 }
 
 macro_rules! family {
-    ($address:ty, $hosts:ident, $prefixes:ident, $half_open:ident, $established:ident, $fragments:ident, $copy:ident, $tuple_len:literal) => {
+    ($address:ty, $hosts:ident, $prefixes:ident, $half_open:ident, $established:ident, $fragments:ident, $copy:ident, $new:ident, $tuple_len:literal) => {
         impl FamilyTables<$address> for Maps {
             #[inline(always)]
             fn subscriber(&self, source: &$address) -> Option<Subscriber> {
@@ -191,27 +196,20 @@ macro_rules! family {
             }
 
             #[inline(always)]
-            fn insert_new(
-                &self,
-                table: Table,
-                key: &Tuple<$address>,
-                fill: impl FnOnce(&mut Flow<$address>),
-            ) -> Result<(), InsertError> {
-                // Of read-only memory, which helpers take as well as the stack; it serves no packet.
-                static EMPTY: Flow<$address> = Flow::EMPTY;
-                self.insert(table, key, &EMPTY)?;
-                // An entry that is recycled at once is as good as one that never was.
-                self.flow(table, key, fill).ok_or(InsertError::Full)
+            fn enter(&self, key: &Tuple<$address>, replace: bool, flow: impl FnOnce() -> Flow<$address>) -> bool {
+                let Some(new) = $new.get_ptr_mut(0) else { return false };
+                // SAFETY: this CPU's own memory, for a flow is large for the stack; programs that enter flows do not interrupt each other.
+                let new = unsafe { &mut *new };
+                *new = flow();
+                let flags = if replace { BPF_ANY } else { BPF_NOEXIST };
+                $half_open.insert(key, &*new, flags.into()).is_ok()
             }
 
             #[inline(always)]
-            fn insert(&self, table: Table, key: &Tuple<$address>, flow: &Flow<$address>) -> Result<(), InsertError> {
-                let flags = u64::from(BPF_NOEXIST);
-                match table {
-                    Table::HalfOpen => $half_open.insert(key, flow, flags),
-                    Table::Established => $established.insert(key, flow, flags),
-                }
-                .map_err(|error| if error == EXISTS { InsertError::Exists } else { InsertError::Full })
+            fn establish(&self, key: &Tuple<$address>, flow: &Flow<$address>) -> Result<(), InsertError> {
+                $established
+                    .insert(key, flow, BPF_NOEXIST.into())
+                    .map_err(|error| if error == EXISTS { InsertError::Exists } else { InsertError::Full })
             }
 
             #[inline(always)]
@@ -267,8 +265,8 @@ macro_rules! family {
     };
 }
 
-family!(V4, HOSTS_V4, PREFIXES_V4, HALF_OPEN_V4, FLOWS_V4, FRAGMENTS_V4, COPY_V4, 12);
-family!(V6, HOSTS_V6, PREFIXES_V6, HALF_OPEN_V6, FLOWS_V6, FRAGMENTS_V6, COPY_V6, 36);
+family!(V4, HOSTS_V4, PREFIXES_V4, HALF_OPEN_V4, FLOWS_V4, FRAGMENTS_V4, COPY_V4, NEW_V4, 12);
+family!(V6, HOSTS_V6, PREFIXES_V6, HALF_OPEN_V6, FLOWS_V6, FRAGMENTS_V6, COPY_V6, NEW_V6, 36);
 
 /// Adds to a count that other CPUs change as well. The library has no atomics: LLVM is told that this target has one thread.
 #[inline(always)]
@@ -403,7 +401,7 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn report(&self, event: &Event, now_s: u32) {
+    fn report(&self, now_s: u32, event: impl FnOnce() -> Event) {
         let (Some(budget), Some(settings)) = (EVENT_BUDGET.get_ptr_mut(0), SETTINGS.get(0)) else { return };
         // SAFETY: this CPU's own slot, as in `count`.
         let budget = unsafe { &mut *budget };
@@ -411,7 +409,7 @@ impl Tables for Maps {
             budget.second_s = now_s;
             budget.reported = 0;
         }
-        if budget.reported >= settings.events_per_second || EVENTS.output::<Event>(event, 0).is_err() {
+        if budget.reported >= settings.events_per_second || EVENTS.output::<Event>(&event(), 0).is_err() {
             budget.lost += 1;
             return;
         }
