@@ -7,7 +7,7 @@ use super::{
     App, all, change, commit,
     error::{ApiError, Code, Problem},
     extract::{Body, Key, Members, Params},
-    in_query, not_found, page_rows, same_key,
+    in_query, not_found, page_rows, paged, same_key,
     types::{Certificate, CertificatePut, Page, User, UserListQuery, UserPut, paths},
 };
 use crate::{
@@ -69,18 +69,15 @@ pub(super) async fn list_users(
 ) -> Result<Json<Page<User>>, ApiError> {
     let rows_max = page_rows(query.limit)?;
     let after = query.cursor.as_deref().map(|cursor| in_query("cursor", cursor.parse())).transpose()?;
-    let mut rows = app.store.users(after, rows_max + 1).await?;
-    let more = rows.len() > rows_max as usize;
-    rows.truncate(rows_max as usize);
-    let next_cursor = rows.last().filter(|_| more).map(|last| last.name.to_string());
-    Ok(Json(Page { items: rows.into_iter().map(|user| User { name: user.name }).collect(), next_cursor }))
+    let rows = app.store.users(after, rows_max + 1).await?;
+    Ok(paged(rows, rows_max, |last| last.name.to_string()))
 }
 
 #[utoipa::path(get, path = paths::USER, tag = "users", params(("name" = String, Path)),
     responses((status = 200, body = User), (status = 404, body = Problem), (status = 422, body = Problem)))]
 pub(super) async fn get_user(State(app): App, Key(name): Key<Username>) -> Result<Json<User>, ApiError> {
     let user = app.store.user(name.clone()).await?.ok_or_else(|| not_found(Kind::User, &name))?;
-    Ok(Json(User { name: user.name }))
+    Ok(Json(User::from(user)))
 }
 
 /// Without a password the known one stays.

@@ -18,7 +18,7 @@ use super::{
     App, AppState, all, change, class_in_query, commit,
     error::{ApiError, Code, FieldError, Problem},
     extract::{Body, File, Key, Members, Params},
-    in_query, not_found, page_rows, same_key,
+    in_query, not_found, page_rows, paged, same_key,
     types::{
         Deleted, Gateway, ImportMode, ManagedDomainListQuery, OMITTED_HEADER, Page, Route, RouteDelete,
         RouteExplainQuery, RouteExplanation, RouteExportQuery, RouteFormat, RouteImport, RouteImportQuery,
@@ -150,12 +150,8 @@ pub(super) async fn list_routes(
     };
     let (target, class) = (name("target", query.target)?, name("class", query.class)?);
     let filter = RouteFilter { within, target, class, keys: None };
-    // One row more than asked for tells whether there is another page.
-    let mut rows = app.store.routes(RouteQuery { after, filter, rows_max: rows_max + 1 }).await?;
-    let more = rows.len() > rows_max as usize;
-    rows.truncate(rows_max as usize);
-    let next_cursor = rows.last().filter(|_| more).map(|last| RouteKey::of(last).to_string());
-    Ok(Json(Page { items: rows.into_iter().map(Route::from).collect(), next_cursor }))
+    let rows = app.store.routes(RouteQuery { after, filter, rows_max: rows_max + 1 }).await?;
+    Ok(paged(rows, rows_max, |last| RouteKey::of(last).to_string()))
 }
 
 #[utoipa::path(get, path = paths::ROUTE, tag = "routes", params(("key" = String, Path, description = KEY_IN_PATH)),
@@ -363,11 +359,8 @@ pub(super) async fn list_managed_domains(
 ) -> Result<Json<Page<ManagedDomain>>, ApiError> {
     let rows_max = page_rows(query.limit)?;
     let after = query.cursor.as_deref().map(|cursor| in_query("cursor", domain(cursor))).transpose()?;
-    let mut rows = app.store.managed_domains(after, rows_max + 1).await?;
-    let more = rows.len() > rows_max as usize;
-    rows.truncate(rows_max as usize);
-    let next_cursor = rows.last().filter(|_| more).map(|last| last.domain.to_string());
-    Ok(Json(Page { items: rows, next_cursor }))
+    let rows = app.store.managed_domains(after, rows_max + 1).await?;
+    Ok(paged(rows, rows_max, |last: &ManagedDomain| last.domain.to_string()))
 }
 
 #[utoipa::path(get, path = paths::MANAGED_DOMAIN, tag = "managed domains", params(("domain" = String, Path)),

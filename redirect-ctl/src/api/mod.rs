@@ -188,12 +188,8 @@ async fn list_subscribers(
         None => None,
         Some(name) => Some(class_in_query(&app.store.snapshot().tables, name)?),
     };
-    // One row more than asked for tells whether there is another page.
-    let mut rows = app.store.subscribers(SubscriberQuery { after, within, class, rows_max: rows_max + 1 }).await?;
-    let more = rows.len() > rows_max as usize;
-    rows.truncate(rows_max as usize);
-    let next_cursor = rows.last().filter(|_| more).map(|last| last.prefix.to_string().replace('/', "_"));
-    Ok(Json(Page { items: rows.into_iter().map(Subscriber::from).collect(), next_cursor }))
+    let rows = app.store.subscribers(SubscriberQuery { after, within, class, rows_max: rows_max + 1 }).await?;
+    Ok(paged(rows, rows_max, |last| last.prefix.to_string().replace('/', "_")))
 }
 
 #[utoipa::path(get, path = paths::SUBSCRIBER, tag = "subscribers", params(("prefix" = String, Path, description = PREFIX_IN_PATH)),
@@ -772,6 +768,14 @@ fn page_rows(limit: Option<u32>) -> Result<u32, ApiError> {
             in_query("limit", Err(Invalid(format!("{rows} is out of range; give 1 to {}", limits::PAGE_ROWS_MAX))))
         }
     }
+}
+
+/// A page of `rows_max` rows; one row more than that tells that there is another page, which begins after the cursor of the last.
+fn paged<R, T: From<R>>(mut rows: Vec<R>, rows_max: u32, cursor: impl Fn(&R) -> String) -> Json<Page<T>> {
+    let more = rows.len() > rows_max as usize;
+    rows.truncate(rows_max as usize);
+    let next_cursor = rows.last().filter(|_| more).map(cursor);
+    Json(Page { items: rows.into_iter().map(T::from).collect(), next_cursor })
 }
 
 fn in_query<T>(name: &str, value: Result<T, Invalid>) -> Result<T, ApiError> {

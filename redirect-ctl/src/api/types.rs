@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::{
-    clients::Username,
+    clients::{self, Username},
     dataplane::{FlowDelivery, FlowState, Hook, InterfaceCounter, MapMemory, Mode, RelayId, Role, words},
     desired::{
         self, Action, Counted, Delivery, Fallback, InterfaceName, Limits, Name, OnClassChange, Origin, PoolRelay,
@@ -669,6 +669,12 @@ pub struct CertificatePut {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct User {
     pub name: Username,
+}
+
+impl From<clients::User> for User {
+    fn from(user: clients::User) -> Self {
+        Self { name: user.name }
+    }
 }
 
 #[derive(Clone, Debug, Deserialize, ToSchema)]
