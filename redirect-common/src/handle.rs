@@ -470,7 +470,7 @@ fn reply<T: Tables + FamilyTables<A>, A: Address>(
     of_this_host: bool,
     to: &mut Tuple<A>,
 ) -> Outcome {
-    let now_s = tables.pulse().now_s;
+    let now_s = tables.now_s();
     let mut look_up = |table| answered(tables, table, segment, of_this_host, now_s, to);
     if let Some((genuine, class)) = look_up(Table::Established) {
         return Outcome::new(if genuine { Reason::ReplyEstablished } else { Reason::ReplyForwarded }, class);

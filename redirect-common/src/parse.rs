@@ -115,12 +115,7 @@ impl<A: Address> Segment<A> {
     pub fn read<P: Packet + ?Sized>(frame: &P, headers: &Headers) -> Option<Self> {
         let addresses = frame.at::<[A::Octets; 2]>(headers.l3 + A::OFFSET)?.map(A::from_octets);
         let tcp = frame.at::<Tcp>(headers.l4)?;
-        Some(Self {
-            tuple: Tuple::new(addresses, [tcp.source_port, tcp.destination_port]),
-            flags: Flags(tcp.flags),
-            sequence: u32::from_be_bytes(tcp.sequence),
-            acknowledgment: u32::from_be_bytes(tcp.acknowledgment),
-        })
+        Some(Self::new(addresses, tcp))
     }
 
     /// Reads the segment behind a header at `l3` that a [`glance`] has found plain, by one check of the frame's bounds. `None` where its lengths
@@ -133,12 +128,17 @@ impl<A: Address> Segment<A> {
         if header_len < size_of::<Tcp>() || size_of::<A::Header>() + header_len > len || l3 + len > frame.len() {
             return None;
         }
-        Some(Self {
-            tuple: Tuple::new(A::of(ip), [tcp.source_port, tcp.destination_port]),
+        Some(Self::new(A::of(ip), tcp))
+    }
+
+    #[inline(always)]
+    const fn new(addresses: [A; 2], tcp: &Tcp) -> Self {
+        Self {
+            tuple: Tuple::new(addresses, [tcp.source_port, tcp.destination_port]),
             flags: Flags(tcp.flags),
             sequence: u32::from_be_bytes(tcp.sequence),
             acknowledgment: u32::from_be_bytes(tcp.acknowledgment),
-        })
+        }
     }
 }
 
