@@ -88,7 +88,7 @@ impl Clients {
     }
 }
 
-/// What is allowed and yet hardly meant: passwords in clear, and certificates at their end.
+/// What is allowed and yet hardly meant: passwords and mail in clear, and certificates at their end.
 pub fn lint(tables: &Tables, clients: &Clients, routing: &Routing, now: Time) -> Vec<Finding> {
     let mut findings = Vec::new();
     for class in tables.classes.values().map(|class| &class.spec) {
@@ -107,6 +107,10 @@ pub fn lint(tables: &Tables, clients: &Clients, routing: &Routing, now: Time) ->
                 SmtpTls::None | SmtpTls::Passthrough => "its clients give their passwords in clear",
             };
             findings.push(finding(Concern::AuthCleartext, text));
+        }
+        // Without a certificate there is no choice, and an installation begins without one.
+        if class.smtp.tls == SmtpTls::None && class.meets_embedded_relay() && !clients.certificates.is_empty() {
+            findings.push(finding(Concern::TlsNone, "its clients are offered no TLS, though there is a certificate"));
         }
     }
     for (name, certificate) in &clients.certificates {

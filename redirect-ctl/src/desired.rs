@@ -579,6 +579,13 @@ pub struct ClassSpec {
     pub smtp: Smtp,
 }
 
+impl ClassSpec {
+    /// Whether flows of the class may come to the embedded relay.
+    pub fn meets_embedded_relay(&self) -> bool {
+        self.action == Action::Redirect && self.relays.iter().any(|relay| relay.name.as_str() == EMBEDDED_RELAY)
+    }
+}
+
 /// A class's pool if there may be such, else the pointer (RFC 6901, below `relays`) to what is wrong, and why.
 pub fn checked_pool(relays: Vec<PoolRelay>, action: Action) -> Result<Vec<PoolRelay>, (String, Invalid)> {
     if action == Action::Redirect && relays.is_empty() {

@@ -330,12 +330,18 @@ async fn all_of_it_on_the_command_line() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn lint_tells_of_passwords_in_clear_and_of_certificates_at_their_end() {
+async fn lint_tells_of_what_is_in_clear_and_of_certificates_at_their_end() {
     let lab = Lab::start().await;
     let safe = r#"{"address":"mx.example","encryption":"implicit","verification":{"mode":"ca"}}"#;
     lab.put("/v1/gateways/default", safe).await.expect(201);
+    assert_eq!(lab.ctl(&["lint"]).await.code, 0, "no class offers TLS, and none could");
     lab.put("/v1/certificates/good", &Made::of("relay.example.net").body()).await.expect(201);
-    set_class(&lab, r#"{"tls":"offer","certificate":"good","auth":"local"}"#).await;
+    let offer = r#"{"tls":"offer","certificate":"good","auth":"local"}"#;
+    set_class(&lab, offer).await;
+    let found = lab.get("/v1/lint").await.json()["items"].clone();
+    let found: Vec<_> = found.as_array().unwrap().iter().map(|f| (&f["concern"], &f["subject"])).collect();
+    assert_eq!(found, [(&json!("tls_none"), &json!("class misconfigured"))], "the others redirect nobody");
+    lab.put("/v1/classes/misconfigured", &format!(r#"{{{REDIRECT},"smtp":{offer}}}"#)).await.expect(200);
     assert_eq!(lab.ctl(&["lint"]).await.code, 0);
     let soon = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(5 * 24);
     let soon = soon.to_zoned(jiff::tz::TimeZone::UTC).date();

@@ -21,7 +21,7 @@ pub enum Concern {
     ImpossiblePriority,
     /// A password crosses a connection that is not encrypted, or not verified.
     CleartextAccount,
-    /// Mail goes in clear.
+    /// Mail goes in clear to the gateway, or clients of the class are offered no TLS: the caller knows of classes.
     TlsNone,
     /// Mail goes in clear where the gateway, or who sits between, does not offer TLS.
     TlsOptional,
