@@ -158,13 +158,19 @@ async fn quotas_of_a_gateway() {
     }
 }
 
+/// The first choice takes so many recipients, the second one any number.
+async fn first_takes_recipients(count: u64) -> (FakeGateway, FakeGateway, Running) {
+    let (first, second) = (FakeGateway::start(vec![]), FakeGateway::start(vec![]));
+    let mut limited = plain("first", first.address);
+    limited.limits.quota.recipients = Rate::new(1, Duration::from_hours(1), count);
+    let relay = relay_to(to(vec![limited, plain("second", second.address)])).await;
+    (first, second, relay)
+}
+
 /// A quota of recipients that others have used up between MAIL and the first recipient: the next gateway has the message.
 #[tokio::test]
 async fn a_gateways_quota_of_recipients_ends_before_a_message() {
-    let (first, second) = (FakeGateway::start(vec![]), FakeGateway::start(vec![]));
-    let mut limited = plain("first", first.address);
-    limited.limits.quota.recipients = Rate::new(1, Duration::from_hours(1), 1);
-    let relay = relay_to(to(vec![limited, plain("second", second.address)])).await;
+    let (first, second, relay) = first_takes_recipients(1).await;
     let (mut quick, mut slow) = (relay.client().await, relay.client().await);
     for client in [&mut quick, &mut slow] {
         client.greet().await;
@@ -184,10 +190,7 @@ async fn a_gateways_quota_of_recipients_ends_before_a_message() {
 /// A quota of recipients that ends within a message: the others are sent separately.
 #[tokio::test]
 async fn a_gateways_quota_of_recipients_ends_within_a_message() {
-    let (first, second) = (FakeGateway::start(vec![]), FakeGateway::start(vec![]));
-    let mut limited = plain("first", first.address);
-    limited.limits.quota.recipients = Rate::new(1, Duration::from_hours(1), 3);
-    let relay = relay_to(to(vec![limited, plain("second", second.address)])).await;
+    let (first, second, relay) = first_takes_recipients(3).await;
     let mut client = relay.client().await;
     client.greet().await;
     client.ask("MAIL FROM:<a@b.example>", "250").await;
