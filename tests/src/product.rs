@@ -69,15 +69,16 @@ pub struct Holdings {
 impl Product {
     /// Starts the daemon with this configuration, which must name `api.sock` in the lab's folder, and waits until it is ready.
     pub fn start(lab: &Lab, configuration: &str) -> Result<Self> {
+        Self::start_program(lab, &binary("redirectd")?, configuration)
+    }
+
+    /// As [`Product::start`], of another build.
+    pub fn start_program(lab: &Lab, program: &Path, configuration: &str) -> Result<Self> {
         let file = lab.folder().join("redirectd.toml");
         fs::write(&file, configuration).with_context(|| format!("write {}", file.display()))?;
         // The limit of a plain shell, whatever this process has: the daemon has to see to its own.
         let mut command = Command::new("sh");
-        command
-            .args(["-c", r#"ulimit -S -n 1024; exec "$0" "$@""#])
-            .arg(binary("redirectd")?)
-            .arg("--config")
-            .arg(&file);
+        command.args(["-c", r#"ulimit -S -n 1024; exec "$0" "$@""#]).arg(program).arg("--config").arg(&file);
         let daemon = lab.start(&lab.router, "redirectd", &mut command)?;
         let mut product = Self { daemon, socket: lab.folder().join("api.sock") };
         let socket = product.socket.clone();

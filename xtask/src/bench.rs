@@ -16,9 +16,12 @@ pub(crate) struct Args {
     /// Few and short turns (not `packet`): to see whether it works, and roughly how well
     #[arg(long)]
     quick: bool,
-    /// Only rows whose names begin so (not `packet`)
+    /// Only rows whose names begin so, or so (not `packet`)
     #[arg(long, value_name = "PREFIX")]
-    only: Option<String>,
+    only: Vec<String>,
+    /// Beside this build of `redirectd` alone (`relay`): what a change does
+    #[arg(long, value_name = "FILE")]
+    baseline: Option<PathBuf>,
     /// Write the rows to this file as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -45,8 +48,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if args.quick {
         bench.arg("--quick");
     }
-    if let Some(prefix) = &args.only {
+    for prefix in &args.only {
         bench.arg("--only").arg(prefix);
+    }
+    if let Some(file) = &args.baseline {
+        bench.arg("--baseline").arg(file);
     }
     if let Some(file) = &args.json {
         bench.arg("--json").arg(file);

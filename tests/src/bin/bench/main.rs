@@ -33,7 +33,7 @@ enum Suite {
     /// The way through the router, in namespaces, beside what people use instead.
     Path(Options),
     /// Mail through the embedded relay, beside other relays and beside none.
-    Relay(Options),
+    Relay(relay::Arguments),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -41,7 +41,7 @@ fn main() -> anyhow::Result<()> {
     let report = match arguments.suite {
         Suite::Packet => packet::run()?,
         Suite::Path(options) => path::run(&options)?,
-        Suite::Relay(options) => relay::run(&options)?,
+        Suite::Relay(arguments) => relay::run(arguments)?,
     };
     report.print()?;
     match arguments.json {

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use rustls::ClientConfig;
 
 use super::{
-    Effort, latency,
+    Cast, Effort, latency,
     peers::Peer,
     site::{Occupant, SESSIONS_MAX, Site},
     tls::{self, Certificate},
@@ -30,10 +30,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// In clear, and after STARTTLS.
 const NAMES: [&str; 2] = ["idle_session", "idle_tls_session"];
 
-pub(crate) fn rows(options: &Options, effort: &Effort, descriptors: u64) -> Result<Vec<Row>> {
+pub(crate) fn rows(options: &Options, cast: &Cast, effort: &Effort, descriptors: u64) -> Result<Vec<Row>> {
     let most = u32::try_from(descriptors.saturating_sub(OTHER_DESCRIPTORS) / 2).unwrap_or(u32::MAX);
     let sessions = SESSIONS.min(most);
-    let clear = [Occupant::Redirectd, Occupant::Peer(Peer::Haproxy), Occupant::Peer(Peer::NginxMail)];
+    let clear = cast.beside(&[Occupant::Peer(Peer::Haproxy), Occupant::Peer(Peer::NginxMail)]);
     let encrypted = [Occupant::RedirectdTls, Occupant::Peer(Peer::NginxMailTls)];
     let mut rows = Vec::new();
     for (name, occupants) in NAMES.into_iter().zip([&clear[..], &encrypted[..]]) {

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use super::{
-    Effort,
+    Cast, Effort,
     peers::Peer,
     site::{self, Occupant, Site},
 };
@@ -32,16 +32,15 @@ const WARM_UP: u32 = 5;
 /// Of one session, in microseconds, in the order of [`STEPS`].
 type Times = [f64; STEPS.len()];
 
-pub(crate) fn rows(options: &Options, effort: &Effort) -> Result<Vec<Row>> {
+pub(crate) fn rows(options: &Options, cast: &Cast, effort: &Effort) -> Result<Vec<Row>> {
     let row_name = |step: &str, clients: usize| format!("latency_p99_{step}_{clients}");
     let wanted = |clients: usize| STEPS.into_iter().any(|step| options.wants(&row_name(step, clients)));
     let loads: Vec<_> = CLIENTS.into_iter().zip(effort.timed).filter(|((clients, _), _)| wanted(*clients)).collect();
     if loads.is_empty() {
         return Ok(Vec::new());
     }
-    let occupants =
-        [Occupant::Redirectd, Occupant::Direct, Occupant::Peer(Peer::Haproxy), Occupant::Peer(Peer::NginxMail64k)];
-    let mut sites = site::set_up(&occupants)?;
+    let others = [Occupant::Direct, Occupant::Peer(Peer::Haproxy), Occupant::Peer(Peer::NginxMail64k)];
+    let mut sites = site::set_up(&cast.beside(&others))?;
     let mut rows = Vec::new();
     for ((clients, pause), sessions) in loads {
         let name = format!("latency of {clients}");

@@ -14,12 +14,39 @@ mod site;
 mod tls;
 mod usage;
 
-use std::time::Duration;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
+use self::site::Occupant;
 use crate::{options::Options, report::Report};
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    options: Options,
+    /// Beside this `redirectd` alone: what a change does is told best by turns with what was before.
+    #[arg(long, value_name = "FILE")]
+    baseline: Option<PathBuf>,
+}
+
+/// Who is measured, ours first.
+struct Cast {
+    baseline: Option<&'static Path>,
+}
+
+impl Cast {
+    /// Ours, and beside it either the baseline or `others`.
+    fn beside(&self, others: &[Occupant]) -> Vec<Occupant> {
+        let baseline = self.baseline.map(Occupant::Baseline);
+        let others = baseline.as_ref().map_or(others, std::slice::from_ref);
+        [&[Occupant::Redirectd], others].concat()
+    }
+}
 
 /// How much is measured.
 struct Effort {
@@ -35,13 +62,16 @@ struct Effort {
 const FULL: Effort = Effort { turns: 5, rate: Duration::from_millis(800), timed: [2_000, 50], idle_turns: 3 };
 const QUICK: Effort = Effort { turns: 3, rate: Duration::from_millis(250), timed: [500, 20], idle_turns: 1 };
 
-pub(crate) fn run(options: &Options) -> Result<Report> {
+pub(crate) fn run(arguments: Arguments) -> Result<Report> {
+    let Arguments { options, baseline } = arguments;
+    // For as long as this program runs, so that an occupant is a plain value.
+    let cast = Cast { baseline: baseline.map(|file| &*Box::leak(file.into_boxed_path())) };
     let effort = if options.quick { &QUICK } else { &FULL };
     // All that is started inherits it.
     let (_, descriptors) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, descriptors, descriptors).context("take all descriptors that there are")?;
-    let mut rows = rate::rows(options, effort)?;
-    rows.extend(latency::rows(options, effort)?);
-    rows.extend(idle::rows(options, effort, descriptors)?);
+    let mut rows = rate::rows(&options, &cast, effort)?;
+    rows.extend(latency::rows(&options, &cast, effort)?);
+    rows.extend(idle::rows(&options, &cast, effort, descriptors)?);
     Ok(Report { suite: "relay", rows: options.retain(rows) })
 }

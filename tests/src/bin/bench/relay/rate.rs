@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use redirect_tests::postfix;
 
 use super::{
-    Effort,
+    Cast, Effort,
     peers::Peer,
     site::{self, Occupant, Site},
 };
@@ -38,7 +38,7 @@ struct Sample {
     cpu_us_per_message: f64,
 }
 
-pub(crate) fn rows(options: &Options, effort: &Effort) -> Result<Vec<Row>> {
+pub(crate) fn rows(options: &Options, cast: &Cast, effort: &Effort) -> Result<Vec<Row>> {
     let loads = SIZES.into_iter().flat_map(|(size, bytes)| {
         SESSIONS.into_iter().flat_map(move |sessions| {
             [("new", false), ("reused", true)].map(|(connections, reused)| {
@@ -53,7 +53,7 @@ pub(crate) fn rows(options: &Options, effort: &Effort) -> Result<Vec<Row>> {
         return Ok(Vec::new());
     }
     let peers = Peer::ALL.map(Occupant::Peer);
-    let mut sites = site::set_up(&[&[Occupant::Redirectd, Occupant::Direct], &peers[..]].concat())?;
+    let mut sites = site::set_up(&cast.beside(&[&[Occupant::Direct], &peers[..]].concat()))?;
     let mut rows = Vec::new();
     for (name, load) in wanted {
         let mut guessed = Vec::new();

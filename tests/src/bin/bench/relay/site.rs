@@ -3,7 +3,7 @@
 use std::{
     io::{BufRead as _, BufReader},
     net::{Ipv4Addr, SocketAddrV4, TcpStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -39,6 +39,8 @@ pub(crate) enum Occupant {
     /// Nothing: the client dials the sink.
     Direct,
     Redirectd,
+    /// Another build of it.
+    Baseline(&'static Path),
     /// With STARTTLS.
     RedirectdTls,
     Peer(Peer),
@@ -49,6 +51,7 @@ impl Occupant {
         match self {
             Self::Direct => "direct",
             Self::Redirectd => "redirectd",
+            Self::Baseline(_) => "baseline",
             Self::RedirectdTls => "redirectd_tls",
             Self::Peer(peer) => peer.name(),
         }
@@ -96,9 +99,10 @@ impl Site {
             let sink = sink(&lab)?;
             let relay = match occupant {
                 Occupant::Direct => Relay::None,
-                Occupant::Redirectd => Relay::Product(redirectd(&lab)?),
+                Occupant::Redirectd => Relay::Product(redirectd(&lab, &redirect_tests::binary("redirectd")?)?),
+                Occupant::Baseline(program) => Relay::Product(redirectd(&lab, program)?),
                 Occupant::RedirectdTls => {
-                    let product = redirectd(&lab)?;
+                    let product = redirectd(&lab, &redirect_tests::binary("redirectd")?)?;
                     offer_tls(&lab, &product)?;
                     Relay::Product(product)
                 }
@@ -170,10 +174,10 @@ fn sink(lab: &Lab) -> Result<Daemon> {
 }
 
 /// Ours as it is deployed, on a subscriber's interface that is software.
-fn redirectd(lab: &Lab) -> Result<Product> {
+fn redirectd(lab: &Lab, program: &Path) -> Result<Product> {
     let configuration = Mode::Steer.configuration(lab);
     let configuration = configuration.replace("[relay]\n", &format!("[relay]\nsessions_max = {SESSIONS_MAX}\n"));
-    let product = Product::start(lab, &configuration)?;
+    let product = Product::start_program(lab, program, &configuration)?;
     product.ctl(lab, &["subscriber", "set", "10.20.0.0/16", "--class", "configured"])?;
     product.ctl(lab, &["gateway", "set", "default", "--address", &Family::V4.gateway().to_string(), "--port", "25"])?;
     Ok(product)
