@@ -28,6 +28,7 @@ use crate::{
     dataplane::{ClassId, Hook, RelayId, Role, UnknownWord, words},
     limits,
     smtp::Smtp,
+    store::Revisions,
 };
 
 /// The relay that the daemon itself runs; its endpoints are the file's `relay.listen`.
@@ -620,6 +621,8 @@ pub struct Interface {
 pub struct Snapshot {
     pub revision: u64,
     pub tables: Arc<Tables>,
+    /// When each resource of the tables, and each certificate, was changed last.
+    pub revisions: Arc<Revisions>,
     /// What [`crate::routes::spec`] makes of the classes, gateways, groups, routes and managed domains.
     pub routing: Arc<Routing>,
     /// What the classes' rules, certificates and users make together.

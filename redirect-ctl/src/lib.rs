@@ -5,7 +5,7 @@
 //! ```
 //!
 //! - [`desired`]: what the operator wants, in types that hold valid values only; [`config`]: the bootstrap file
-//! - [`store`]: SQLite, one writer, a revision for every change; [`routes`]: keys of routes, and the relay's table of them
+//! - [`store`]: SQLite, one writer, a revision for every change; [`revision`]: what a request says about one; [`routes`]: keys of routes, and the relay's table of them
 //! - [`reconcile`]: the pure planner and the one task that owns the kernel's state
 //! - [`dataplane`]: the door to the kernel, and a model of it for tests
 //! - [`health`]: asks relays whether they live
@@ -32,6 +32,7 @@ pub mod metrics;
 pub mod postfix;
 pub mod reconcile;
 pub mod relay;
+pub mod revision;
 pub mod routes;
 pub mod smtp;
 pub mod store;

@@ -15,6 +15,7 @@
 
 mod clients;
 mod mail;
+mod revisions;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -42,7 +43,11 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 pub(crate) use self::mail::with_known_password;
-pub use self::mail::{RouteFilter, RouteQuery};
+use self::revisions::versioned;
+pub use self::{
+    mail::{RouteFilter, RouteQuery},
+    revisions::Revisions,
+};
 use crate::{
     clients::{CertificateSpec, User, Username},
     dataplane::ClassId,
@@ -51,6 +56,7 @@ use crate::{
         RelaySpec, RelayStatus, Snapshot, Source, Subscriber, Tables, Time, Weight,
     },
     limits,
+    revision::{Conditions, Versioned},
     routes::RouteKey,
 };
 
@@ -147,6 +153,8 @@ impl Change {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Committed {
     pub revision: u64,
+    /// The revision that changed the resource last, which is an older one if it was so already; `None` where it is gone, or there are several.
+    pub resource: Option<u64>,
     pub outcome: Outcome,
 }
 
@@ -164,7 +172,7 @@ pub enum Outcome {
 }
 
 /// What a resource is, in messages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     Subscriber,
     Class,
@@ -216,6 +224,9 @@ pub enum Error {
     /// It does not go together with something else.
     #[error("{text}")]
     Conflict { text: String },
+    /// The resource is not as the change insists.
+    #[error("{} {name} is {}, and not as the request insists; look at it again, and decide anew", .kind.name(), state(*.current))]
+    Condition { kind: Kind, name: String, current: Option<u64> },
     #[error("{} {name} is in use by {by}", .kind.name())]
     InUse { kind: Kind, name: String, by: String },
     #[error("{} {name} is defined in {}; change it there and restart redirectd", .kind.name(), .file.display())]
@@ -243,6 +254,10 @@ pub enum Error {
     Stopped,
     #[error("store: {0}")]
     Sqlite(#[from] rusqlite::Error),
+}
+
+fn state(current: Option<u64>) -> String {
+    current.map_or_else(|| "not there".to_owned(), |revision| format!("of revision {revision}"))
 }
 
 impl Error {
@@ -317,6 +332,7 @@ struct SubscriberCounts {
 
 struct Job {
     change: Change,
+    conditions: Conditions,
     reply: Reply,
 }
 
@@ -387,8 +403,13 @@ pub fn open(path: &Path, resources: &FileResources) -> Result<(Store, Writer), E
 impl Store {
     /// Carries out a change; returns when it is on disk.
     pub async fn change(&self, change: Change) -> Result<Committed, Error> {
+        self.change_if(change, Conditions::default()).await
+    }
+
+    /// Carries out a change if the one resource that it is about is as the conditions say; nothing comes between the look and the change.
+    pub async fn change_if(&self, change: Change, conditions: Conditions) -> Result<Committed, Error> {
         let (reply, answer) = oneshot::channel();
-        self.writer.send(Job { change, reply }).await.map_err(|_| Error::Stopped)?;
+        self.writer.send(Job { change, conditions, reply }).await.map_err(|_| Error::Stopped)?;
         answer.await.map_err(|_| Error::Stopped)?
     }
 
@@ -407,12 +428,12 @@ impl Store {
         self.applied.store(revision, Ordering::Release);
     }
 
-    pub async fn subscriber(&self, prefix: IpNet) -> Result<Option<Subscriber>, Error> {
+    pub async fn subscriber(&self, prefix: IpNet) -> Result<Option<Versioned<Subscriber>>, Error> {
         self.read(move |connection| {
             let sql = format!("{SELECT_SUBSCRIBER} WHERE prefix = ?1");
             connection
                 .prepare_cached(&sql)?
-                .query_row([desired::prefix_key(&prefix)], subscriber_row)
+                .query_row([desired::prefix_key(&prefix)], |row| versioned(row, subscriber_row))
                 .optional()?
                 .transpose()
         })
@@ -420,16 +441,16 @@ impl Store {
     }
 
     /// A page of subscribers in the order of their keys.
-    pub async fn subscribers(&self, query: SubscriberQuery) -> Result<Vec<Subscriber>, Error> {
+    pub async fn subscribers(&self, query: SubscriberQuery) -> Result<Vec<Versioned<Subscriber>>, Error> {
         self.read(move |connection| select_subscribers(connection, &query)).await
     }
 
-    pub async fn route(&self, key: RouteKey) -> Result<Option<Route>, Error> {
+    pub async fn route(&self, key: RouteKey) -> Result<Option<Versioned<Route>>, Error> {
         self.read(move |connection| mail::select_route(connection, &key)).await
     }
 
     /// A page of routes in their order.
-    pub async fn routes(&self, query: RouteQuery) -> Result<Vec<Route>, Error> {
+    pub async fn routes(&self, query: RouteQuery) -> Result<Vec<Versioned<Route>>, Error> {
         self.read(move |connection| mail::select_routes(connection, &query)).await
     }
 
@@ -448,21 +469,25 @@ impl Store {
         self.read(mail::read_routes).await
     }
 
-    pub async fn managed_domain(&self, domain: Domain) -> Result<Option<ManagedDomain>, Error> {
+    pub async fn managed_domain(&self, domain: Domain) -> Result<Option<Versioned<ManagedDomain>>, Error> {
         self.read(move |connection| mail::select_managed(connection, &domain)).await
     }
 
     /// A page of managed domains in the order of their names.
-    pub async fn managed_domains(&self, after: Option<Domain>, rows_max: u32) -> Result<Vec<ManagedDomain>, Error> {
+    pub async fn managed_domains(
+        &self,
+        after: Option<Domain>,
+        rows_max: u32,
+    ) -> Result<Vec<Versioned<ManagedDomain>>, Error> {
         self.read(move |connection| mail::select_managed_page(connection, after.as_ref(), rows_max)).await
     }
 
-    pub async fn user(&self, name: Username) -> Result<Option<User>, Error> {
+    pub async fn user(&self, name: Username) -> Result<Option<Versioned<User>>, Error> {
         self.read(move |connection| clients::select_user(connection, &name)).await
     }
 
     /// A page of users in the order of their names.
-    pub async fn users(&self, after: Option<Username>, rows_max: u32) -> Result<Vec<User>, Error> {
+    pub async fn users(&self, after: Option<Username>, rows_max: u32) -> Result<Vec<Versioned<User>>, Error> {
         self.read(move |connection| clients::select_users(connection, after.as_ref(), rows_max)).await
     }
 
@@ -716,7 +741,7 @@ impl Writer {
             let mut revision = before.revision;
             let mut fill = self.fill;
             let (mut mail, mut clients) = (MailTouched::Routes(BTreeSet::new()), false);
-            for Job { change, reply } in group.by_ref() {
+            for Job { change, conditions, reply } in group.by_ref() {
                 let mut savepoint = transaction.savepoint()?;
                 let mut step = Step {
                     connection: &savepoint,
@@ -727,14 +752,14 @@ impl Writer {
                     fill,
                     subscribers_max: self.subscribers_max,
                 };
-                let answer = step.carry_out(&change).map(|outcome| {
+                let answer = step.carry_out_if(&change, &conditions).map(|(outcome, resource)| {
                     if outcome != Outcome::Unchanged {
                         mail.note(&change);
                         clients |= change.concerns_clients();
                         revision += 1;
                     }
                     fill = step.fill;
-                    Committed { revision, outcome }
+                    Committed { revision, resource, outcome }
                 });
                 if answer.is_err() {
                     savepoint.rollback()?;
@@ -775,6 +800,25 @@ struct Step<'a> {
 }
 
 impl Step<'_> {
+    /// What became of it, and the revision that changed the resource last.
+    fn carry_out_if(&mut self, change: &Change, conditions: &Conditions) -> Result<(Outcome, Option<u64>), Error> {
+        let resource = change.resource();
+        if let Some(resource) = resource.as_ref().filter(|_| !conditions.is_empty()) {
+            let current = self.revision_of(resource)?;
+            if !conditions.hold(current) {
+                return Err(Error::Condition { kind: resource.kind(), name: resource.key(), current });
+            }
+        }
+        let outcome = self.carry_out(change)?;
+        let revision = match outcome {
+            Outcome::Created | Outcome::Replaced | Outcome::Unchanged => {
+                resource.map(|resource| self.revision_of(&resource)).transpose()?.flatten()
+            }
+            Outcome::Deleted | Outcome::Expired(_) | Outcome::Removed(_) => None,
+        };
+        Ok((outcome, revision))
+    }
+
     fn carry_out(&mut self, change: &Change) -> Result<Outcome, Error> {
         match change {
             Change::PutSubscriber(subscriber) => self.put_subscriber(subscriber),
@@ -833,10 +877,11 @@ impl Step<'_> {
         self.touched.note(self.next_revision, subscriber.prefix);
         self.connection
             .prepare_cached(
-                "INSERT INTO subscribers (prefix, class, origin, expires_s) VALUES (?1, ?2, ?3, ?4)
-                 ON CONFLICT (prefix) DO UPDATE SET class = excluded.class, origin = excluded.origin, expires_s = excluded.expires_s",
+                "INSERT INTO subscribers (prefix, class, origin, expires_s, revision) VALUES (?1, ?2, ?3, ?4, ?5)
+                 ON CONFLICT (prefix) DO UPDATE SET class = excluded.class, origin = excluded.origin, expires_s = excluded.expires_s,
+                     revision = excluded.revision",
             )?
-            .execute(params![key, class, subscriber.origin.name(), subscriber.expires_s])?;
+            .execute(params![key, class, subscriber.origin.name(), subscriber.expires_s, self.next_revision])?;
         Ok(outcome)
     }
 
@@ -896,12 +941,13 @@ impl Step<'_> {
         };
         let Limits { rate, burst, open_max, lock_after, lock_s } = spec.limits;
         self.connection.execute(
-            "INSERT INTO classes (id, name, action, on_relay_down, on_class_change, rate, burst, open_max, lock_after, lock_s, gateway, smtp, certificate)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
+            "INSERT INTO classes (id, name, action, on_relay_down, on_class_change, rate, burst, open_max, lock_after, lock_s, gateway, smtp,
+                 certificate, revision)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)
              ON CONFLICT (id) DO UPDATE SET action = excluded.action, on_relay_down = excluded.on_relay_down,
                  on_class_change = excluded.on_class_change, rate = excluded.rate, burst = excluded.burst, open_max = excluded.open_max,
                  lock_after = excluded.lock_after, lock_s = excluded.lock_s, gateway = excluded.gateway,
-                 smtp = excluded.smtp, certificate = excluded.certificate",
+                 smtp = excluded.smtp, certificate = excluded.certificate, revision = excluded.revision",
             params![
                 id,
                 spec.name.as_str(),
@@ -915,7 +961,8 @@ impl Step<'_> {
                 lock_s,
                 spec.gateway.as_ref().map(Name::as_str),
                 mail::json(&spec.smtp),
-                spec.smtp.certificate.as_ref().map(Name::as_str)
+                spec.smtp.certificate.as_ref().map(Name::as_str),
+                self.next_revision
             ],
         )?;
         self.connection.execute("DELETE FROM class_relays WHERE class = ?1", [id])?;
@@ -969,7 +1016,7 @@ impl Step<'_> {
             Some(known) => (known.id, known.source, Outcome::Replaced),
             None => (self.allocate(Kind::Relay)?, Source::Api, Outcome::Created),
         };
-        write_relay(self.connection, id, spec, source)?;
+        write_relay(self.connection, id, spec, source, self.next_revision)?;
         Ok(outcome)
     }
 
@@ -1002,7 +1049,7 @@ impl Step<'_> {
                 Outcome::Created
             }
         };
-        write_interface(self.connection, interface)?;
+        write_interface(self.connection, interface, self.next_revision)?;
         Ok(outcome)
     }
 
@@ -1082,7 +1129,7 @@ fn numbered(kind: Kind) -> (&'static str, u32) {
 }
 
 const SELECT_SUBSCRIBER: &str =
-    "SELECT prefix, (SELECT name FROM classes WHERE id = class), origin, expires_s FROM subscribers";
+    "SELECT prefix, (SELECT name FROM classes WHERE id = class), origin, expires_s, revision FROM subscribers";
 const SELECT_CLASS: &str = "SELECT id, name, action, on_relay_down, on_class_change, gateway, \
                             rate, burst, open_max, lock_after, lock_s, smtp FROM classes";
 const SELECT_RELAY: &str = "SELECT id, name, ipv4, ipv6, delivery, status, source FROM relays";
@@ -1204,7 +1251,7 @@ fn prefix_column(row: &Row<'_>, column: usize) -> Result<IpNet, Error> {
     desired::prefix_from_key(&key).ok_or_else(|| Error::Corrupt { what: "a prefix", value: format!("{key:02x?}") })
 }
 
-fn select_subscribers(connection: &Connection, query: &SubscriberQuery) -> Result<Vec<Subscriber>, Error> {
+fn select_subscribers(connection: &Connection, query: &SubscriberQuery) -> Result<Vec<Versioned<Subscriber>>, Error> {
     let (first, last) = match &query.within {
         Some(prefix) => desired::keys_within(prefix),
         // Keys begin with 4 or 6.
@@ -1216,7 +1263,8 @@ fn select_subscribers(connection: &Connection, query: &SubscriberQuery) -> Resul
         "{SELECT_SUBSCRIBER} WHERE prefix >= ?1 AND prefix <= ?2 AND prefix > ?3 {class} ORDER BY prefix LIMIT ?4"
     );
     let mut statement = connection.prepare_cached(&sql)?;
-    let rows = statement.query_map(params![first, last, after, query.rows_max, query.class], subscriber_row)?;
+    let rows = statement
+        .query_map(params![first, last, after, query.rows_max, query.class], |row| versioned(row, subscriber_row))?;
     rows.map(|row| row?).collect()
 }
 
@@ -1258,10 +1306,11 @@ fn read_snapshot(
         Some(before) => Arc::clone(&before.clients),
         None => Arc::new(clients::read_clients(connection, &snapshot.tables)?),
     };
-    Ok(Snapshot { routing, clients, ..snapshot })
+    let revisions = Arc::new(revisions::read_revisions(connection)?);
+    Ok(Snapshot { revisions, routing, clients, ..snapshot })
 }
 
-/// A snapshot without routing and clients.
+/// A snapshot without revisions, routing and clients.
 fn read_tables(connection: &Connection) -> Result<Snapshot, Error> {
     let revision = connection.prepare_cached("SELECT revision FROM state")?.query_row([], |row| row.get(0))?;
     let relays = read_rows(connection, SELECT_RELAY, relay_row)?;
@@ -1286,11 +1335,11 @@ fn read_rows<T>(connection: &Connection, sql: &str, read: fn(&Row<'_>) -> RowRes
     rows.map(|row| row?).collect()
 }
 
-fn write_relay(connection: &Connection, id: u16, spec: &RelaySpec, source: Source) -> Result<(), Error> {
+fn write_relay(connection: &Connection, id: u16, spec: &RelaySpec, source: Source, revision: u64) -> Result<(), Error> {
     connection.execute(
-        "INSERT INTO relays (id, name, ipv4, ipv6, delivery, status, source) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+        "INSERT INTO relays (id, name, ipv4, ipv6, delivery, status, source, revision) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
          ON CONFLICT (id) DO UPDATE SET ipv4 = excluded.ipv4, ipv6 = excluded.ipv6, delivery = excluded.delivery,
-             status = excluded.status, source = excluded.source",
+             status = excluded.status, source = excluded.source, revision = excluded.revision",
         params![
             id,
             spec.name.as_str(),
@@ -1298,23 +1347,25 @@ fn write_relay(connection: &Connection, id: u16, spec: &RelaySpec, source: Sourc
             spec.ipv6.map(|address| address.to_string()),
             spec.delivery.name(),
             spec.status.name(),
-            source.name()
+            source.name(),
+            revision
         ],
     )?;
     Ok(())
 }
 
-fn write_interface(connection: &Connection, interface: &Interface) -> Result<(), Error> {
+fn write_interface(connection: &Connection, interface: &Interface, revision: u64) -> Result<(), Error> {
     connection.execute(
-        "INSERT INTO interfaces (name, role, hook, foreign_sources, source) VALUES (?1, ?2, ?3, ?4, ?5)
+        "INSERT INTO interfaces (name, role, hook, foreign_sources, source, revision) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
          ON CONFLICT (name) DO UPDATE SET role = excluded.role, hook = excluded.hook,
-             foreign_sources = excluded.foreign_sources, source = excluded.source",
+             foreign_sources = excluded.foreign_sources, source = excluded.source, revision = excluded.revision",
         params![
             interface.name.as_str(),
             interface.role.name(),
             interface.hook.name(),
             interface.foreign_sources,
-            interface.source.name()
+            interface.source.name(),
+            revision
         ],
     )?;
     Ok(())
@@ -1349,8 +1400,15 @@ fn connect(path: &Path) -> Result<Connection, Error> {
 }
 
 /// Each entry leads from the schema of its index to the next one; entries are never changed, only added.
-const MIGRATIONS: &[Migration] =
-    &[first_schema, pools_and_limits, foreign_sources, mail::mail_routing, class_smtp, clients::clients_schema];
+const MIGRATIONS: &[Migration] = &[
+    first_schema,
+    pools_and_limits,
+    foreign_sources,
+    mail::mail_routing,
+    class_smtp,
+    clients::clients_schema,
+    revisions::revisions_schema,
+];
 
 type Migration = fn(&Transaction<'_>) -> Result<(), Error>;
 
@@ -1496,16 +1554,27 @@ fn adopt_file(connection: &mut Connection, file: &FileResources) -> Result<(), E
         delivery: file.relay_delivery,
         status: known.map_or(RelayStatus::Enabled, |relay| relay.spec.status),
     };
-    write_relay(&transaction, known.map_or(1, |relay| relay.id), &spec, Source::File)?;
-    transaction.execute("DELETE FROM interfaces WHERE source = ?1", [Source::File.name()])?;
+    let revision = before.revision + 1;
+    if known.is_none_or(|known| known.spec != spec || known.source != Source::File) {
+        write_relay(&transaction, known.map_or(1, |relay| relay.id), &spec, Source::File, revision)?;
+    }
+    let gone = |known: &&Interface| {
+        known.source == Source::File && file.interfaces.iter().all(|interface| interface.name != known.name)
+    };
+    for interface in before.tables.interfaces.values().filter(gone) {
+        transaction.execute("DELETE FROM interfaces WHERE name = ?1", [interface.name.as_str()])?;
+    }
     for interface in &file.interfaces {
+        let interface = Interface { source: Source::File, ..interface.clone() };
         if before.tables.interfaces.get(&interface.name).is_some_and(|known| known.source == Source::Api) {
             tracing::warn!(interface = %interface.name, "the file names an interface that the API had set; it is the file's from here on");
         }
-        write_interface(&transaction, &Interface { source: Source::File, ..interface.clone() })?;
+        if before.tables.interfaces.get(&interface.name) != Some(&interface) {
+            write_interface(&transaction, &interface, revision)?;
+        }
     }
     if read_tables(&transaction)?.tables != before.tables {
-        transaction.execute("UPDATE state SET revision = revision + 1", [])?;
+        transaction.execute("UPDATE state SET revision = ?1", [revision])?;
     }
     transaction.commit()?;
     Ok(())

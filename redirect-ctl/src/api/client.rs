@@ -24,8 +24,8 @@ use super::{
     error::Problem,
     types::{
         APPLIED_HEADER, EventLine, EventQuery, ExplainQuery, Explanation, FlowList, FlowListQuery, Lock, LockPut,
-        OMITTED_HEADER, Original, OriginalQuery, Page, RouteExplainQuery, RouteExplanation, RouteExportQuery,
-        RouteFormat, RouteImport, RouteImportQuery, Stats, Status, TraceLine, TraceQuery, paths,
+        OMITTED_HEADER, Original, OriginalQuery, Page, REVISION_HEADER, RouteExplainQuery, RouteExplanation,
+        RouteExportQuery, RouteFormat, RouteImport, RouteImportQuery, Stats, Status, TraceLine, TraceQuery, paths,
     },
 };
 use crate::{desired, limits};
@@ -304,7 +304,7 @@ struct Answer {
 impl Answer {
     fn changed(&self) -> Result<Changed, Error> {
         let header = |name: &str| self.head.headers.get(name).and_then(|value| value.to_str().ok());
-        let revision = header("etag").and_then(|etag| etag.trim_matches('"').parse().ok());
+        let revision = header(REVISION_HEADER).and_then(|revision| revision.parse().ok());
         let revision = revision.ok_or_else(|| Error::Answer("it names no revision".to_owned()))?;
         Ok(Changed { revision, applied: header(APPLIED_HEADER) != Some("false") })
     }

@@ -5,6 +5,7 @@ use redirect_relay::{Verifier, gateway::Secret};
 
 use super::{
     App, all, change, commit,
+    conditions::show,
     error::{ApiError, Code, Problem},
     extract::{Body, Key, Members, Params},
     in_query, not_found, page_rows, paged, same_key,
@@ -14,39 +15,50 @@ use crate::{
     clients::{self, CertificateSpec, Username},
     desired::{Invalid, Name, Time},
     limits,
+    revision::{Conditions, Versioned},
     store::{Change, Kind},
 };
 
 // Certificates
 
-#[utoipa::path(get, path = paths::CERTIFICATES, tag = "certificates", responses((status = 200, body = Page<Certificate>)))]
-pub(super) async fn list_certificates(State(app): App) -> Json<Page<Certificate>> {
-    let clients = app.store.snapshot().clients;
-    all(clients.certificates.iter().map(|(name, certificate)| Certificate::new(name.clone(), certificate)))
+#[utoipa::path(get, path = paths::CERTIFICATES, tag = "certificates", responses((status = 200, body = Page<Versioned<Certificate>>)))]
+pub(super) async fn list_certificates(State(app): App) -> Json<Page<Versioned<Certificate>>> {
+    let snapshot = app.store.snapshot();
+    all(snapshot.clients.certificates.iter().map(|(name, certificate)| Versioned {
+        resource: Certificate::new(name.clone(), certificate),
+        revision: snapshot.revisions.of(Kind::Certificate, name),
+    }))
 }
 
 #[utoipa::path(get, path = paths::CERTIFICATE, tag = "certificates", params(("name" = String, Path)),
-    responses((status = 200, body = Certificate), (status = 404, body = Problem), (status = 422, body = Problem)))]
-pub(super) async fn get_certificate(State(app): App, Key(name): Key<Name>) -> Result<Json<Certificate>, ApiError> {
-    let clients = app.store.snapshot().clients;
-    let certificate = clients.certificates.get(&name).ok_or_else(|| not_found(Kind::Certificate, &name))?;
-    Ok(Json(Certificate::new(name, certificate)))
+    responses((status = 200, body = Versioned<Certificate>), (status = 404, body = Problem), (status = 422, body = Problem)))]
+pub(super) async fn get_certificate(
+    State(app): App,
+    conditions: Conditions,
+    Key(name): Key<Name>,
+) -> Result<Response, ApiError> {
+    let snapshot = app.store.snapshot();
+    let certificate = snapshot.clients.certificates.get(&name).ok_or_else(|| not_found(Kind::Certificate, &name))?;
+    let revision = snapshot.revisions.of(Kind::Certificate, &name);
+    let resource = Certificate::new(name.clone(), certificate);
+    show(&conditions, Kind::Certificate, &name, Versioned { resource, revision })
 }
 
 /// Sessions that begin afterwards are shown this certificate. Without a key the known one stays, if it fits.
 #[utoipa::path(put, path = paths::CERTIFICATE, tag = "certificates", params(("name" = String, Path)), request_body = CertificatePut,
-    responses((status = 200, body = Certificate), (status = 201, body = Certificate), (status = 400, body = Problem),
+    responses((status = 200, body = Versioned<Certificate>), (status = 201, body = Versioned<Certificate>), (status = 400, body = Problem),
     (status = 409, body = Problem), (status = 422, body = Problem)))]
 pub(super) async fn put_certificate(
     State(app): App,
+    conditions: Conditions,
     Key(name): Key<Name>,
     Body(members): Body<Members>,
 ) -> Result<Response, ApiError> {
     let body: CertificatePut =
-        members.named(&["names", "not_before", "not_after"]).map_err(ApiError::silent_about_passwords)?;
+        members.named(&["names", "not_before", "not_after", "revision"]).map_err(ApiError::silent_about_passwords)?;
     same_key("/name", &name, body.name.as_ref())?;
     let certificate = CertificateSpec { name: name.clone(), chain: body.chain, key: body.key };
-    let done = commit(&app, Change::PutCertificate { certificate, now: Time::now() }).await?;
+    let done = commit(&app, conditions, Change::PutCertificate { certificate, now: Time::now() }).await?;
     let clients = app.store.snapshot().clients;
     // Somebody may have deleted it again already.
     let certificate = clients.certificates.get(&name).ok_or_else(|| not_found(Kind::Certificate, &name))?;
@@ -55,18 +67,22 @@ pub(super) async fn put_certificate(
 
 #[utoipa::path(delete, path = paths::CERTIFICATE, tag = "certificates", params(("name" = String, Path)),
     responses((status = 204), (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
-pub(super) async fn delete_certificate(State(app): App, Key(name): Key<Name>) -> Result<Response, ApiError> {
-    change(&app, Change::DeleteCertificate(name), ()).await
+pub(super) async fn delete_certificate(
+    State(app): App,
+    conditions: Conditions,
+    Key(name): Key<Name>,
+) -> Result<Response, ApiError> {
+    change(&app, conditions, Change::DeleteCertificate(name), ()).await
 }
 
 // Users
 
 #[utoipa::path(get, path = paths::USERS, tag = "users", params(UserListQuery),
-    responses((status = 200, body = Page<User>), (status = 422, body = Problem)))]
+    responses((status = 200, body = Page<Versioned<User>>), (status = 422, body = Problem)))]
 pub(super) async fn list_users(
     State(app): App,
     Params(query): Params<UserListQuery>,
-) -> Result<Json<Page<User>>, ApiError> {
+) -> Result<Json<Page<Versioned<User>>>, ApiError> {
     let rows_max = page_rows(query.limit)?;
     let after = query.cursor.as_deref().map(|cursor| in_query("cursor", cursor.parse())).transpose()?;
     let rows = app.store.users(after, rows_max + 1).await?;
@@ -74,24 +90,29 @@ pub(super) async fn list_users(
 }
 
 #[utoipa::path(get, path = paths::USER, tag = "users", params(("name" = String, Path)),
-    responses((status = 200, body = User), (status = 404, body = Problem), (status = 422, body = Problem)))]
-pub(super) async fn get_user(State(app): App, Key(name): Key<Username>) -> Result<Json<User>, ApiError> {
+    responses((status = 200, body = Versioned<User>), (status = 404, body = Problem), (status = 422, body = Problem)))]
+pub(super) async fn get_user(
+    State(app): App,
+    conditions: Conditions,
+    Key(name): Key<Username>,
+) -> Result<Response, ApiError> {
     let user = app.store.user(name.clone()).await?.ok_or_else(|| not_found(Kind::User, &name))?;
-    Ok(Json(User::from(user)))
+    show(&conditions, Kind::User, &name, user.map(User::from))
 }
 
 /// Without a password the known one stays.
 #[utoipa::path(put, path = paths::USER, tag = "users", params(("name" = String, Path)), request_body = UserPut,
-    responses((status = 200, body = User), (status = 201, body = User), (status = 400, body = Problem), (status = 409, body = Problem),
+    responses((status = 200, body = Versioned<User>), (status = 201, body = Versioned<User>), (status = 400, body = Problem), (status = 409, body = Problem),
     (status = 422, body = Problem)))]
 pub(super) async fn put_user(
     State(app): App,
+    conditions: Conditions,
     Key(name): Key<Username>,
     Body(members): Body<Members>,
 ) -> Result<Response, ApiError> {
-    let body: UserPut = members.named(&[]).map_err(ApiError::silent_about_passwords)?;
+    let body: UserPut = members.named(&["revision"]).map_err(ApiError::silent_about_passwords)?;
     same_key("/name", &name, body.name.as_ref())?;
-    let known = app.store.user(name.clone()).await?.map(|user| user.verifier);
+    let known = app.store.user(name.clone()).await?.map(|user| user.resource.verifier);
     let verifier = match (body.password, known) {
         (Some(password), known) => verifier(password, known).await?,
         (None, Some(known)) => known,
@@ -100,7 +121,7 @@ pub(super) async fn put_user(
             return Err(ApiError::at(Code::Invalid, "/password", &text));
         }
     };
-    change(&app, Change::PutUser(clients::User { name: name.clone(), verifier }), User { name }).await
+    change(&app, conditions, Change::PutUser(clients::User { name: name.clone(), verifier }), User { name }).await
 }
 
 /// What the store keeps of a password; the known one, if that is of the same password.
@@ -121,6 +142,10 @@ async fn verifier(password: Secret, known: Option<Verifier>) -> Result<Verifier,
 
 #[utoipa::path(delete, path = paths::USER, tag = "users", params(("name" = String, Path)),
     responses((status = 204), (status = 404, body = Problem), (status = 422, body = Problem)))]
-pub(super) async fn delete_user(State(app): App, Key(name): Key<Username>) -> Result<Response, ApiError> {
-    change(&app, Change::DeleteUser(name), ()).await
+pub(super) async fn delete_user(
+    State(app): App,
+    conditions: Conditions,
+    Key(name): Key<Username>,
+) -> Result<Response, ApiError> {
+    change(&app, conditions, Change::DeleteUser(name), ()).await
 }

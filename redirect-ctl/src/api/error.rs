@@ -36,7 +36,7 @@ pub struct Problem {
 /// A place in the request and what is wrong there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FieldError {
-    /// JSON pointer (RFC 6901) into the body, `line N` of a file, or `?name` for a query parameter.
+    /// JSON pointer (RFC 6901) into the body, `line N` of a file, `?name` for a query parameter, or `Name:` for a header.
     #[schema(example = "/class")]
     pub pointer: String,
     pub detail: String,
@@ -47,6 +47,7 @@ pub struct FieldError {
 pub enum Code {
     InvalidJson,
     InvalidQuery,
+    InvalidHeader,
     Forbidden,
     NotFound,
     NoSuchPath,
@@ -55,6 +56,8 @@ pub enum Code {
     Conflict,
     OwnedByFile,
     TooMany,
+    PreconditionFailed,
+    PreconditionRequired,
     TooLarge,
     UnsupportedMediaType,
     Invalid,
@@ -68,6 +71,7 @@ impl Code {
         match self {
             Self::InvalidJson => "invalid_json",
             Self::InvalidQuery => "invalid_query",
+            Self::InvalidHeader => "invalid_header",
             Self::Forbidden => "forbidden",
             Self::NotFound => "not_found",
             Self::NoSuchPath => "no_such_path",
@@ -76,6 +80,8 @@ impl Code {
             Self::Conflict => "conflict",
             Self::OwnedByFile => "owned_by_file",
             Self::TooMany => "too_many",
+            Self::PreconditionFailed => "precondition_failed",
+            Self::PreconditionRequired => "precondition_required",
             Self::TooLarge => "too_large",
             Self::UnsupportedMediaType => "unsupported_media_type",
             Self::Invalid => "invalid",
@@ -87,11 +93,13 @@ impl Code {
 
     pub const fn status(self) -> StatusCode {
         match self {
-            Self::InvalidJson | Self::InvalidQuery => StatusCode::BAD_REQUEST,
+            Self::InvalidJson | Self::InvalidQuery | Self::InvalidHeader => StatusCode::BAD_REQUEST,
             Self::Forbidden => StatusCode::FORBIDDEN,
             Self::NotFound | Self::NoSuchPath => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::InUse | Self::Conflict | Self::OwnedByFile | Self::TooMany => StatusCode::CONFLICT,
+            Self::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
+            Self::PreconditionRequired => StatusCode::PRECONDITION_REQUIRED,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Invalid => StatusCode::UNPROCESSABLE_ENTITY,
@@ -182,6 +190,7 @@ impl From<store::Error> for ApiError {
                 Self::faults(text.collect::<Vec<_>>().join("; "), errors)
             }
             store::Error::Conflict { .. } => Self::new(Code::Conflict, text),
+            store::Error::Condition { .. } => Self::new(Code::PreconditionFailed, text),
             store::Error::InUse { .. } => Self::new(Code::InUse, text),
             store::Error::OwnedByFile { .. } => Self::new(Code::OwnedByFile, text),
             store::Error::TooMany { .. } | store::Error::Full { .. } => Self::new(Code::TooMany, text),

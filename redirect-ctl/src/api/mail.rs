@@ -16,6 +16,7 @@ use redirect_relay::{
 
 use super::{
     App, AppState, all, change, class_in_query, commit,
+    conditions::show,
     error::{ApiError, Code, FieldError, Problem},
     extract::{Body, File, Key, Members, Params},
     in_query, not_found, page_rows, paged, same_key,
@@ -29,28 +30,34 @@ use crate::{
     clients,
     desired::{Invalid, Name, Tables, Time},
     limits,
+    revision::{Conditions, Versioned},
     routes::RouteKey,
     store::{Change, Kind, Outcome, RouteFilter, RouteQuery, with_known_password},
 };
 
 // Gateways
 
-#[utoipa::path(get, path = paths::GATEWAYS, tag = "gateways", responses((status = 200, body = Page<Gateway>)))]
-pub(super) async fn list_gateways(State(app): App) -> Json<Page<Gateway>> {
+#[utoipa::path(get, path = paths::GATEWAYS, tag = "gateways", responses((status = 200, body = Page<Versioned<Gateway>>)))]
+pub(super) async fn list_gateways(State(app): App) -> Json<Page<Versioned<Gateway>>> {
     let mut states: HashMap<_, _> = app.relay.gateways().into_iter().map(|state| (state.name.clone(), state)).collect();
-    let tables = app.store.snapshot().tables;
-    all(tables
-        .gateways
-        .values()
-        .map(|gateway| Gateway { gateway: gateway.clone(), state: states.remove(&gateway.name) }))
+    let snapshot = app.store.snapshot();
+    all(snapshot.tables.gateways.values().map(|gateway| Versioned {
+        revision: snapshot.revisions.of(Kind::Gateway, &gateway.name),
+        resource: Gateway { gateway: gateway.clone(), state: states.remove(&gateway.name) },
+    }))
 }
 
 #[utoipa::path(get, path = paths::GATEWAY, tag = "gateways", params(("name" = String, Path)),
-    responses((status = 200, body = Gateway), (status = 404, body = Problem), (status = 422, body = Problem)))]
-pub(super) async fn get_gateway(State(app): App, Key(name): Key<Name>) -> Result<Json<Gateway>, ApiError> {
-    let tables = app.store.snapshot().tables;
-    let gateway = tables.gateways.get(&name).ok_or_else(|| not_found(Kind::Gateway, &name))?.clone();
-    Ok(Json(with_state(&app, gateway)))
+    responses((status = 200, body = Versioned<Gateway>), (status = 404, body = Problem), (status = 422, body = Problem)))]
+pub(super) async fn get_gateway(
+    State(app): App,
+    conditions: Conditions,
+    Key(name): Key<Name>,
+) -> Result<Response, ApiError> {
+    let snapshot = app.store.snapshot();
+    let gateway = snapshot.tables.gateways.get(&name).ok_or_else(|| not_found(Kind::Gateway, &name))?.clone();
+    let revision = snapshot.revisions.of(Kind::Gateway, &name);
+    show(&conditions, Kind::Gateway, &name, Versioned { resource: with_state(&app, gateway), revision })
 }
 
 fn with_state(app: &AppState, gateway: gateway::Gateway) -> Gateway {
@@ -61,16 +68,17 @@ fn with_state(app: &AppState, gateway: gateway::Gateway) -> Gateway {
 /// Without `name`, or with the one of the path. An account without a password keeps the known one, if its user is the same; without an account none is
 /// kept.
 #[utoipa::path(put, path = paths::GATEWAY, tag = "gateways", params(("name" = String, Path)), request_body = gateway::Gateway,
-    responses((status = 200, body = Gateway), (status = 201, body = Gateway), (status = 400, body = Problem),
+    responses((status = 200, body = Versioned<Gateway>), (status = 201, body = Versioned<Gateway>), (status = 400, body = Problem),
     (status = 409, body = Problem), (status = 422, body = Problem)))]
 pub(super) async fn put_gateway(
     State(app): App,
+    conditions: Conditions,
     Key(name): Key<Name>,
     Body(members): Body<Members>,
 ) -> Result<Response, ApiError> {
     let gateway: gateway::Gateway =
-        members.resource("name", name.as_str(), &["state"]).map_err(ApiError::silent_about_passwords)?;
-    let done = commit(&app, Change::PutGateway(Box::new(gateway.clone()))).await?;
+        members.resource("name", name.as_str(), &["state", "revision"]).map_err(ApiError::silent_about_passwords)?;
+    let done = commit(&app, conditions, Change::PutGateway(Box::new(gateway.clone()))).await?;
     Ok(done.answer(with_state(&app, gateway)))
 }
 
@@ -82,7 +90,7 @@ pub(super) async fn verify_gateway(
     State(app): App,
     Body(members): Body<Members>,
 ) -> Result<Json<VerifyReport>, ApiError> {
-    let gateway: gateway::Gateway = members.named(&["state"]).map_err(ApiError::silent_about_passwords)?;
+    let gateway: gateway::Gateway = members.named(&["state", "revision"]).map_err(ApiError::silent_about_passwords)?;
     let tables = app.store.snapshot().tables;
     let gateway = with_known_password(gateway.clone(), tables.gateways.get(&gateway.name))?;
     let _place = app.verifications.try_acquire().map_err(|_| {
@@ -94,41 +102,61 @@ pub(super) async fn verify_gateway(
 
 #[utoipa::path(delete, path = paths::GATEWAY, tag = "gateways", params(("name" = String, Path)),
     responses((status = 204), (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
-pub(super) async fn delete_gateway(State(app): App, Key(name): Key<Name>) -> Result<Response, ApiError> {
-    change(&app, Change::DeleteGateway(name), ()).await
+pub(super) async fn delete_gateway(
+    State(app): App,
+    conditions: Conditions,
+    Key(name): Key<Name>,
+) -> Result<Response, ApiError> {
+    change(&app, conditions, Change::DeleteGateway(name), ()).await
 }
 
 // Groups
 
-#[utoipa::path(get, path = paths::GROUPS, tag = "groups", responses((status = 200, body = Page<Group>)))]
-pub(super) async fn list_groups(State(app): App) -> Json<Page<Group>> {
-    all(app.store.snapshot().tables.groups.values().cloned())
+#[utoipa::path(get, path = paths::GROUPS, tag = "groups", responses((status = 200, body = Page<Versioned<Group>>)))]
+pub(super) async fn list_groups(State(app): App) -> Json<Page<Versioned<Group>>> {
+    let snapshot = app.store.snapshot();
+    all(snapshot
+        .tables
+        .groups
+        .values()
+        .map(|group| Versioned { resource: group.clone(), revision: snapshot.revisions.of(Kind::Group, &group.name) }))
 }
 
 #[utoipa::path(get, path = paths::GROUP, tag = "groups", params(("name" = String, Path)),
-    responses((status = 200, body = Group), (status = 404, body = Problem), (status = 422, body = Problem)))]
-pub(super) async fn get_group(State(app): App, Key(name): Key<Name>) -> Result<Json<Group>, ApiError> {
-    let tables = app.store.snapshot().tables;
-    Ok(Json(tables.groups.get(&name).ok_or_else(|| not_found(Kind::Group, &name))?.clone()))
+    responses((status = 200, body = Versioned<Group>), (status = 404, body = Problem), (status = 422, body = Problem)))]
+pub(super) async fn get_group(
+    State(app): App,
+    conditions: Conditions,
+    Key(name): Key<Name>,
+) -> Result<Response, ApiError> {
+    let snapshot = app.store.snapshot();
+    let resource = snapshot.tables.groups.get(&name).ok_or_else(|| not_found(Kind::Group, &name))?.clone();
+    let revision = snapshot.revisions.of(Kind::Group, &name);
+    show(&conditions, Kind::Group, &name, Versioned { resource, revision })
 }
 
 /// Without `name`, or with the one of the path.
 #[utoipa::path(put, path = paths::GROUP, tag = "groups", params(("name" = String, Path)), request_body = Group,
-    responses((status = 200, body = Group), (status = 201, body = Group), (status = 400, body = Problem), (status = 409, body = Problem),
+    responses((status = 200, body = Versioned<Group>), (status = 201, body = Versioned<Group>), (status = 400, body = Problem), (status = 409, body = Problem),
     (status = 422, body = Problem)))]
 pub(super) async fn put_group(
     State(app): App,
+    conditions: Conditions,
     Key(name): Key<Name>,
     Body(members): Body<Members>,
 ) -> Result<Response, ApiError> {
-    let group: Group = members.resource("name", name.as_str(), &[])?;
-    change(&app, Change::PutGroup(group.clone()), group).await
+    let group: Group = members.resource("name", name.as_str(), &["revision"])?;
+    change(&app, conditions, Change::PutGroup(group.clone()), group).await
 }
 
 #[utoipa::path(delete, path = paths::GROUP, tag = "groups", params(("name" = String, Path)),
     responses((status = 204), (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
-pub(super) async fn delete_group(State(app): App, Key(name): Key<Name>) -> Result<Response, ApiError> {
-    change(&app, Change::DeleteGroup(name), ()).await
+pub(super) async fn delete_group(
+    State(app): App,
+    conditions: Conditions,
+    Key(name): Key<Name>,
+) -> Result<Response, ApiError> {
+    change(&app, conditions, Change::DeleteGroup(name), ()).await
 }
 
 // Routes
@@ -137,11 +165,11 @@ const KEY_IN_PATH: &str = "DOMAIN, .DOMAIN or *, and what else tells the route f
                            priority=MIN..MAX, each where it is so, in this order";
 
 #[utoipa::path(get, path = paths::ROUTES, tag = "routes", params(RouteListQuery),
-    responses((status = 200, body = Page<Route>), (status = 422, body = Problem)))]
+    responses((status = 200, body = Page<Versioned<Route>>), (status = 422, body = Problem)))]
 pub(super) async fn list_routes(
     State(app): App,
     Params(query): Params<RouteListQuery>,
-) -> Result<Json<Page<Route>>, ApiError> {
+) -> Result<Json<Page<Versioned<Route>>>, ApiError> {
     let rows_max = page_rows(query.limit)?;
     let after = query.cursor.as_deref().map(|cursor| in_query("cursor", cursor.parse())).transpose()?;
     let within = query.within.as_deref().map(|within| in_query("within", domain(within))).transpose()?;
@@ -155,29 +183,33 @@ pub(super) async fn list_routes(
 }
 
 #[utoipa::path(get, path = paths::ROUTE, tag = "routes", params(("key" = String, Path, description = KEY_IN_PATH)),
-    responses((status = 200, body = Route), (status = 404, body = Problem), (status = 422, body = Problem)))]
-pub(super) async fn get_route(State(app): App, Key(key): Key<RouteKey>) -> Result<Json<Route>, ApiError> {
+    responses((status = 200, body = Versioned<Route>), (status = 404, body = Problem), (status = 422, body = Problem)))]
+pub(super) async fn get_route(
+    State(app): App,
+    conditions: Conditions,
+    Key(key): Key<RouteKey>,
+) -> Result<Response, ApiError> {
     let route = app.store.route(key.clone()).await?.ok_or_else(|| not_found(Kind::Route, &key))?;
-    Ok(Json(route.into()))
+    show(&conditions, Kind::Route, &key, route.map(Route::from))
 }
 
 #[utoipa::path(put, path = paths::ROUTE, tag = "routes", params(("key" = String, Path, description = KEY_IN_PATH)), request_body = RoutePut,
-    responses((status = 200, body = Route), (status = 201, body = Route), (status = 400, body = Problem), (status = 409, body = Problem),
+    responses((status = 200, body = Versioned<Route>), (status = 201, body = Versioned<Route>), (status = 400, body = Problem), (status = 409, body = Problem),
     (status = 422, body = Problem)))]
 pub(super) async fn put_route(
     State(app): App,
+    conditions: Conditions,
     Key(key): Key<RouteKey>,
     Body(body): Body<RoutePut>,
 ) -> Result<Response, ApiError> {
     same_key("/key", &key, body.key.as_ref())?;
-    let conditions = &key.conditions;
     let others = [
         ("domain", body.domain.is_none_or(|domain| domain == key.domain)),
         ("order", body.order.is_none_or(|order| order == key.order)),
-        ("sender", body.sender.is_none() || body.sender == conditions.sender),
-        ("class", body.class.is_none() || body.class == conditions.class),
-        ("size", body.size.is_none() || body.size == conditions.size),
-        ("priority", body.priority.is_none() || body.priority == conditions.priority),
+        ("sender", body.sender.is_none() || body.sender == key.conditions.sender),
+        ("class", body.class.is_none() || body.class == key.conditions.class),
+        ("size", body.size.is_none() || body.size == key.conditions.size),
+        ("priority", body.priority.is_none() || body.priority == key.conditions.priority),
     ];
     if let Some((member, _)) = others.into_iter().find(|(_, same)| !same) {
         let text = "is not what the key in the path says; leave it out, or put it into the key".to_owned();
@@ -190,13 +222,17 @@ pub(super) async fn put_route(
         (Some(_), Some(_)) => return Err(ApiError::at(Code::Invalid, "/group", "give a gateway or a group, not both")),
     };
     let route = key.with(target, body.note);
-    change(&app, Change::PutRoute(route.clone()), Route::from(route)).await
+    change(&app, conditions, Change::PutRoute(route.clone()), Route::from(route)).await
 }
 
 #[utoipa::path(delete, path = paths::ROUTE, tag = "routes", params(("key" = String, Path, description = KEY_IN_PATH)),
     responses((status = 204), (status = 404, body = Problem), (status = 422, body = Problem)))]
-pub(super) async fn delete_route(State(app): App, Key(key): Key<RouteKey>) -> Result<Response, ApiError> {
-    change(&app, Change::DeleteRoute(key), ()).await
+pub(super) async fn delete_route(
+    State(app): App,
+    conditions: Conditions,
+    Key(key): Key<RouteKey>,
+) -> Result<Response, ApiError> {
+    change(&app, conditions, Change::DeleteRoute(key), ()).await
 }
 
 /// Deletes many routes at once, if they are as many as the request says.
@@ -207,7 +243,7 @@ pub(super) async fn delete_routes(
     Body(RouteDelete { within, target, class, keys, count }): Body<RouteDelete>,
 ) -> Result<Response, ApiError> {
     let filter = RouteFilter { within, target, class, keys };
-    let done = commit(&app, Change::DeleteRoutes { filter, count }).await?;
+    let done = commit(&app, Conditions::default(), Change::DeleteRoutes { filter, count }).await?;
     let count = if let Outcome::Removed(count) = done.outcome { count as u64 } else { 0 };
     Ok(done.with_headers(StatusCode::OK, Deleted { count }))
 }
@@ -223,7 +259,7 @@ pub(super) async fn import_routes(
     File(text): File,
 ) -> Result<Response, ApiError> {
     let managed: BTreeSet<_> =
-        app.store.managed_domains(None, u32::MAX).await?.into_iter().map(|managed| managed.domain).collect();
+        app.store.managed_domains(None, u32::MAX).await?.into_iter().map(|managed| managed.resource.domain).collect();
     let tables = app.store.snapshot().tables;
     let read = move || {
         let refused = |route: &route::Route| refused(route, &tables, &managed);
@@ -253,7 +289,7 @@ pub(super) async fn import_routes(
     if dry_run {
         return Ok(Json(report).into_response());
     }
-    let done = commit(&app, Change::ImportRoutes { routes, replace }).await?;
+    let done = commit(&app, Conditions::default(), Change::ImportRoutes { routes, replace }).await?;
     Ok(done.with_headers(StatusCode::OK, report))
 }
 
@@ -352,11 +388,11 @@ fn domain(text: &str) -> Result<Domain, Invalid> {
 // Managed domains
 
 #[utoipa::path(get, path = paths::MANAGED_DOMAINS, tag = "managed domains", params(ManagedDomainListQuery),
-    responses((status = 200, body = Page<ManagedDomain>), (status = 422, body = Problem)))]
+    responses((status = 200, body = Page<Versioned<ManagedDomain>>), (status = 422, body = Problem)))]
 pub(super) async fn list_managed_domains(
     State(app): App,
     Params(query): Params<ManagedDomainListQuery>,
-) -> Result<Json<Page<ManagedDomain>>, ApiError> {
+) -> Result<Json<Page<Versioned<ManagedDomain>>>, ApiError> {
     let rows_max = page_rows(query.limit)?;
     let after = query.cursor.as_deref().map(|cursor| in_query("cursor", domain(cursor))).transpose()?;
     let rows = app.store.managed_domains(after, rows_max + 1).await?;
@@ -364,30 +400,37 @@ pub(super) async fn list_managed_domains(
 }
 
 #[utoipa::path(get, path = paths::MANAGED_DOMAIN, tag = "managed domains", params(("domain" = String, Path)),
-    responses((status = 200, body = ManagedDomain), (status = 404, body = Problem), (status = 422, body = Problem)))]
+    responses((status = 200, body = Versioned<ManagedDomain>), (status = 404, body = Problem), (status = 422, body = Problem)))]
 pub(super) async fn get_managed_domain(
     State(app): App,
+    conditions: Conditions,
     Key(domain): Key<Domain>,
-) -> Result<Json<ManagedDomain>, ApiError> {
+) -> Result<Response, ApiError> {
     let managed = app.store.managed_domain(domain.clone()).await?;
-    Ok(Json(managed.ok_or_else(|| not_found(Kind::ManagedDomain, &domain))?))
+    let managed = managed.ok_or_else(|| not_found(Kind::ManagedDomain, &domain))?;
+    show(&conditions, Kind::ManagedDomain, &domain, managed)
 }
 
 /// Without `domain`, or with the one of the path.
 #[utoipa::path(put, path = paths::MANAGED_DOMAIN, tag = "managed domains", params(("domain" = String, Path)), request_body = ManagedDomain,
-    responses((status = 200, body = ManagedDomain), (status = 201, body = ManagedDomain), (status = 400, body = Problem),
+    responses((status = 200, body = Versioned<ManagedDomain>), (status = 201, body = Versioned<ManagedDomain>), (status = 400, body = Problem),
     (status = 409, body = Problem), (status = 422, body = Problem)))]
 pub(super) async fn put_managed_domain(
     State(app): App,
+    conditions: Conditions,
     Key(domain): Key<Domain>,
     Body(members): Body<Members>,
 ) -> Result<Response, ApiError> {
-    let managed: ManagedDomain = members.resource("domain", domain.as_str(), &[])?;
-    change(&app, Change::PutManagedDomain(managed.clone()), managed).await
+    let managed: ManagedDomain = members.resource("domain", domain.as_str(), &["revision"])?;
+    change(&app, conditions, Change::PutManagedDomain(managed.clone()), managed).await
 }
 
 #[utoipa::path(delete, path = paths::MANAGED_DOMAIN, tag = "managed domains", params(("domain" = String, Path)),
     responses((status = 204), (status = 404, body = Problem), (status = 422, body = Problem)))]
-pub(super) async fn delete_managed_domain(State(app): App, Key(domain): Key<Domain>) -> Result<Response, ApiError> {
-    change(&app, Change::DeleteManagedDomain(domain), ()).await
+pub(super) async fn delete_managed_domain(
+    State(app): App,
+    conditions: Conditions,
+    Key(domain): Key<Domain>,
+) -> Result<Response, ApiError> {
+    change(&app, conditions, Change::DeleteManagedDomain(domain), ()).await
 }

@@ -6,6 +6,7 @@
 
 pub mod client;
 mod clients;
+pub mod conditions;
 pub mod error;
 pub mod events;
 mod extract;
@@ -36,13 +37,15 @@ use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::{
+    conditions::{etag, show},
     error::{ApiError, Code, Problem},
     extract::{Body, Key, Params},
     types::{
         APPLIED_HEADER, Check, Class, ClassPut, Count, DataplaneStatus, EventLine, EventQuery, EventsStatus,
         ExplainQuery, Explanation, Flow, FlowList, FlowListQuery, FlowsStatus, ForeignSourcesStatus, Interface,
-        InterfaceCount, InterfacePut, Lock, LockPut, Original, OriginalQuery, Page, PoolState, Readiness, ReasonCount,
-        Relay, RelayPut, Stats, Status, Subscriber, SubscriberListQuery, SubscriberPut, TraceLine, TraceQuery, paths,
+        InterfaceCount, InterfacePut, Lock, LockPut, Original, OriginalQuery, Page, PoolState, REVISION_HEADER,
+        Readiness, ReasonCount, Relay, RelayPut, Stats, Status, Subscriber, SubscriberListQuery, SubscriberPut,
+        TraceLine, TraceQuery, paths,
     },
 };
 use crate::{
@@ -56,7 +59,8 @@ use crate::{
         task::{AskError, Handle, monotonic_s},
     },
     relay::{AbuseLock, FlowDirectory},
-    store::{Change, Kind, Outcome, Store, SubscriberQuery},
+    revision::{Conditions, Versioned},
+    store::{Change, Committed, Kind, Outcome, Store, SubscriberQuery},
 };
 
 /// What the handlers work with.
@@ -176,11 +180,11 @@ async fn deadline(request: Request, next: Next) -> Response {
 // Subscribers
 
 #[utoipa::path(get, path = paths::SUBSCRIBERS, tag = "subscribers", params(SubscriberListQuery),
-    responses((status = 200, body = Page<Subscriber>), (status = 422, body = Problem)))]
+    responses((status = 200, body = Page<Versioned<Subscriber>>), (status = 422, body = Problem)))]
 async fn list_subscribers(
     State(app): App,
     Params(query): Params<SubscriberListQuery>,
-) -> Result<Json<Page<Subscriber>>, ApiError> {
+) -> Result<Json<Page<Versioned<Subscriber>>>, ApiError> {
     let rows_max = page_rows(query.limit)?;
     let after = query.cursor.as_deref().map(|cursor| in_query("cursor", desired::prefix(cursor))).transpose()?;
     let within = query.within.as_deref().map(|within| in_query("within", desired::prefix(within))).transpose()?;
@@ -193,17 +197,22 @@ async fn list_subscribers(
 }
 
 #[utoipa::path(get, path = paths::SUBSCRIBER, tag = "subscribers", params(("prefix" = String, Path, description = PREFIX_IN_PATH)),
-    responses((status = 200, body = Subscriber), (status = 404, body = Problem), (status = 422, body = Problem)))]
-async fn get_subscriber(State(app): App, Key(Prefix(prefix)): Key<Prefix>) -> Result<Json<Subscriber>, ApiError> {
+    responses((status = 200, body = Versioned<Subscriber>), (status = 404, body = Problem), (status = 422, body = Problem)))]
+async fn get_subscriber(
+    State(app): App,
+    conditions: Conditions,
+    Key(Prefix(prefix)): Key<Prefix>,
+) -> Result<Response, ApiError> {
     let subscriber = app.store.subscriber(prefix).await?.ok_or_else(|| not_found(Kind::Subscriber, &prefix))?;
-    Ok(Json(subscriber.into()))
+    show(&conditions, Kind::Subscriber, &prefix, subscriber.map(Subscriber::from))
 }
 
 #[utoipa::path(put, path = paths::SUBSCRIBER, tag = "subscribers", params(("prefix" = String, Path, description = PREFIX_IN_PATH)),
-    request_body = SubscriberPut, responses((status = 200, body = Subscriber), (status = 201, body = Subscriber),
+    request_body = SubscriberPut, responses((status = 200, body = Versioned<Subscriber>), (status = 201, body = Versioned<Subscriber>),
     (status = 400, body = Problem), (status = 422, body = Problem), (status = 507, body = Problem)))]
 async fn put_subscriber(
     State(app): App,
+    conditions: Conditions,
     Key(prefix): Key<Prefix>,
     Body(body): Body<SubscriberPut>,
 ) -> Result<Response, ApiError> {
@@ -220,34 +229,49 @@ async fn put_subscriber(
         origin: body.source,
         expires_s: body.expires.map(|expires| expires.seconds),
     };
-    change(&app, Change::PutSubscriber(subscriber.clone()), Subscriber::from(subscriber)).await
+    change(&app, conditions, Change::PutSubscriber(subscriber.clone()), Subscriber::from(subscriber)).await
 }
 
 #[utoipa::path(delete, path = paths::SUBSCRIBER, tag = "subscribers", params(("prefix" = String, Path, description = PREFIX_IN_PATH)),
     responses((status = 204), (status = 404, body = Problem), (status = 422, body = Problem)))]
-async fn delete_subscriber(State(app): App, Key(Prefix(prefix)): Key<Prefix>) -> Result<Response, ApiError> {
-    change(&app, Change::DeleteSubscriber(prefix), ()).await
+async fn delete_subscriber(
+    State(app): App,
+    conditions: Conditions,
+    Key(Prefix(prefix)): Key<Prefix>,
+) -> Result<Response, ApiError> {
+    change(&app, conditions, Change::DeleteSubscriber(prefix), ()).await
 }
 
 // Classes
 
-#[utoipa::path(get, path = paths::CLASSES, tag = "classes", responses((status = 200, body = Page<Class>)))]
-async fn list_classes(State(app): App) -> Json<Page<Class>> {
-    all(app.store.snapshot().tables.classes.values().map(|class| Class::from(&class.spec)))
+#[utoipa::path(get, path = paths::CLASSES, tag = "classes", responses((status = 200, body = Page<Versioned<Class>>)))]
+async fn list_classes(State(app): App) -> Json<Page<Versioned<Class>>> {
+    let snapshot = app.store.snapshot();
+    let versioned = |class: &desired::Class| Versioned {
+        resource: Class::from(&class.spec),
+        revision: snapshot.revisions.of(Kind::Class, &class.spec.name),
+    };
+    all(snapshot.tables.classes.values().map(versioned))
 }
 
 #[utoipa::path(get, path = paths::CLASS, tag = "classes", params(("name" = String, Path)),
-    responses((status = 200, body = Class), (status = 404, body = Problem), (status = 422, body = Problem)))]
-async fn get_class(State(app): App, Key(name): Key<Name>) -> Result<Json<Class>, ApiError> {
-    let tables = app.store.snapshot().tables;
-    let class = tables.class(name.as_str()).ok_or_else(|| not_found(Kind::Class, &name))?;
-    Ok(Json((&class.spec).into()))
+    responses((status = 200, body = Versioned<Class>), (status = 404, body = Problem), (status = 422, body = Problem)))]
+async fn get_class(State(app): App, conditions: Conditions, Key(name): Key<Name>) -> Result<Response, ApiError> {
+    let snapshot = app.store.snapshot();
+    let class = snapshot.tables.class(name.as_str()).ok_or_else(|| not_found(Kind::Class, &name))?;
+    let revision = snapshot.revisions.of(Kind::Class, &name);
+    show(&conditions, Kind::Class, &name, Versioned { resource: Class::from(&class.spec), revision })
 }
 
 #[utoipa::path(put, path = paths::CLASS, tag = "classes", params(("name" = String, Path)), request_body = ClassPut,
-    responses((status = 200, body = Class), (status = 201, body = Class), (status = 400, body = Problem), (status = 409, body = Problem),
+    responses((status = 200, body = Versioned<Class>), (status = 201, body = Versioned<Class>), (status = 400, body = Problem), (status = 409, body = Problem),
     (status = 422, body = Problem)))]
-async fn put_class(State(app): App, Key(name): Key<Name>, Body(body): Body<ClassPut>) -> Result<Response, ApiError> {
+async fn put_class(
+    State(app): App,
+    conditions: Conditions,
+    Key(name): Key<Name>,
+    Body(body): Body<ClassPut>,
+) -> Result<Response, ApiError> {
     same_key("/name", &name, body.name.as_ref())?;
     let relays = desired::checked_pool(body.relays, body.action)
         .map_err(|(pointer, invalid)| ApiError::invalid(&format!("/relays{pointer}"), &invalid))?;
@@ -264,35 +288,47 @@ async fn put_class(State(app): App, Key(name): Key<Name>, Body(body): Body<Class
     };
     spec.smtp.check().map_err(|(member, invalid)| ApiError::invalid(&format!("/smtp/{member}"), &invalid))?;
     let answer = Class::from(&spec);
-    change(&app, Change::PutClass(spec), answer).await
+    change(&app, conditions, Change::PutClass(spec), answer).await
 }
 
 #[utoipa::path(delete, path = paths::CLASS, tag = "classes", params(("name" = String, Path)),
     responses((status = 204), (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
-async fn delete_class(State(app): App, Key(name): Key<Name>) -> Result<Response, ApiError> {
-    change(&app, Change::DeleteClass(name), ()).await
+async fn delete_class(State(app): App, conditions: Conditions, Key(name): Key<Name>) -> Result<Response, ApiError> {
+    change(&app, conditions, Change::DeleteClass(name), ()).await
 }
 
 // Relays
 
-#[utoipa::path(get, path = paths::RELAYS, tag = "relays", responses((status = 200, body = Page<Relay>)))]
-async fn list_relays(State(app): App) -> Json<Page<Relay>> {
+#[utoipa::path(get, path = paths::RELAYS, tag = "relays", responses((status = 200, body = Page<Versioned<Relay>>)))]
+async fn list_relays(State(app): App) -> Json<Page<Versioned<Relay>>> {
     let (health, observed) = (app.health.borrow().clone(), app.reconciler.observed());
-    all(app.store.snapshot().tables.relays.values().map(|relay| Relay::new(relay, &health, &observed)))
+    let snapshot = app.store.snapshot();
+    let versioned = |relay: &desired::Relay| Versioned {
+        resource: Relay::new(relay, &health, &observed),
+        revision: snapshot.revisions.of(Kind::Relay, &relay.spec.name),
+    };
+    all(snapshot.tables.relays.values().map(versioned))
 }
 
 #[utoipa::path(get, path = paths::RELAY, tag = "relays", params(("name" = String, Path)),
-    responses((status = 200, body = Relay), (status = 404, body = Problem), (status = 422, body = Problem)))]
-async fn get_relay(State(app): App, Key(name): Key<Name>) -> Result<Json<Relay>, ApiError> {
-    let tables = app.store.snapshot().tables;
-    let relay = tables.relay(name.as_str()).ok_or_else(|| not_found(Kind::Relay, &name))?;
-    Ok(Json(Relay::new(relay, &app.health.borrow(), &app.reconciler.observed())))
+    responses((status = 200, body = Versioned<Relay>), (status = 404, body = Problem), (status = 422, body = Problem)))]
+async fn get_relay(State(app): App, conditions: Conditions, Key(name): Key<Name>) -> Result<Response, ApiError> {
+    let snapshot = app.store.snapshot();
+    let relay = snapshot.tables.relay(name.as_str()).ok_or_else(|| not_found(Kind::Relay, &name))?;
+    let resource = Relay::new(relay, &app.health.borrow(), &app.reconciler.observed());
+    let revision = snapshot.revisions.of(Kind::Relay, &name);
+    show(&conditions, Kind::Relay, &name, Versioned { resource, revision })
 }
 
 #[utoipa::path(put, path = paths::RELAY, tag = "relays", params(("name" = String, Path)), request_body = RelayPut,
-    responses((status = 200, body = Relay), (status = 201, body = Relay), (status = 400, body = Problem), (status = 409, body = Problem),
+    responses((status = 200, body = Versioned<Relay>), (status = 201, body = Versioned<Relay>), (status = 400, body = Problem), (status = 409, body = Problem),
     (status = 422, body = Problem)))]
-async fn put_relay(State(app): App, Key(name): Key<Name>, Body(body): Body<RelayPut>) -> Result<Response, ApiError> {
+async fn put_relay(
+    State(app): App,
+    conditions: Conditions,
+    Key(name): Key<Name>,
+    Body(body): Body<RelayPut>,
+) -> Result<Response, ApiError> {
     same_key("/name", &name, body.name.as_ref())?;
     for (pointer, address) in [("/ipv4", body.ipv4.map(Into::into)), ("/ipv6", body.ipv6.map(Into::into))] {
         if let Some(address) = address {
@@ -306,7 +342,7 @@ async fn put_relay(State(app): App, Key(name): Key<Name>, Body(body): Body<Relay
             &Invalid("a relay needs an endpoint: give ipv4, ipv6 or both".to_owned()),
         ));
     }
-    let committed = commit(&app, Change::PutRelay(spec.clone())).await?;
+    let committed = commit(&app, conditions, Change::PutRelay(spec.clone())).await?;
     let tables = app.store.snapshot().tables;
     // Deleted again already, it has no number any more; health and flows go by it and by the endpoints.
     let (id, source) = tables.relay(spec.name.as_str()).map_or((0, Source::Api), |relay| (relay.id, relay.source));
@@ -316,30 +352,40 @@ async fn put_relay(State(app): App, Key(name): Key<Name>, Body(body): Body<Relay
 
 #[utoipa::path(delete, path = paths::RELAY, tag = "relays", params(("name" = String, Path)),
     responses((status = 204), (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
-async fn delete_relay(State(app): App, Key(name): Key<Name>) -> Result<Response, ApiError> {
-    change(&app, Change::DeleteRelay(name), ()).await
+async fn delete_relay(State(app): App, conditions: Conditions, Key(name): Key<Name>) -> Result<Response, ApiError> {
+    change(&app, conditions, Change::DeleteRelay(name), ()).await
 }
 
 // Interfaces
 
-#[utoipa::path(get, path = paths::INTERFACES, tag = "interfaces", responses((status = 200, body = Page<Interface>)))]
-async fn list_interfaces(State(app): App) -> Json<Page<Interface>> {
-    all(interfaces(&app).into_iter())
+#[utoipa::path(get, path = paths::INTERFACES, tag = "interfaces", responses((status = 200, body = Page<Versioned<Interface>>)))]
+async fn list_interfaces(State(app): App) -> Json<Page<Versioned<Interface>>> {
+    let revisions = app.store.snapshot().revisions;
+    all(interfaces(&app)
+        .into_iter()
+        .map(|resource| Versioned { revision: revisions.of(Kind::Interface, &resource.name), resource }))
 }
 
 #[utoipa::path(get, path = paths::INTERFACE, tag = "interfaces", params(("name" = String, Path)),
-    responses((status = 200, body = Interface), (status = 404, body = Problem), (status = 422, body = Problem)))]
-async fn get_interface(State(app): App, Key(name): Key<InterfaceName>) -> Result<Json<Interface>, ApiError> {
-    let tables = app.store.snapshot().tables;
-    let interface = tables.interfaces.get(&name).ok_or_else(|| not_found(Kind::Interface, &name))?;
-    Ok(Json(Interface::new(interface, app.reconciler.observed().interfaces.get(name.as_str()))))
+    responses((status = 200, body = Versioned<Interface>), (status = 404, body = Problem), (status = 422, body = Problem)))]
+async fn get_interface(
+    State(app): App,
+    conditions: Conditions,
+    Key(name): Key<InterfaceName>,
+) -> Result<Response, ApiError> {
+    let snapshot = app.store.snapshot();
+    let interface = snapshot.tables.interfaces.get(&name).ok_or_else(|| not_found(Kind::Interface, &name))?;
+    let resource = Interface::new(interface, app.reconciler.observed().interfaces.get(name.as_str()));
+    let revision = snapshot.revisions.of(Kind::Interface, &name);
+    show(&conditions, Kind::Interface, &name, Versioned { resource, revision })
 }
 
 #[utoipa::path(put, path = paths::INTERFACE, tag = "interfaces", params(("name" = String, Path)), request_body = InterfacePut,
-    responses((status = 200, body = Interface), (status = 201, body = Interface), (status = 400, body = Problem),
+    responses((status = 200, body = Versioned<Interface>), (status = 201, body = Versioned<Interface>), (status = 400, body = Problem),
     (status = 409, body = Problem), (status = 422, body = Problem)))]
 async fn put_interface(
     State(app): App,
+    conditions: Conditions,
     Key(name): Key<InterfaceName>,
     Body(body): Body<InterfacePut>,
 ) -> Result<Response, ApiError> {
@@ -351,7 +397,7 @@ async fn put_interface(
         foreign_sources: body.foreign_sources,
         source: Source::Api,
     };
-    let committed = commit(&app, Change::PutInterface(interface.clone())).await?;
+    let committed = commit(&app, conditions, Change::PutInterface(interface.clone())).await?;
     // Read after the change was applied, so that the answer tells whether the attachment worked.
     let observed = app.reconciler.observed();
     Ok(committed.answer(Interface::new(&interface, observed.interfaces.get(interface.name.as_str()))))
@@ -359,8 +405,12 @@ async fn put_interface(
 
 #[utoipa::path(delete, path = paths::INTERFACE, tag = "interfaces", params(("name" = String, Path)),
     responses((status = 204), (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
-async fn delete_interface(State(app): App, Key(name): Key<InterfaceName>) -> Result<Response, ApiError> {
-    change(&app, Change::DeleteInterface(name), ()).await
+async fn delete_interface(
+    State(app): App,
+    conditions: Conditions,
+    Key(name): Key<InterfaceName>,
+) -> Result<Response, ApiError> {
+    change(&app, conditions, Change::DeleteInterface(name), ()).await
 }
 
 // What the kernel does
@@ -705,6 +755,8 @@ const COUNTED_IN_PATH: &str = "An address; one of IPv6 stands for its /64";
 /// A change that was carried out.
 struct Done {
     revision: u64,
+    /// What changed the resource last, if there is one and it is there.
+    resource: Option<u64>,
     outcome: Outcome,
     applied: bool,
 }
@@ -716,7 +768,10 @@ impl Done {
             Outcome::Replaced | Outcome::Unchanged => StatusCode::OK,
             Outcome::Deleted | Outcome::Expired(_) | Outcome::Removed(_) => StatusCode::NO_CONTENT,
         };
-        self.with_headers(status, body)
+        match self.resource {
+            Some(revision) => self.with_headers(status, Versioned { resource: body, revision }),
+            None => self.with_headers(status, body),
+        }
     }
 
     fn with_headers(&self, status: StatusCode, body: impl serde::Serialize) -> Response {
@@ -724,22 +779,30 @@ impl Done {
             StatusCode::NO_CONTENT => status.into_response(),
             status => (status, Json(body)).into_response(),
         };
-        let etag = HeaderValue::from_str(&format!("\"{}\"", self.revision)).expect("digits in quotes");
-        response.headers_mut().insert(header::ETAG, etag);
+        let headers = response.headers_mut();
+        if let Some(revision) = self.resource {
+            headers.insert(header::ETAG, etag(revision));
+        }
+        headers.insert(HeaderName::from_static(REVISION_HEADER), HeaderValue::from(self.revision));
         let applied = HeaderValue::from_static(if self.applied { "true" } else { "false" });
-        response.headers_mut().insert(HeaderName::from_static(APPLIED_HEADER), applied);
+        headers.insert(HeaderName::from_static(APPLIED_HEADER), applied);
         response
     }
 }
 
-async fn commit(app: &AppState, change: Change) -> Result<Done, ApiError> {
-    let committed = app.store.change(change).await?;
-    let applied = app.reconciler.applied(committed.revision, limits::API_APPLY_WAIT).await;
-    Ok(Done { revision: committed.revision, outcome: committed.outcome, applied })
+async fn commit(app: &AppState, conditions: Conditions, change: Change) -> Result<Done, ApiError> {
+    let Committed { revision, resource, outcome } = app.store.change_if(change, conditions).await?;
+    let applied = app.reconciler.applied(revision, limits::API_APPLY_WAIT).await;
+    Ok(Done { revision, resource, outcome, applied })
 }
 
-async fn change(app: &AppState, change: Change, body: impl serde::Serialize) -> Result<Response, ApiError> {
-    Ok(commit(app, change).await?.answer(body))
+async fn change(
+    app: &AppState,
+    conditions: Conditions,
+    change: Change,
+    body: impl serde::Serialize,
+) -> Result<Response, ApiError> {
+    Ok(commit(app, conditions, change).await?.answer(body))
 }
 
 fn all<T>(items: impl Iterator<Item = T>) -> Json<Page<T>> {
@@ -771,11 +834,15 @@ fn page_rows(limit: Option<u32>) -> Result<u32, ApiError> {
 }
 
 /// A page of `rows_max` rows; one row more than that tells that there is another page, which begins after the cursor of the last.
-fn paged<R, T: From<R>>(mut rows: Vec<R>, rows_max: u32, cursor: impl Fn(&R) -> String) -> Json<Page<T>> {
+fn paged<R, T: From<R>>(
+    mut rows: Vec<Versioned<R>>,
+    rows_max: u32,
+    cursor: impl Fn(&R) -> String,
+) -> Json<Page<Versioned<T>>> {
     let more = rows.len() > rows_max as usize;
     rows.truncate(rows_max as usize);
-    let next_cursor = rows.last().filter(|_| more).map(cursor);
-    Json(Page { items: rows.into_iter().map(T::from).collect(), next_cursor })
+    let next_cursor = rows.last().filter(|_| more).map(|last| cursor(last));
+    Json(Page { items: rows.into_iter().map(|row| row.map(T::from)).collect(), next_cursor })
 }
 
 fn in_query<T>(name: &str, value: Result<T, Invalid>) -> Result<T, ApiError> {

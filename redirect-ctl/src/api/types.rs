@@ -120,6 +120,9 @@ pub mod paths {
 /// `false` in an answer to a change that the kernel does not hold yet.
 pub const APPLIED_HEADER: &str = "redirect-applied";
 
+/// The revision of the configuration at which a change can be seen.
+pub const REVISION_HEADER: &str = "redirect-revision";
+
 /// How many routes an export leaves out.
 pub const OMITTED_HEADER: &str = "redirect-omitted";
 
@@ -163,6 +166,10 @@ pub struct SubscriberPut {
     pub source: Origin,
     #[serde(default)]
     pub expires: Option<Time>,
+    /// Ignored.
+    #[serde(default, skip_serializing)]
+    #[schema(value_type = Option<u64>, read_only)]
+    pub revision: Option<serde_json::Value>,
 }
 
 fn operator() -> Origin {
@@ -238,6 +245,10 @@ pub struct ClassPut {
     pub gateway: Option<Name>,
     #[serde(default)]
     pub smtp: Smtp,
+    /// Ignored.
+    #[serde(default, skip_serializing)]
+    #[schema(value_type = Option<u64>, read_only)]
+    pub revision: Option<serde_json::Value>,
 }
 
 fn pass() -> Fallback {
@@ -334,6 +345,10 @@ pub struct RelayPut {
     #[serde(default, skip_serializing)]
     #[schema(value_type = Option<u64>, read_only)]
     pub flows: Option<serde_json::Value>,
+    /// Ignored.
+    #[serde(default, skip_serializing)]
+    #[schema(value_type = Option<u64>, read_only)]
+    pub revision: Option<serde_json::Value>,
 }
 
 fn enabled_relay() -> RelayStatus {
@@ -399,6 +414,10 @@ pub struct InterfacePut {
     #[serde(default, skip_serializing)]
     #[schema(value_type = Option<InterfaceStatus>, read_only)]
     pub status: Option<serde_json::Value>,
+    /// Ignored.
+    #[serde(default, skip_serializing)]
+    #[schema(value_type = Option<u64>, read_only)]
+    pub revision: Option<serde_json::Value>,
 }
 
 fn subscriber_role() -> Role {
@@ -538,6 +557,10 @@ pub struct RoutePut {
     pub group: Option<Name>,
     #[serde(default)]
     pub note: String,
+    /// Ignored.
+    #[serde(default, skip_serializing)]
+    #[schema(value_type = Option<u64>, read_only)]
+    pub revision: Option<serde_json::Value>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]

@@ -10,6 +10,7 @@ use crate::{
     api::types::{Certificate, paths},
     cli::{CertificateSet, CertificateVerb},
     limits,
+    revision::Versioned,
 };
 
 pub(super) async fn run(context: &mut Context<'_>, verb: CertificateVerb) -> Result<(), Error> {
@@ -22,7 +23,8 @@ pub(super) async fn run(context: &mut Context<'_>, verb: CertificateVerb) -> Res
             if let Some(key_file) = key_file {
                 body["key"] = context.read(&key_file, limits::BODY_BYTES_MAX)?.into();
             }
-            let (answer, changed): (Certificate, _) = context.client.put(paths::CERTIFICATE, &name, &body).await?;
+            let (answer, changed): (Versioned<Certificate>, _) =
+                context.client.put(paths::CERTIFICATE, &name, &body).await?;
             context.set(&format!("certificate {}", answer.name), &answer, changed)
         }
         CertificateVerb::Delete { name } => {
@@ -32,8 +34,8 @@ pub(super) async fn run(context: &mut Context<'_>, verb: CertificateVerb) -> Res
     }
 }
 
-fn table(certificates: &[Certificate]) -> Table {
-    let row = |certificate: &Certificate| {
+fn table(certificates: &[Versioned<Certificate>]) -> Table {
+    let row = |certificate: &Versioned<Certificate>| {
         [
             certificate.name.to_string(),
             or_dash(Some(joined(certificate.names.iter().cloned()))),

@@ -10,6 +10,7 @@ use crate::{
     api::types::{Class, ClassPut, paths},
     cli::{ClassVerb, SmtpArgs},
     desired::Limits,
+    revision::Versioned,
     smtp::{Smtp, Unauthenticated},
 };
 
@@ -34,8 +35,9 @@ pub(super) async fn run(context: &mut Context<'_>, verb: ClassVerb) -> Result<()
                 },
                 gateway: args.gateway,
                 smtp: smtp(args.smtp)?,
+                revision: None,
             };
-            let (answer, changed): (Class, _) = context.client.put(paths::CLASS, &args.name, &body).await?;
+            let (answer, changed): (Versioned<Class>, _) = context.client.put(paths::CLASS, &args.name, &body).await?;
             context.set(&format!("class {}", answer.name), &answer, changed)
         }
         ClassVerb::Delete { name } => {
@@ -71,8 +73,8 @@ fn smtp(args: SmtpArgs) -> Result<Smtp, Error> {
     })
 }
 
-fn table(classes: &[Class]) -> Table {
-    let row = |class: &Class| {
+fn table(classes: &[Versioned<Class>]) -> Table {
+    let row = |class: &Versioned<Class>| {
         [
             class.name.to_string(),
             class.action.to_string(),

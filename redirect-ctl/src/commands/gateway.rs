@@ -16,6 +16,7 @@ use crate::{
         types::{Gateway as Answer, paths},
     },
     cli::{GatewaySet, GatewayVerb},
+    revision::Versioned,
 };
 
 pub(super) async fn run(context: &mut Context<'_>, verb: GatewayVerb) -> Result<(), Error> {
@@ -54,7 +55,7 @@ pub(super) async fn run(context: &mut Context<'_>, verb: GatewayVerb) -> Result<
 }
 
 async fn put(context: &mut Context<'_>, gateway: &Gateway) -> Result<(), Error> {
-    let (answer, changed): (Answer, _) =
+    let (answer, changed): (Versioned<Answer>, _) =
         context.client.put(paths::GATEWAY, &gateway.name, &with_password(gateway)?).await?;
     context.set(&format!("gateway {}", answer.gateway.name), &answer, changed)
 }
@@ -141,8 +142,8 @@ fn stages(report: &VerifyReport) -> Table {
     Table::new(["STAGE", "RESULT", "TIME", "DETAIL"], report.stages.iter().flat_map(rows))
 }
 
-fn table(gateways: &[Answer]) -> Table {
-    let row = |Answer { gateway, state }: &Answer| {
+fn table(gateways: &[Versioned<Answer>]) -> Table {
+    let row = |Versioned { resource: Answer { gateway, state }, .. }: &Versioned<Answer>| {
         let verification = match &gateway.verification {
             Verification::None => "none",
             Verification::Ca { .. } => "ca",

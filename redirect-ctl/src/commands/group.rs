@@ -6,7 +6,7 @@ use super::{
     Context, Error,
     output::{Table, joined, or_dash, word},
 };
-use crate::{api::types::paths, cli::GroupVerb};
+use crate::{api::types::paths, cli::GroupVerb, revision::Versioned};
 
 pub(super) async fn run(context: &mut Context<'_>, verb: GroupVerb) -> Result<(), Error> {
     match verb {
@@ -15,7 +15,8 @@ pub(super) async fn run(context: &mut Context<'_>, verb: GroupVerb) -> Result<()
         GroupVerb::Set(args) => {
             let group =
                 Group { name: args.name, description: args.description, balance: args.balance, members: args.members };
-            let (answer, changed): (Group, _) = context.client.put(paths::GROUP, &group.name, &group).await?;
+            let (answer, changed): (Versioned<Group>, _) =
+                context.client.put(paths::GROUP, &group.name, &group).await?;
             context.set(&format!("group {}", answer.name), &answer, changed)
         }
         GroupVerb::Delete { name } => {
@@ -25,12 +26,12 @@ pub(super) async fn run(context: &mut Context<'_>, verb: GroupVerb) -> Result<()
     }
 }
 
-fn table(groups: &[Group]) -> Table {
+fn table(groups: &[Versioned<Group>]) -> Table {
     let member = |Member { gateway, rank }: &Member| match rank {
         0 => gateway.to_string(),
         rank => format!("{gateway}:{rank}"),
     };
-    let row = |group: &Group| {
+    let row = |group: &Versioned<Group>| {
         [
             group.name.to_string(),
             word(&group.balance),

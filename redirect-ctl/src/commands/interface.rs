@@ -7,6 +7,7 @@ use super::{
 use crate::{
     api::types::{Interface, InterfacePut, paths},
     cli::InterfaceVerb,
+    revision::Versioned,
 };
 
 pub(super) async fn run(context: &mut Context<'_>, verb: InterfaceVerb) -> Result<(), Error> {
@@ -21,8 +22,10 @@ pub(super) async fn run(context: &mut Context<'_>, verb: InterfaceVerb) -> Resul
                 foreign_sources: args.foreign_sources,
                 source: None,
                 status: None,
+                revision: None,
             };
-            let (answer, changed): (Interface, _) = context.client.put(paths::INTERFACE, &args.name, &body).await?;
+            let (answer, changed): (Versioned<Interface>, _) =
+                context.client.put(paths::INTERFACE, &args.name, &body).await?;
             context.set(&format!("interface {}", answer.name), &answer, changed)
         }
         InterfaceVerb::Delete { name } => {
@@ -32,8 +35,8 @@ pub(super) async fn run(context: &mut Context<'_>, verb: InterfaceVerb) -> Resul
     }
 }
 
-fn table(interfaces: &[Interface]) -> Table {
-    let row = |interface: &Interface| {
+fn table(interfaces: &[Versioned<Interface>]) -> Table {
+    let row = |interface: &Versioned<Interface>| {
         [
             interface.name.to_string(),
             interface.role.to_string(),

@@ -9,6 +9,7 @@ use super::{
 use crate::{
     api::types::{ManagedDomainListQuery, paths},
     cli::ManagedDomainVerb,
+    revision::Versioned,
 };
 
 pub(super) async fn run(context: &mut Context<'_>, verb: ManagedDomainVerb) -> Result<(), Error> {
@@ -21,7 +22,7 @@ pub(super) async fn run(context: &mut Context<'_>, verb: ManagedDomainVerb) -> R
         ManagedDomainVerb::Set(args) => {
             let target = args.gateway.map(Target::Gateway).or(args.group.map(Target::Group));
             let managed = ManagedDomain { domain: args.domain, target };
-            let (answer, changed): (ManagedDomain, _) =
+            let (answer, changed): (Versioned<ManagedDomain>, _) =
                 context.client.put(paths::MANAGED_DOMAIN, &managed.domain, &managed).await?;
             context.set(&format!("managed domain {}", answer.domain), &answer, changed)
         }
@@ -32,8 +33,8 @@ pub(super) async fn run(context: &mut Context<'_>, verb: ManagedDomainVerb) -> R
     }
 }
 
-fn table(domains: &[ManagedDomain]) -> Table {
-    let row = |managed: &ManagedDomain| {
+fn table(domains: &[Versioned<ManagedDomain>]) -> Table {
+    let row = |managed: &Versioned<ManagedDomain>| {
         [
             managed.domain.to_string(),
             or_dash(managed.target.as_ref().map(|target| target.to_string().replace(' ', "="))),

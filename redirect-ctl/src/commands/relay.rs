@@ -10,6 +10,7 @@ use crate::{
     api::types::{Relay, RelayHealth, RelayPut, paths},
     cli::RelayVerb,
     desired::{Delivery, Name, RelayStatus},
+    revision::Versioned,
 };
 
 pub(super) async fn run(context: &mut Context<'_>, verb: RelayVerb) -> Result<(), Error> {
@@ -28,7 +29,7 @@ pub(super) async fn run(context: &mut Context<'_>, verb: RelayVerb) -> Result<()
 }
 
 async fn put(context: &mut Context<'_>, name: &Name, body: RelayPut) -> Result<(), Error> {
-    let (answer, changed): (Relay, _) = context.client.put(paths::RELAY, name, &body).await?;
+    let (answer, changed): (Versioned<Relay>, _) = context.client.put(paths::RELAY, name, &body).await?;
     context.set(&format!("relay {}", answer.name), &answer, changed)
 }
 
@@ -39,11 +40,11 @@ async fn set_status(context: &mut Context<'_>, name: &Name, status: RelayStatus)
 }
 
 fn body(ipv4: Option<SocketAddrV4>, ipv6: Option<SocketAddrV6>, delivery: Delivery, status: RelayStatus) -> RelayPut {
-    RelayPut { name: None, ipv4, ipv6, delivery, status, source: None, health: None, flows: None }
+    RelayPut { name: None, ipv4, ipv6, delivery, status, source: None, health: None, flows: None, revision: None }
 }
 
-fn table(relays: &[Relay]) -> Table {
-    let row = |relay: &Relay| {
+fn table(relays: &[Versioned<Relay>]) -> Table {
+    let row = |relay: &Versioned<Relay>| {
         [
             relay.name.to_string(),
             or_dash(relay.ipv4),

@@ -18,6 +18,7 @@ use crate::{
     cli::{self, RouteVerb},
     desired::Name,
     limits,
+    revision::Versioned,
 };
 
 pub(super) async fn run(context: &mut Context<'_>, verb: RouteVerb) -> Result<(), Error> {
@@ -68,7 +69,7 @@ async fn set(context: &mut Context<'_>, args: cli::RouteSet) -> Result<(), Error
     conditions.size = args.size.or(conditions.size);
     conditions.priority = args.priority.or(conditions.priority);
     let body = RoutePut { gateway: args.gateway, group: args.group, note: args.note, ..RoutePut::default() };
-    let (answer, changed): (Route, _) = context.client.put(paths::ROUTE, &key, &body).await?;
+    let (answer, changed): (Versioned<Route>, _) = context.client.put(paths::ROUTE, &key, &body).await?;
     context.set(&format!("route {}", answer.key), &answer, changed)
 }
 
@@ -78,7 +79,7 @@ async fn delete_many(context: &mut Context<'_>, filter: cli::RouteFilter, yes: b
     let mut query = list_query(&filter);
     query.limit = Some(limits::PAGE_ROWS_MAX);
     loop {
-        let page: crate::api::types::Page<Route> = context.client.page(paths::ROUTES, &query).await?;
+        let page: crate::api::types::Page<Versioned<Route>> = context.client.page(paths::ROUTES, &query).await?;
         count += page.items.len() as u64;
         query.cursor = page.next_cursor;
         if query.cursor.is_none() {
@@ -149,8 +150,8 @@ fn changes(report: &RouteImport) -> Table {
     Table::new(["CHANGE", "ROUTE"], rows.chain([["unchanged".to_owned(), format!("({})", report.unchanged)]]))
 }
 
-fn table(routes: &[Route]) -> Table {
-    let row = |Route { key, route }: &Route| {
+fn table(routes: &[Versioned<Route>]) -> Table {
+    let row = |Versioned { resource: Route { key, route }, .. }: &Versioned<Route>| {
         let conditions = &route.conditions;
         let size = conditions.size.map(|SizeRange { min, max }| match max {
             u64::MAX => format!("{min}.."),

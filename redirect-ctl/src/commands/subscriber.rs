@@ -8,6 +8,7 @@ use crate::{
     api::types::{Subscriber, SubscriberListQuery, SubscriberPut, paths},
     cli::{SubscriberList, SubscriberSet, SubscriberVerb},
     desired::Time,
+    revision::Versioned,
 };
 
 pub(super) async fn run(context: &mut Context<'_>, verb: SubscriberVerb) -> Result<(), Error> {
@@ -34,13 +35,14 @@ async fn set(context: &mut Context<'_>, args: SubscriberSet) -> Result<(), Error
     let seconds = args.ttl.map(|ttl| i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX));
     let expires =
         seconds.map(|seconds| Time { seconds: Time::now().seconds.saturating_add(seconds.max(1)) }).or(args.expires);
-    let body = SubscriberPut { prefix: None, class: args.class, source: args.source, expires };
-    let (answer, changed): (Subscriber, _) = context.client.put(paths::SUBSCRIBER, &args.prefix, &body).await?;
+    let body = SubscriberPut { prefix: None, class: args.class, source: args.source, expires, revision: None };
+    let (answer, changed): (Versioned<Subscriber>, _) =
+        context.client.put(paths::SUBSCRIBER, &args.prefix, &body).await?;
     context.set(&format!("subscriber {}", answer.prefix), &answer, changed)
 }
 
-fn table(subscribers: &[Subscriber]) -> Table {
-    let row = |subscriber: &Subscriber| {
+fn table(subscribers: &[Versioned<Subscriber>]) -> Table {
+    let row = |subscriber: &Versioned<Subscriber>| {
         [
             subscriber.prefix.to_string(),
             subscriber.class.to_string(),

@@ -6,6 +6,7 @@ use super::{Context, Error, output::Table};
 use crate::{
     api::types::{User, UserListQuery, paths},
     cli::{UserSet, UserVerb},
+    revision::Versioned,
 };
 
 pub(super) async fn run(context: &mut Context<'_>, verb: UserVerb) -> Result<(), Error> {
@@ -17,7 +18,7 @@ pub(super) async fn run(context: &mut Context<'_>, verb: UserVerb) -> Result<(),
         UserVerb::Get { name } => context.get(paths::USER, &name, table).await,
         UserVerb::Set(UserSet { name, password_file }) => {
             let body = json!({"password": context.first_line(&password_file)?.expose()});
-            let (answer, changed): (User, _) = context.client.put(paths::USER, &name, &body).await?;
+            let (answer, changed): (Versioned<User>, _) = context.client.put(paths::USER, &name, &body).await?;
             context.set(&format!("user {}", answer.name), &answer, changed)
         }
         UserVerb::Delete { name } => {
@@ -27,6 +28,6 @@ pub(super) async fn run(context: &mut Context<'_>, verb: UserVerb) -> Result<(),
     }
 }
 
-fn table(users: &[User]) -> Table {
+fn table(users: &[Versioned<User>]) -> Table {
     Table::new(["NAME"], users.iter().map(|user| [user.name.to_string()]))
 }

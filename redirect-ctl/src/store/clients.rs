@@ -7,11 +7,12 @@ use std::collections::BTreeMap;
 use redirect_relay::{Certificate, CertificateInvalid, Users, gateway::Secret};
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
-use super::{Error, Fault, Kind, Outcome, RowResult, Step, read_rows, word};
+use super::{Error, Fault, Kind, Outcome, RowResult, Step, read_rows, revisions::versioned, word};
 use crate::{
     clients::{CertificateSpec, Clients, User, Username},
     desired::{Name, Tables, Time},
     limits,
+    revision::Versioned,
 };
 
 pub(super) fn clients_schema(transaction: &Transaction<'_>) -> Result<(), Error> {
@@ -44,9 +45,10 @@ pub(super) fn read_clients(connection: &Connection, tables: &Tables) -> Result<C
         .ok_or_else(|| Error::Corrupt { what: "a class", value: "without its certificate".to_owned() })
 }
 
-pub(super) fn select_user(connection: &Connection, name: &Username) -> Result<Option<User>, Error> {
-    let sql = "SELECT name, verifier FROM users WHERE name = ?1";
-    connection.prepare_cached(sql)?.query_row([name.as_str()], user_row).optional()?.transpose()
+pub(super) fn select_user(connection: &Connection, name: &Username) -> Result<Option<Versioned<User>>, Error> {
+    let sql = "SELECT name, verifier, revision FROM users WHERE name = ?1";
+    let mut statement = connection.prepare_cached(sql)?;
+    statement.query_row([name.as_str()], |row| versioned(row, user_row)).optional()?.transpose()
 }
 
 /// A page of the users in the order of their names.
@@ -54,10 +56,11 @@ pub(super) fn select_users(
     connection: &Connection,
     after: Option<&Username>,
     rows_max: u32,
-) -> Result<Vec<User>, Error> {
-    let sql = "SELECT name, verifier FROM users WHERE name > ?1 ORDER BY name LIMIT ?2";
+) -> Result<Vec<Versioned<User>>, Error> {
+    let sql = "SELECT name, verifier, revision FROM users WHERE name > ?1 ORDER BY name LIMIT ?2";
     let mut statement = connection.prepare_cached(sql)?;
-    let rows = statement.query_map(params![after.map_or("", Username::as_str), rows_max], user_row)?;
+    let after = after.map_or("", Username::as_str);
+    let rows = statement.query_map(params![after, rows_max], |row| versioned(row, user_row))?;
     rows.map(|row| row?).collect()
 }
 
@@ -121,9 +124,9 @@ impl Step<'_> {
             }
         };
         self.connection.execute(
-            "INSERT INTO certificates (name, chain, key) VALUES (?1, ?2, ?3)
-             ON CONFLICT (name) DO UPDATE SET chain = excluded.chain, key = excluded.key",
-            params![spec.name.as_str(), spec.chain, spec.key.expose()],
+            "INSERT INTO certificates (name, chain, key, revision) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT (name) DO UPDATE SET chain = excluded.chain, key = excluded.key, revision = excluded.revision",
+            params![spec.name.as_str(), spec.chain, spec.key.expose(), self.next_revision],
         )?;
         Ok(outcome)
     }
@@ -156,7 +159,7 @@ impl Step<'_> {
 
     pub(super) fn put_user(&self, user: &User) -> Result<Outcome, Error> {
         let outcome = match select_user(self.connection, &user.name)? {
-            Some(known) if known == *user => return Ok(Outcome::Unchanged),
+            Some(known) if *known == *user => return Ok(Outcome::Unchanged),
             Some(_) => Outcome::Replaced,
             None => {
                 self.refuse_beyond(Kind::User, "SELECT count(*) FROM users", limits::USERS_MAX)?;
@@ -164,8 +167,9 @@ impl Step<'_> {
             }
         };
         self.connection.execute(
-            "INSERT INTO users (name, verifier) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET verifier = excluded.verifier",
-            params![user.name.as_str(), user.verifier.to_string()],
+            "INSERT INTO users (name, verifier, revision) VALUES (?1, ?2, ?3)
+             ON CONFLICT (name) DO UPDATE SET verifier = excluded.verifier, revision = excluded.revision",
+            params![user.name.as_str(), user.verifier.to_string(), self.next_revision],
         )?;
         Ok(outcome)
     }

@@ -16,10 +16,11 @@ use redirect_relay::{
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{Error, Fault, Kind, Outcome, RowResult, Step, embedded_name, read_rows};
+use super::{Error, Fault, Kind, Outcome, RowResult, Step, embedded_name, read_rows, revisions::versioned};
 use crate::{
     desired::Tables,
     limits,
+    revision::Versioned,
     routes::{self, RouteKey, reversed},
 };
 
@@ -135,25 +136,26 @@ pub(super) fn read_routes(connection: &Connection) -> Result<Vec<Route>, Error> 
     read_rows(connection, "SELECT spec FROM routes ORDER BY place, key", spec_row)
 }
 
-pub(super) fn select_route(connection: &Connection, key: &RouteKey) -> Result<Option<Route>, Error> {
+pub(super) fn select_route(connection: &Connection, key: &RouteKey) -> Result<Option<Versioned<Route>>, Error> {
     connection
-        .prepare_cached("SELECT spec FROM routes WHERE place = ?1 AND key = ?2")?
-        .query_row(params![key.place(), key.to_string()], spec_row)
+        .prepare_cached("SELECT spec, revision FROM routes WHERE place = ?1 AND key = ?2")?
+        .query_row(params![key.place(), key.to_string()], |row| versioned(row, spec_row))
         .optional()?
         .transpose()
 }
 
-pub(super) fn select_routes(connection: &Connection, query: &RouteQuery) -> Result<Vec<Route>, Error> {
+pub(super) fn select_routes(connection: &Connection, query: &RouteQuery) -> Result<Vec<Versioned<Route>>, Error> {
     let RouteQuery { after, filter, rows_max } = query;
     let after = after.as_ref().map(|key| (key.place(), key.to_string()));
     let (place, key) = after.unwrap_or_default();
     let sql = format!(
-        "SELECT spec FROM routes WHERE (place, key) > (?1, ?2) AND {} ORDER BY place, key LIMIT ?3",
+        "SELECT spec, revision FROM routes WHERE (place, key) > (?1, ?2) AND {} ORDER BY place, key LIMIT ?3",
         RouteFilter::SQL.replace("?a", "?4").replace("?b", "?5").replace("?c", "?6")
     );
     let mut statement = connection.prepare_cached(&sql)?;
     let (within, target, class) = filter.columns();
-    let rows = statement.query_map(params![place, key, rows_max, within, target, class], spec_row)?;
+    let rows =
+        statement.query_map(params![place, key, rows_max, within, target, class], |row| versioned(row, spec_row))?;
     rows.map(|row| row?).collect()
 }
 
@@ -168,10 +170,13 @@ impl RouteFilter {
     }
 }
 
-pub(super) fn select_managed(connection: &Connection, domain: &Domain) -> Result<Option<ManagedDomain>, Error> {
+pub(super) fn select_managed(
+    connection: &Connection,
+    domain: &Domain,
+) -> Result<Option<Versioned<ManagedDomain>>, Error> {
     connection
-        .prepare_cached("SELECT spec FROM managed_domains WHERE domain = ?1")?
-        .query_row([domain.as_str()], spec_row)
+        .prepare_cached("SELECT spec, revision FROM managed_domains WHERE domain = ?1")?
+        .query_row([domain.as_str()], |row| versioned(row, spec_row))
         .optional()?
         .transpose()
 }
@@ -180,10 +185,11 @@ pub(super) fn select_managed_page(
     connection: &Connection,
     after: Option<&Domain>,
     rows_max: u32,
-) -> Result<Vec<ManagedDomain>, Error> {
-    let mut statement =
-        connection.prepare_cached("SELECT spec FROM managed_domains WHERE domain > ?1 ORDER BY domain LIMIT ?2")?;
-    let rows = statement.query_map(params![after.map_or("", Domain::as_str), rows_max], spec_row)?;
+) -> Result<Vec<Versioned<ManagedDomain>>, Error> {
+    let sql = "SELECT spec, revision FROM managed_domains WHERE domain > ?1 ORDER BY domain LIMIT ?2";
+    let mut statement = connection.prepare_cached(sql)?;
+    let after = after.map_or("", Domain::as_str);
+    let rows = statement.query_map(params![after, rows_max], |row| versioned(row, spec_row))?;
     rows.map(|row| row?).collect()
 }
 
@@ -331,7 +337,7 @@ impl Step<'_> {
     pub(super) fn put_route(&self, route: &Route) -> Result<Outcome, Error> {
         let key = RouteKey::of(route);
         let known = select_route(self.connection, &key)?;
-        if known.as_ref() == Some(route) {
+        if known.as_deref() == Some(route) {
             return Ok(Outcome::Unchanged);
         }
         let mut statement = self.connection.prepare_cached("SELECT spec FROM routes WHERE place = ?1")?;
@@ -343,7 +349,7 @@ impl Step<'_> {
             Pattern::Exact(domain) => select_managed(self.connection, domain)?,
             Pattern::Suffix(_) | Pattern::Default => None,
         };
-        let managed = managed.into_iter().map(|managed| ManagedDomain { target: None, ..managed }).collect();
+        let managed = managed.into_iter().map(|managed| ManagedDomain { target: None, ..managed.resource }).collect();
         self.check(RoutingSpec { routes, managed, ..RoutingSpec::default() })?;
         if known.is_none() {
             self.refuse_beyond(Kind::Route, "SELECT count(*) FROM routes", limits::ROUTES_MAX)?;
@@ -418,7 +424,7 @@ impl Step<'_> {
 
     pub(super) fn put_managed_domain(&self, managed: &ManagedDomain) -> Result<Outcome, Error> {
         let known = select_managed(self.connection, &managed.domain)?;
-        if known.as_ref() == Some(managed) {
+        if known.as_deref() == Some(managed) {
             return Ok(Outcome::Unchanged);
         }
         let place = reversed(managed.domain.as_str());
@@ -438,12 +444,13 @@ impl Step<'_> {
             self.refuse_beyond(Kind::ManagedDomain, sql, limits::MANAGED_DOMAINS_MAX)?;
         }
         self.connection.execute(
-            "INSERT INTO managed_domains (domain, target, spec) VALUES (?1, ?2, ?3)
-             ON CONFLICT (domain) DO UPDATE SET target = excluded.target, spec = excluded.spec",
+            "INSERT INTO managed_domains (domain, target, spec, revision) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT (domain) DO UPDATE SET target = excluded.target, spec = excluded.spec, revision = excluded.revision",
             params![
                 managed.domain.as_str(),
                 managed.target.as_ref().map(|target| target_name(target).as_str()),
-                json(managed)
+                json(managed),
+                self.next_revision
             ],
         )?;
         Ok(if known.is_some() { Outcome::Replaced } else { Outcome::Created })
@@ -482,9 +489,9 @@ impl Step<'_> {
 
     fn write_target(&self, name: &Name, kind: Kind, spec: &str, password: Option<&str>) -> Result<(), Error> {
         self.connection.execute(
-            "INSERT INTO targets (name, kind, spec, password) VALUES (?1, ?2, ?3, ?4)
-             ON CONFLICT (name) DO UPDATE SET spec = excluded.spec, password = excluded.password",
-            params![name.as_str(), kind.name(), spec, password],
+            "INSERT INTO targets (name, kind, spec, password, revision) VALUES (?1, ?2, ?3, ?4, ?5)
+             ON CONFLICT (name) DO UPDATE SET spec = excluded.spec, password = excluded.password, revision = excluded.revision",
+            params![name.as_str(), kind.name(), spec, password, self.next_revision],
         )?;
         Ok(())
     }
@@ -506,10 +513,17 @@ impl Step<'_> {
         }
         self.connection
             .prepare_cached(
-                "INSERT INTO routes (place, key, target, class, spec) VALUES (?1, ?2, ?3, ?4, ?5)
-                 ON CONFLICT (place, key) DO UPDATE SET target = excluded.target, spec = excluded.spec",
+                "INSERT INTO routes (place, key, target, class, spec, revision) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+                 ON CONFLICT (place, key) DO UPDATE SET target = excluded.target, spec = excluded.spec, revision = excluded.revision",
             )?
-            .execute(params![key.place(), key.to_string(), target.as_str(), class.map(Name::as_str), json(route)])?;
+            .execute(params![
+                key.place(),
+                key.to_string(),
+                target.as_str(),
+                class.map(Name::as_str),
+                json(route),
+                self.next_revision
+            ])?;
         Ok(())
     }
 

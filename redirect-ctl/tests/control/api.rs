@@ -43,7 +43,8 @@ async fn a_store_begins_with_the_default_classes() {
         *first,
         json!({
             "name": "misconfigured", "action": "redirect", "relays": [{"name": "embedded", "weight": 1}], "on_relay_down": "pass",
-            "on_class_change": "reset", "limits": NO_LIMITS.clone(), "gateway": null, "smtp": *NO_RULES
+            "on_class_change": "reset", "limits": NO_LIMITS.clone(), "gateway": null, "smtp": *NO_RULES,
+            "revision": 1
         })
     );
     assert_eq!(names(&lab.get("/v1/relays").await.expect(200)), ["embedded"]);
@@ -54,9 +55,11 @@ async fn a_store_begins_with_the_default_classes() {
 async fn a_subscriber_comes_changes_and_goes() {
     let lab = Lab::start().await;
     let put = lab.put("/v1/subscribers/10.20.0.0%2F16", r#"{"class":"configured"}"#).await.expect(201);
-    let whole = json!({"prefix": "10.20.0.0/16", "class": "configured", "source": "operator", "expires": null});
-    assert_eq!(put.json(), whole);
     let revision: u64 = put.header("etag").unwrap().trim_matches('"').parse().unwrap();
+    let whole = json!({"prefix": "10.20.0.0/16", "class": "configured", "source": "operator", "expires": null,
+        "revision": revision});
+    assert_eq!(put.json(), whole);
+    assert_eq!(put.header("redirect-revision"), Some(revision.to_string().as_str()));
     assert_eq!(put.header("redirect-applied"), Some("true"));
 
     // After the answer the kernel holds it: nobody has to wait.
@@ -76,7 +79,8 @@ async fn a_subscriber_comes_changes_and_goes() {
     assert_eq!(lab.get("/v1/subscribers/10.20.0.0%2f16").await.expect(200).json()["class"], "blocked");
 
     let gone = lab.delete("/v1/subscribers/10.20.0.0_16").await.expect(204);
-    assert_eq!(gone.header("etag"), Some(format!("\"{}\"", revision + 2).as_str()));
+    assert_eq!(gone.header("redirect-revision"), Some((revision + 2).to_string().as_str()));
+    assert_eq!(gone.header("etag"), None);
     assert!(lab.model.state().subscribers.is_empty());
     lab.get("/v1/subscribers/10.20.0.0_16").await.problem(404, "not_found", None);
     lab.delete("/v1/subscribers/10.20.0.0_16").await.problem(404, "not_found", None);

@@ -5,6 +5,7 @@ mod api;
 mod binary;
 mod cli;
 mod clients;
+mod conditions;
 mod daemon;
 mod health;
 mod log;

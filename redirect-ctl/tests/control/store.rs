@@ -127,6 +127,7 @@ async fn interfaces_of_an_earlier_version_serve_no_foreign_sources() {
     drop(store);
     writer.join().unwrap();
     let old = rusqlite::Connection::open(&path).unwrap();
+    old.execute_batch(&without_revisions(&["subscribers", "classes", "relays", "interfaces", "targets"])).unwrap();
     old.execute_batch(
         "ALTER TABLE interfaces DROP COLUMN foreign_sources; ALTER TABLE classes DROP COLUMN smtp;
          ALTER TABLE classes DROP COLUMN certificate; DROP TABLE certificates; DROP TABLE users;
@@ -152,6 +153,8 @@ async fn rules_of_an_earlier_version_go_on() {
     drop(store);
     writer.join().unwrap();
     let old = rusqlite::Connection::open(&path).unwrap();
+    let all = ["subscribers", "classes", "relays", "interfaces", "targets", "routes", "managed_domains"];
+    old.execute_batch(&without_revisions(&all)).unwrap();
     old.execute_batch(
         r#"ALTER TABLE classes DROP COLUMN certificate; DROP TABLE certificates; DROP TABLE users;
            UPDATE classes SET smtp = '{"tls":"none","auth":"accept_any","auth_cleartext":false,"refuse_literals":true}' WHERE name = 'gold';
@@ -256,6 +259,11 @@ async fn a_smaller_table_than_the_store_s_content_is_refused_at_the_start() {
 }
 
 /// The first schema, as redirectd 0.1 wrote it.
+/// Takes the column of the revision off again.
+fn without_revisions(tables: &[&str]) -> String {
+    tables.iter().map(|table| format!("ALTER TABLE {table} DROP COLUMN revision;")).collect()
+}
+
 const FIRST_SCHEMA: &str = "
     CREATE TABLE state (one INTEGER PRIMARY KEY CHECK (one = 1), revision INTEGER NOT NULL) STRICT;
     CREATE TABLE relays (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, ipv4 TEXT, ipv6 TEXT, delivery TEXT NOT NULL,

@@ -219,6 +219,11 @@ impl Answer {
     }
 }
 
+/// What the entity tag says.
+pub(crate) fn revision_of(answer: &Answer) -> u64 {
+    answer.header("etag").unwrap().trim_matches('"').parse().unwrap()
+}
+
 pub(crate) struct Output {
     pub(crate) code: u8,
     pub(crate) stdout: String,
