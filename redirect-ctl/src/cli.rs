@@ -13,7 +13,8 @@ use redirect_relay::{
 use serde::de::DeserializeOwned;
 
 use crate::{
-    api::{client::socket_of, types::RouteFormat},
+    access::AccessRole,
+    api::{endpoint::Endpoint, types::RouteFormat},
     clients::Username,
     config, dataplane,
     desired::{self, Counted, InterfaceName, Name, PoolRelay, Prefix, Time},
@@ -26,8 +27,15 @@ use crate::{
 #[derive(Debug, Parser)]
 #[command(name = "redirect-ctl", version, after_help = EXAMPLES)]
 pub struct Cli {
-    #[arg(long, global = true, help = "Where redirectd listens [env: REDIRECT_HOST] [default: unix:///run/redirect/api.sock]", value_name = "unix:///PATH", value_parser = host)]
-    pub host: Option<PathBuf>,
+    #[arg(
+        long,
+        global = true,
+        help = "Where redirectd listens: unix:///PATH or https://NAME:PORT [env: REDIRECT_HOST] [default: unix:///run/redirect/api.sock]",
+        value_name = "URL"
+    )]
+    pub host: Option<Endpoint>,
+    #[command(flatten)]
+    pub credentials: Credentials,
     /// How to print what was asked for
     #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]
     pub output: Output,
@@ -39,6 +47,28 @@ pub struct Cli {
     pub timeout: Duration,
     #[command(subcommand)]
     pub noun: Noun,
+}
+
+/// Who the caller is, where that is not told by the Unix socket. A token is never on the command line, where others could read it.
+#[derive(Debug, Args)]
+pub struct Credentials {
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        hide_short_help = true,
+        help = "The token is the first line of this file, or of standard input for \"-\" [env: REDIRECT_TOKEN, the token itself]"
+    )]
+    pub token_file: Option<PathBuf>,
+    /// The authority that signed redirectd's certificate, in PEM [default: those of the system]
+    #[arg(long, global = true, value_name = "FILE", hide_short_help = true)]
+    pub cacert: Option<PathBuf>,
+    /// The certificate to show to redirectd, in PEM
+    #[arg(long = "cert", global = true, value_name = "FILE", hide_short_help = true)]
+    pub client_cert: Option<PathBuf>,
+    /// Its key, in PEM
+    #[arg(long = "key", global = true, value_name = "FILE", hide_short_help = true)]
+    pub client_key: Option<PathBuf>,
 }
 
 const EXAMPLES: &str = "\
@@ -110,6 +140,12 @@ pub enum Noun {
     User(UserVerb),
     /// What is allowed and yet hardly meant: shadowed routes, mail and passwords in clear, gateways out of reach; exit code 1 if there is any
     Lint,
+    /// Bearer tokens: who may use the API over TCP
+    #[command(subcommand)]
+    Token(TokenVerb),
+    /// Who changed what, and who was refused
+    #[command(subcommand)]
+    Audit(AuditVerb),
     /// The operator's own domains, which cannot be routes
     #[command(subcommand)]
     ManagedDomain(ManagedDomainVerb),
@@ -834,6 +870,63 @@ pub struct UserSet {
     pub password_file: PathBuf,
 }
 
+#[derive(Debug, Subcommand)]
+pub enum TokenVerb {
+    /// Make a token and print it, this once
+    #[command(
+        after_help = "Examples:\n  redirect-ctl token create prometheus --role viewer > /etc/prometheus/redirect.token\n  \
+                      redirect-ctl token create portal --role integrator --within 10.20.0.0/16 --ttl 8760h"
+    )]
+    Create(TokenCreate),
+    /// List tokens, without their texts
+    List,
+    /// Make a token useless, from now on
+    #[command(after_help = "Example:\n  redirect-ctl token revoke portal")]
+    Revoke { name: Name },
+}
+
+#[derive(Debug, Args)]
+pub struct TokenCreate {
+    pub name: Name,
+    /// What it may do
+    #[arg(long, value_parser = word::<AccessRole>(AccessRole::WORDS))]
+    pub role: AccessRole,
+    /// Only subscribers inside this prefix; for integrators
+    #[arg(long, value_name = "PREFIX")]
+    pub within: Option<Prefix>,
+    /// How long it is good for [default: until it is revoked]
+    #[arg(long, value_name = "DURATION", value_parser = duration, conflicts_with = "expires")]
+    pub ttl: Option<Duration>,
+    /// Until when it is good (RFC 3339)
+    #[arg(long, value_name = "TIME")]
+    pub expires: Option<Time>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum AuditVerb {
+    /// Show the newest records
+    #[command(
+        after_help = "Examples:\n  redirect-ctl audit list\n  redirect-ctl audit list --since 24h\n  redirect-ctl -o json audit list --all"
+    )]
+    List(AuditList),
+    /// Print records as they are made, until interrupted
+    #[command(after_help = "Example:\n  redirect-ctl audit watch")]
+    Watch,
+}
+
+#[derive(Debug, Args)]
+pub struct AuditList {
+    /// The last so many
+    #[arg(long, default_value_t = limits::PAGE_ROWS_DEFAULT, value_parser = clap::value_parser!(u32).range(1..=i64::from(limits::PAGE_ROWS_MAX)))]
+    pub limit: u32,
+    /// All that are not older than this
+    #[arg(long, value_name = "DURATION", value_parser = duration, conflicts_with = "limit")]
+    pub since: Option<Duration>,
+    /// All that there are
+    #[arg(long, conflicts_with_all = ["limit", "since"])]
+    pub all: bool,
+}
+
 /// Decides what happens to subscribers' port-25 flows.
 #[derive(Debug, Parser)]
 #[command(
@@ -910,10 +1003,6 @@ fn member(text: &str) -> Result<Member, String> {
     let rank = rank.parse().map_err(|_| format!("{text:?} is not GATEWAY or GATEWAY:RANK"))?;
     let gateway = name.parse().map_err(|error: redirect_relay::gateway::NameInvalid| error.to_string())?;
     Ok(Member { gateway, rank })
-}
-
-fn host(text: &str) -> Result<PathBuf, desired::Invalid> {
-    socket_of(text)
 }
 
 /// A duration that a lock may have, in whole seconds.

@@ -4,6 +4,8 @@
 //! Everything else is set over REST. Keys are taken from the table one by one, so that every message knows its key and what is left over
 //! is unknown.
 
+mod access;
+
 use std::{
     fmt, fs,
     net::{SocketAddr, SocketAddrV4, SocketAddrV6},
@@ -22,6 +24,8 @@ use crate::{
     store::FileResources,
 };
 
+pub use self::access::{AccessSettings, Clients, TlsSettings};
+
 pub const DEFAULT_FILE: &str = "/etc/redirect/redirectd.toml";
 pub const DEFAULT_SOCKET: &str = "/run/redirect/api.sock";
 pub const DEFAULT_STORE: &str = "/var/lib/redirect/redirect.db";
@@ -32,6 +36,7 @@ pub struct Settings {
     /// Named in refusals to change what it owns.
     pub file: PathBuf,
     pub sockets: Vec<PathBuf>,
+    pub access: AccessSettings,
     pub store: PathBuf,
     pub dataplane: DataplaneSettings,
     pub relay: RelaySettings,
@@ -104,6 +109,16 @@ impl Settings {
         }
     }
 
+    /// Beside the store: hashes of the tokens.
+    pub fn tokens(&self) -> PathBuf {
+        self.store.with_added_extension("tokens")
+    }
+
+    /// Beside the store: who changed what.
+    pub fn audit(&self) -> PathBuf {
+        self.store.with_added_extension("audit")
+    }
+
     /// Beside the store: what was found of the sysctls that are changed.
     pub fn sysctl_notes(&self) -> PathBuf {
         self.store.with_added_extension("sysctls")
@@ -143,11 +158,15 @@ pub fn load(path: &Path, host_name: &str) -> Result<Settings, Error> {
 pub fn parse(path: &Path, text: &str, host_name: &str) -> Result<Settings, Error> {
     let reader = Reader { file: path };
     let table: Table = text.parse().map_err(|error| reader.syntax_error(text, &error))?;
-    let mut root =
-        reader.section("", table, &["api", "store", "dataplane", "relay", "health", "routing", "interface", "log"])?;
+    let mut root = reader.section(
+        "",
+        table,
+        &["api", "access", "store", "dataplane", "relay", "health", "routing", "interface", "log"],
+    )?;
 
-    let mut api = root.section("api", &["sockets"])?;
+    let mut api = root.section("api", access::API_KEYS)?;
     let sockets = api.paths("sockets", DEFAULT_SOCKET)?;
+    let access = access::read(&mut api, &mut root.section("access", access::ACCESS_KEYS)?)?;
     let mut store = root.section("store", &["path"])?;
     let store = store.path("path", DEFAULT_STORE)?;
 
@@ -189,7 +208,7 @@ pub fn parse(path: &Path, text: &str, host_name: &str) -> Result<Settings, Error
         "json" => Ok(LogFormat::Json),
         _ => Err(Invalid(format!("{word:?} is none of text, json"))),
     })?;
-    Ok(Settings { file: path.to_owned(), sockets, store, dataplane, relay, health, routing, interfaces, log })
+    Ok(Settings { file: path.to_owned(), sockets, access, store, dataplane, relay, health, routing, interfaces, log })
 }
 
 #[derive(Clone, Copy)]
@@ -293,6 +312,11 @@ impl<'a> Section<'a> {
     fn path(&mut self, key: &str, default: &str) -> Result<PathBuf, Error> {
         let text = self.string(key, "an absolute path in double quotes")?.unwrap_or_else(|| default.to_owned());
         self.absolute(key, &text)
+    }
+
+    fn optional_path(&mut self, key: &str) -> Result<Option<PathBuf>, Error> {
+        let text = self.string(key, "an absolute path in double quotes")?;
+        text.map(|text| self.absolute(key, &text)).transpose()
     }
 
     fn absolute(&self, key: &str, text: &str) -> Result<PathBuf, Error> {
@@ -543,7 +567,7 @@ mod tests {
     const BAD: &[(&str, &str)] = &[
         (
             "flows_max = 1",
-            "flows_max: unknown key; remove it; known here: api, store, dataplane, relay, health, routing, interface, log",
+            "flows_max: unknown key; remove it; known here: api, access, store, dataplane, relay, health, routing, interface, log",
         ),
         ("[dataplan]\n", "dataplan: unknown key; did you mean dataplane?"),
         ("[dataplane]\nflow_max = 1", "dataplane.flow_max: unknown key; did you mean flows_max?"),
@@ -572,6 +596,48 @@ mod tests {
             "api.sockets[0]: \"api.sock\" is not the absolute path of a file; begin with / and end with its name",
         ),
         ("[api]\nsockets = [\"/a\", \"/a\"]", "api.sockets[1]: /a is listed twice; remove one"),
+        (
+            "[api]\nlisten = \"8443\"",
+            "api.listen[0]: \"8443\" is no address; give ADDRESS:PORT such as \"10.20.0.1:8443\" or \"[fd00:20::1]:8443\"",
+        ),
+        (
+            "[api]\nlisten = \"10.0.0.1:8443\"",
+            "api.authentication: is missing: anybody who reaches 10.0.0.1:8443 could change anything; give [\"token\"], or [\"certificate\"] \
+             with api.client_ca, or both",
+        ),
+        (
+            "[api]\nlisten = \"127.0.0.1:8443\"\nauthentication = []",
+            "api.authentication: is missing: anybody who reaches 127.0.0.1:8443 could change anything; give [\"token\"], or [\"certificate\"] \
+             with api.client_ca, or both",
+        ),
+        ("[api]\nauthentication = [\"password\"]", "api.authentication[0]: \"password\" is none of token, certificate"),
+        (
+            "[api]\nlisten = [\"127.0.0.1:8080\", \"10.0.0.1:8443\"]\nauthentication = [\"token\"]",
+            "api.certificate: is missing: 10.0.0.1:8443 is no loopback address, and tokens would go over the network in clear; give \
+             api.certificate and api.key",
+        ),
+        (
+            "[api]\nlisten = \"127.0.0.1:8443\"\nauthentication = [\"certificate\"]\nclient_ca = \"/ca\"",
+            "api.certificate: is missing: clients' certificates are a part of TLS; give api.certificate and api.key",
+        ),
+        (
+            "[api]\nlisten = \"127.0.0.1:8443\"\nauthentication = [\"certificate\"]\ncertificate = \"/c\"\nkey = \"/k\"",
+            "api.client_ca: is missing: api.authentication has \"certificate\"; give the file of the authority that signs clients' certificates",
+        ),
+        (
+            "[api]\nlisten = \"127.0.0.1:8443\"\nauthentication = [\"token\"]\nclient_ca = \"/ca\"",
+            "api.client_ca: is given, but api.authentication has no \"certificate\"; add it, or remove this",
+        ),
+        ("[api]\ncertificate = \"/c\"", "api.key: is missing; give the file of the key of api.certificate"),
+        (
+            "[api]\nsocket_mode = \"0066\"",
+            "api.socket_mode: \"0066\" is not a mode; give the mode in octal digits, such as \"0660\", with 6 for the owner at least",
+        ),
+        (
+            "[access.users]\nanna = \"boss\"",
+            "access.users.anna: \"boss\" is none of viewer, integrator, operator, admin",
+        ),
+        ("[access]\ngroups = [\"x\"]", "access.groups: is an array; give a table of names and roles: [access.groups]"),
         (
             "[store]\npath = \"db\"",
             "store.path: \"db\" is not the absolute path of a file; begin with / and end with its name",

@@ -19,7 +19,17 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    api::{self, AppState, events::Watchers, server},
+    access::{
+        self, Peers, PeersError,
+        audit::{self, Audit},
+        tokens::{self, Tokens},
+    },
+    api::{
+        self, AppState,
+        events::Watchers,
+        gate::Access,
+        server::{self, Listener},
+    },
     config::Settings,
     dataplane::Dataplane,
     desired::Time,
@@ -40,6 +50,12 @@ pub enum Error {
     FirstSync(String),
     #[error(transparent)]
     Socket(#[from] server::Error),
+    #[error(transparent)]
+    Access(#[from] PeersError),
+    #[error(transparent)]
+    Tokens(#[from] tokens::Error),
+    #[error(transparent)]
+    Audit(#[from] audit::Error),
     #[error("relay.listen: cannot listen on {address}: {source}; give an address of this router and a free port")]
     Relay { address: SocketAddr, source: io::Error },
     #[error("{task} ended by itself: {reason}")]
@@ -107,7 +123,7 @@ async fn start_and_wait(
     let (reconciler, outcome) = first.await.map_err(|error| ended("the first comparison", &error))?;
     outcome.map_err(Error::FirstSync)?;
 
-    let sockets = settings.sockets.iter().map(|path| server::Socket::bind(path)).collect::<Result<Vec<_>, _>>()?;
+    let doors = Doors::open(&settings).await?;
     let (directory, locks) = FlowDirectory::new(Arc::clone(&flows), store.watch());
     let relay = Arc::new(Relay::new(relay_settings(&settings), directory));
     for address in settings.relay.listeners() {
@@ -146,6 +162,7 @@ async fn start_and_wait(
     tasks.spawn("the prober of relays", prober.run(stops.api.clone()));
     let (expiring, stop) = (store.clone(), stops.api.clone());
     tasks.spawn("the expiry", async move { run_expiry(expiring, stop).await.map_err(|error| error.to_string()) });
+    let Doors { listeners, access, peers, tls } = doors;
     let app = api::app(Arc::new(AppState {
         store,
         reconciler: handle.clone(),
@@ -156,17 +173,20 @@ async fn start_and_wait(
         verifications: Semaphore::new(limits::VERIFICATIONS_MAX),
         dataplane: settings.dataplane,
         watchers: Watchers::default(),
+        access,
         started,
     }));
-    let connections = Arc::new(Semaphore::new(limits::API_CONNECTIONS_MAX));
-    for (socket, path) in sockets.into_iter().zip(&settings.sockets) {
-        let serve = server::serve(socket, app.clone(), Arc::clone(&connections), stops.api.clone());
-        tasks.spawn(&format!("the API on {}", path.display()), async {
+    let service = |connections| server::Service::new(app.clone(), Arc::clone(&peers), connections, stops.api.clone());
+    let (unix, tcp) = (service(limits::API_CONNECTIONS_MAX), service(limits::API_TCP_CONNECTIONS_MAX));
+    for (name, listener) in listeners {
+        let serve = if matches!(listener, Listener::Unix(_)) { unix.clone() } else { tcp.clone() }.serve(listener);
+        tasks.spawn(&format!("the API on {name}"), async {
             serve.await;
             Ok(())
         });
     }
-    drop(app);
+    tasks.spawn("the renewal of the API's certificate", server::reload_on_hangup(tls, stops.api.clone()));
+    drop((app, unix, tcp));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), config = %settings.file.display(), "ready");
 
     let result = tokio::select! {
@@ -175,6 +195,37 @@ async fn start_and_wait(
     };
     stop_in_order(&handle, stops, tasks).await;
     result
+}
+
+/// Where the API listens, and who may use it.
+struct Doors {
+    listeners: Vec<(String, Listener)>,
+    access: Arc<Access>,
+    peers: Arc<Peers>,
+    tls: Option<Arc<server::Tls>>,
+}
+
+impl Doors {
+    async fn open(settings: &Settings) -> Result<Self, Error> {
+        let access = &settings.access;
+        let group = access.socket_group.as_ref().map(access::group_id).transpose()?;
+        let peers = Arc::new(Peers::resolve(&access.peers)?);
+        let tls = access.tls.as_ref().map(server::Tls::load).transpose()?.map(Arc::new);
+        let mut listeners = Vec::new();
+        for path in &settings.sockets {
+            let socket = server::Socket::bind(path, access.socket_mode, group)?;
+            listeners.push((path.display().to_string(), Listener::Unix(socket)));
+        }
+        for address in &access.listeners {
+            listeners.push((address.to_string(), Listener::Tcp(server::Port::bind(*address, tls.as_deref()).await?)));
+        }
+        let access = Arc::new(Access {
+            tokens: Arc::new(Tokens::open(&settings.tokens())?),
+            audit: Arc::new(Audit::open(&settings.audit(), limits::AUDIT_BYTES_MAX)?),
+            requests_per_second: access.requests_per_second,
+        });
+        Ok(Self { listeners, access, peers, tls })
+    }
 }
 
 async fn stop_in_order(handle: &Handle, stops: &Stops, tasks: &mut Tasks) {

@@ -11,11 +11,13 @@
 //! - [`health`]: asks relays whether they live
 //! - [`host`]: routes, sysctls and relays' sockets of the host
 //! - [`api`]: REST over the Unix socket, its types and its client; [`metrics`]: Prometheus
+//! - [`access`]: who may do what there, and who did
 //! - [`cli`] and [`commands`]: `redirect-ctl`; [`postfix`]: what it makes of the settings of a Postfix
 //! - [`relay`]: tells the embedded relay who a connection comes from and which gateway is its; [`smtp`]: how a class is treated there;
 //!   [`clients`]: the certificates and users that this takes
 //! - [`daemon`]: start order, tasks, stop; [`log`](mod@log): where its lines go; [`limits`]: every bound
 
+pub mod access;
 pub mod api;
 pub mod cli;
 pub mod clients;

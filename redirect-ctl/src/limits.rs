@@ -83,6 +83,41 @@ pub const HEALTH_GREETING_BYTES_MAX: usize = 4_096;
 /// Characters of a relay's greeting that an error quotes.
 pub const HEALTH_QUOTE_MAX: usize = 80;
 
+/// Groups of a local user that are looked at: the kernel's own bound (`NGROUPS_MAX`).
+pub const PEER_GROUPS_MAX: usize = 65_536;
+/// Tokens: all of them are in memory, and each change writes the file anew.
+pub const TOKENS_MAX: usize = 1_000;
+/// Bytes of each file of the audit: some 40,000 records.
+pub const AUDIT_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// Files of the audit; the oldest goes when another one begins.
+pub const AUDIT_FILES: usize = 8;
+/// Bytes of a path that a record of the audit shows.
+pub const AUDIT_PATH_BYTES_MAX: usize = 1_024;
+/// Bytes of a line of the audit: the path, which JSON may make six times as long, and the rest.
+pub const AUDIT_LINE_BYTES_MAX: u64 = 16 * 1024;
+/// Refusals that the audit lists, in each second and at once; those beyond are counted, so that who is refused cannot push out the rest.
+pub const AUDIT_REFUSALS: (u64, u64) = (10, 200);
+/// Requests of one caller in each second where the file does not say; twice as many at once.
+pub const REQUESTS_PER_SECOND: u32 = 2_000;
+/// Failed authentications of one address (IPv6: /64) in each minute, all of which may come at once.
+pub const AUTH_FAILURES_PER_MINUTE: u64 = 30;
+/// Callers and addresses whose rates are remembered at the same time, of each kind.
+pub const RATES_MAX: usize = 4_096;
+/// Bytes of a client's own `X-Request-Id`.
+pub const REQUEST_ID_BYTES_MAX: usize = 64;
+/// Connections to all TCP listeners together; apart from those of the Unix sockets, so that the network cannot shut the router's own tools out.
+pub const API_TCP_CONNECTIONS_MAX: usize = 256;
+/// Connections from one address (IPv6: /64).
+pub const API_TCP_CONNECTIONS_OF_ONE_MAX: usize = 64;
+/// A client on TCP has this long for the TLS handshake, and for the head of each request.
+pub const API_TCP_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// What was sent to a client on TCP and is not acknowledged, or not taken, for so long ends the connection.
+pub const API_TCP_USER_TIMEOUT: Duration = Duration::from_mins(1);
+/// Bytes of a body that a handler holds in memory, where [`BODY_BYTES_MAX`] would not do: a file of routes, or a configuration.
+pub const LARGE_BODY_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Such bodies that are taken at the same time.
+pub const LARGE_BODIES_MAX: usize = 4;
+
 /// Changes that wait for the store's writer.
 pub const STORE_QUEUE_MAX: usize = 256;
 /// Changes that share one commit, and so one fsync.

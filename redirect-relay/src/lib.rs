@@ -75,7 +75,7 @@ pub use crate::{
     gateway::tend,
     limits::{Limits, Timeouts},
     policy::{Access, Auth, LineEndings, Lock, Policy, Tls},
-    quota::{Kind, Quota, Rate},
+    quota::{Bucket, Kind, Quota, Rate},
     record::{Cause, GatewayReplies, Outcome, Record, Status, Times},
     relay::{Directory, Identity, Relay, Settings},
     reply::ReplyError,

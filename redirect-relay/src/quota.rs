@@ -85,11 +85,11 @@ impl Rate {
 
 /// What was taken at one rate: when all of it will have been earned, in nanoseconds since an epoch of its keeper's.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Bucket(u64);
+pub struct Bucket(u64);
 
 impl Bucket {
     /// Takes `amount` if the rate has it.
-    pub(crate) fn take(&mut self, rate: Rate, amount: u64, now: u64) -> bool {
+    pub fn take(&mut self, rate: Rate, amount: u64, now: u64) -> bool {
         let until = self.0.max(now).saturating_add(rate.cost(amount));
         let may = until - now <= rate.cost(rate.burst.get());
         if may {
@@ -101,6 +101,17 @@ impl Bucket {
     /// Takes `amount` whether the rate has it or not.
     pub(crate) fn charge(&mut self, rate: Rate, amount: u64, now: u64) {
         self.0 = self.0.max(now).saturating_add(rate.cost(amount));
+    }
+
+    /// Nanoseconds until the rate has `amount`, which is not more than its burst.
+    pub fn wait(self, rate: Rate, amount: u64, now: u64) -> u64 {
+        let until = self.0.saturating_sub(now).saturating_add(rate.cost(amount));
+        until.saturating_sub(rate.cost(rate.burst.get()))
+    }
+
+    /// When all that was taken will have been earned; by then the bucket says nothing any more.
+    pub const fn free_at(self) -> u64 {
+        self.0
     }
 
     /// Whether the rate has anything left.
@@ -210,7 +221,7 @@ struct Entry {
 impl Entry {
     /// From when on the entry says nothing.
     fn free_at(&self) -> u64 {
-        self.buckets.iter().max().map_or(0, |bucket| bucket.0)
+        self.buckets.iter().max().map_or(0, |bucket| bucket.free_at())
     }
 }
 
@@ -387,6 +398,19 @@ mod tests {
         assert_eq!([9, 10, 10, 19, 20].map(taken), [false, true, false, false, true]);
         // A long rest earns the burst and no more.
         assert_eq!([3600, 3600, 3600, 3600].map(taken), [true, true, true, false]);
+    }
+
+    #[test]
+    fn the_wait_is_the_least_after_which_it_can_be_taken() {
+        let rate = rate(6, 60, 3);
+        let mut bucket = Bucket::default();
+        let now = 5_000_000_000;
+        assert_eq!(bucket.wait(rate, 3, now), 0);
+        assert!(bucket.take(rate, 3, now));
+        let wait = bucket.wait(rate, 1, now);
+        assert_eq!(wait, 10_000_000_000);
+        assert!(!bucket.take(rate, 1, now + wait - 1));
+        assert!(bucket.take(rate, 1, now + wait));
     }
 
     #[test]

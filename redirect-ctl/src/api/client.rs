@@ -1,10 +1,10 @@
-//! The typed client that the CLI uses: HTTP over the daemon's Unix socket.
+//! The typed client that the CLI uses: HTTP over the daemon's Unix socket, or over TLS.
 
 use std::{
     fmt::{Display, Write},
     io,
     marker::PhantomData,
-    path::{Path, PathBuf},
+    path::Path,
     time::Duration,
 };
 
@@ -18,9 +18,10 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use redirect_relay::gateway::VerifyReport;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::{net::UnixStream, task::JoinSet, time::timeout};
+use tokio::{task::JoinSet, time::timeout};
 
 use super::{
+    endpoint::Transport,
     error::Problem,
     types::{
         APPLIED_HEADER, EventLine, EventQuery, ExplainQuery, Explanation, FlowList, FlowListQuery, Lock, LockPut,
@@ -28,15 +29,15 @@ use super::{
         RouteExportQuery, RouteFormat, RouteImport, RouteImportQuery, Stats, Status, TraceLine, TraceQuery, paths,
     },
 };
-use crate::{desired, limits};
+use crate::limits;
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("cannot reach redirectd at {}: {source}; is it running?", .socket.display())]
-    Unreachable { socket: PathBuf, source: io::Error },
-    #[error("no answer from redirectd at {} within {} s", .socket.display(), .after.as_secs_f64())]
-    Timeout { socket: PathBuf, after: Duration },
+    #[error("cannot reach redirectd at {host}: {source}; is it running?")]
+    Unreachable { host: String, source: io::Error },
+    #[error("no answer from redirectd at {host} within {} s", .after.as_secs_f64())]
+    Timeout { host: String, after: Duration },
     #[error("{}", .0.detail)]
     Problem(Box<Problem>),
     #[error("redirectd's answer makes no sense: {0}")]
@@ -54,13 +55,17 @@ pub struct Changed {
 /// A daemon's API.
 #[derive(Clone, Debug)]
 pub struct Client {
-    socket: PathBuf,
+    transport: Transport,
     timeout: Duration,
 }
 
 impl Client {
     pub fn new(socket: &Path, timeout: Duration) -> Self {
-        Self { socket: socket.to_owned(), timeout }
+        Self::over(Transport::unix(socket), timeout)
+    }
+
+    pub fn over(transport: Transport, timeout: Duration) -> Self {
+        Self { transport, timeout }
     }
 
     pub async fn status(&self) -> Result<Status, Error> {
@@ -86,7 +91,7 @@ impl Client {
     }
 
     pub async fn unlock(&self, address: &impl Display) -> Result<(), Error> {
-        self.request(Method::DELETE, &with_key(paths::LOCK, address), Vec::new()).await.map(drop)
+        self.remove(paths::LOCK, address).await
     }
 
     pub async fn explain(&self, query: &ExplainQuery) -> Result<Explanation, Error> {
@@ -107,22 +112,19 @@ impl Client {
         let open = self.open(format!("{path}?{}", query_text(query)?));
         timeout(self.timeout, open)
             .await
-            .map_err(|_| Error::Timeout { socket: self.socket.clone(), after: self.timeout })?
+            .map_err(|_| Error::Timeout { host: self.transport.name(), after: self.timeout })?
     }
 
     async fn open<T>(&self, target: String) -> Result<Lines<T>, Error> {
-        let unreachable = |source| Error::Unreachable { socket: self.socket.clone(), source };
-        let stream = UnixStream::connect(&self.socket).await.map_err(unreachable)?;
+        let unreachable = |source| Error::Unreachable { host: self.transport.name(), source };
+        let stream = self.transport.connect().await.map_err(unreachable)?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|error| unreachable(io::Error::other(error)))?;
         let mut tasks = JoinSet::new();
         // How it ends is told by the body.
         tasks.spawn(async { drop(connection.await) });
-        let request = Request::builder()
-            .uri(target)
-            .header(header::HOST, "redirectd")
-            .body(Empty::<Bytes>::new())
-            .map_err(|error| Error::Answer(error.to_string()))?;
+        let request =
+            self.head().uri(target).body(Empty::<Bytes>::new()).map_err(|error| Error::Answer(error.to_string()))?;
         let response = sender.send_request(request).await.map_err(|error| unreachable(io::Error::other(error)))?;
         let (head, body) = response.into_parts();
         if head.status.is_success() {
@@ -201,21 +203,44 @@ impl Client {
         String::from_utf8(answer.body.into()).map_err(|error| Error::Answer(error.to_string()))
     }
 
+    /// What answers to no revision.
+    pub async fn create<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, Error> {
+        let body = serde_json::to_vec(body).map_err(|error| Error::Answer(error.to_string()))?;
+        decode(&self.request(Method::POST, path, body).await?.body)
+    }
+
+    pub async fn remove(&self, path: &str, key: &impl Display) -> Result<(), Error> {
+        self.request(Method::DELETE, &with_key(path, key), Vec::new()).await.map(drop)
+    }
+
+    pub async fn query<T: DeserializeOwned>(&self, path: &str, query: &impl Serialize) -> Result<T, Error> {
+        self.get(&format!("{path}?{}", query_text(query)?)).await
+    }
+
+    /// Who is asked, and who asks.
+    fn head(&self) -> hyper::http::request::Builder {
+        let request = Request::builder().header(header::HOST, self.transport.host());
+        match self.transport.authorization() {
+            Some(value) => request.header(header::AUTHORIZATION, value),
+            None => request,
+        }
+    }
+
     async fn request(&self, method: Method, target: &str, body: Vec<u8>) -> Result<Answer, Error> {
         timeout(self.timeout, self.exchange(method, target, body))
             .await
-            .map_err(|_| Error::Timeout { socket: self.socket.clone(), after: self.timeout })?
+            .map_err(|_| Error::Timeout { host: self.transport.name(), after: self.timeout })?
     }
 
     async fn exchange(&self, method: Method, target: &str, body: Vec<u8>) -> Result<Answer, Error> {
-        let unreachable = |source| Error::Unreachable { socket: self.socket.clone(), source };
-        let stream = UnixStream::connect(&self.socket).await.map_err(unreachable)?;
+        let unreachable = |source| Error::Unreachable { host: self.transport.name(), source };
+        let stream = self.transport.connect().await.map_err(unreachable)?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|error| unreachable(io::Error::other(error)))?;
-        let request = Request::builder()
+        let request = self
+            .head()
             .method(method)
             .uri(target)
-            .header(header::HOST, "redirectd")
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(Bytes::from(body)))
             .map_err(|error| Error::Answer(error.to_string()))?;
@@ -345,12 +370,4 @@ fn escape(text: &str) -> String {
         }
     }
     escaped
-}
-
-/// The socket that `unix:///path` names.
-pub fn socket_of(host: &str) -> Result<PathBuf, desired::Invalid> {
-    match host.strip_prefix("unix://") {
-        Some(path) if Path::new(path).is_absolute() => Ok(PathBuf::from(path)),
-        _ => Err(desired::Invalid(format!("{host:?} is not a host: give unix:///PATH/TO/SOCKET"))),
-    }
 }

@@ -48,7 +48,12 @@ pub enum Code {
     InvalidJson,
     InvalidQuery,
     InvalidHeader,
+    Unauthenticated,
+    /// Never issued, revoked, or not of the form of one.
+    TokenInvalid,
+    TokenExpired,
     Forbidden,
+    TooOften,
     NotFound,
     NoSuchPath,
     MethodNotAllowed,
@@ -72,7 +77,11 @@ impl Code {
             Self::InvalidJson => "invalid_json",
             Self::InvalidQuery => "invalid_query",
             Self::InvalidHeader => "invalid_header",
+            Self::Unauthenticated => "unauthenticated",
+            Self::TokenInvalid => "token_invalid",
+            Self::TokenExpired => "token_expired",
             Self::Forbidden => "forbidden",
+            Self::TooOften => "too_often",
             Self::NotFound => "not_found",
             Self::NoSuchPath => "no_such_path",
             Self::MethodNotAllowed => "method_not_allowed",
@@ -94,7 +103,9 @@ impl Code {
     pub const fn status(self) -> StatusCode {
         match self {
             Self::InvalidJson | Self::InvalidQuery | Self::InvalidHeader => StatusCode::BAD_REQUEST,
+            Self::Unauthenticated | Self::TokenInvalid | Self::TokenExpired => StatusCode::UNAUTHORIZED,
             Self::Forbidden => StatusCode::FORBIDDEN,
+            Self::TooOften => StatusCode::TOO_MANY_REQUESTS,
             Self::NotFound | Self::NoSuchPath => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::InUse | Self::Conflict | Self::OwnedByFile | Self::TooMany => StatusCode::CONFLICT,
@@ -121,6 +132,10 @@ pub struct ApiError {
 impl ApiError {
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
         Self { code, detail: detail.into(), errors: Vec::new() }
+    }
+
+    pub(super) const fn code(&self) -> Code {
+        self.code
     }
 
     /// A value at `pointer` that cannot be.
@@ -172,6 +187,8 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.code.status(), Json(self.problem())).into_response();
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
+        // For the audit.
+        response.extensions_mut().insert(self.code);
         response
     }
 }

@@ -4,15 +4,20 @@
 //! that after a 2xx the next SYN follows it. If the kernel is late the answer says so in `Redirect-Applied: false` and stays a success:
 //! the change is on disk and will be applied.
 
+pub mod audit;
 pub mod client;
 mod clients;
 pub mod conditions;
+pub mod endpoint;
 pub mod error;
 pub mod events;
 mod extract;
+pub mod gate;
 mod lines;
 mod mail;
 pub mod server;
+pub(crate) mod tls;
+pub mod tokens;
 mod trace;
 pub mod types;
 
@@ -49,6 +54,7 @@ use self::{
     },
 };
 use crate::{
+    access::{self, Rules},
     config::DataplaneSettings,
     dataplane::{Counter, FlowDelivery, FlowReader, Probe},
     desired::{self, ClassSpec, Counted, InterfaceName, Invalid, Name, Prefix, RelaySpec, Source, Tables, Time},
@@ -75,6 +81,7 @@ pub struct AppState {
     pub verifications: Semaphore,
     pub dataplane: DataplaneSettings,
     pub watchers: events::Watchers,
+    pub access: Arc<gate::Access>,
     pub started: Instant,
 }
 
@@ -93,7 +100,8 @@ struct Description;
 
 /// The whole API.
 pub fn app(state: Arc<AppState>) -> Router {
-    let (router, description) = routes().split_for_parts();
+    let (router, description) = described();
+    let gate = gate::Gate::new(Rules::new(&description), Arc::clone(&state.access), state.store.clone());
     // The description is the same for every request.
     let description = description.to_json().map_err(|error| error.to_string());
     router
@@ -101,12 +109,20 @@ pub fn app(state: Arc<AppState>) -> Router {
         .method_not_allowed_fallback(method_not_allowed)
         .layer(axum::Extension(Arc::new(description)))
         .layer(middleware::from_fn(deadline))
+        .layer(middleware::from_fn_with_state(Arc::new(gate), gate::pass))
         .with_state(state)
 }
 
 /// The OpenAPI 3.1 description of [`app`].
 pub fn description() -> utoipa::openapi::OpenApi {
-    routes().split_for_parts().1
+    described().1
+}
+
+/// The handlers, and their description with who may call them.
+fn described() -> (Router<Arc<AppState>>, utoipa::openapi::OpenApi) {
+    let (router, mut description) = routes().split_for_parts();
+    access::describe(&mut description);
+    (router, description)
 }
 
 /// Every handler, registered with its description: there is no other way in.
@@ -150,6 +166,9 @@ fn routes() -> OpenApiRouter<Arc<AppState>> {
         .routes(routes!(livez))
         .routes(routes!(readyz))
         .routes(routes!(get_metrics))
+        .routes(routes!(tokens::list_tokens, tokens::create_token))
+        .routes(routes!(tokens::revoke_token))
+        .routes(routes!(audit::list_audit))
         .routes(routes!(get_description))
 }
 

@@ -71,6 +71,9 @@ pub mod paths {
     pub const LIVEZ: &str = "/livez";
     pub const READYZ: &str = "/readyz";
     pub const METRICS: &str = "/metrics";
+    pub const TOKENS: &str = "/v1/tokens";
+    pub const TOKEN: &str = "/v1/tokens/{name}";
+    pub const AUDIT: &str = "/v1/audit";
     pub const OPENAPI: &str = "/openapi.json";
 
     /// All of them, so that a test notices one that no handler serves.
@@ -113,6 +116,9 @@ pub mod paths {
         LIVEZ,
         READYZ,
         METRICS,
+        TOKENS,
+        TOKEN,
+        AUDIT,
         OPENAPI,
     ];
 }

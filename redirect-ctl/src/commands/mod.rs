@@ -1,8 +1,10 @@
 //! The commands of `redirect-ctl`: each asks the API and prints the answer. What they need of the world comes in [`Env`], so that tests
 //! call them in process.
 
+mod audit;
 mod certificate;
 mod class;
+mod credentials;
 mod explain;
 mod flow;
 mod gateway;
@@ -18,6 +20,7 @@ mod route;
 mod stats;
 mod status;
 mod subscriber;
+mod token;
 mod trace;
 mod user;
 
@@ -36,7 +39,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use self::output::Table;
 use crate::{
     api::{
-        client::{self, Changed, Client, socket_of},
+        client::{self, Changed, Client},
+        endpoint::Endpoint,
         types::Page,
     },
     cli::{Cli, Noun, Output},
@@ -125,13 +129,14 @@ fn usage(env: &mut Env<'_>, error: &clap::Error) -> u8 {
 }
 
 async fn dispatch(env: &mut Env<'_>, cli: Cli) -> Result<(), Error> {
-    let socket = match (cli.host, (env.getenv)("REDIRECT_HOST").filter(|host| !host.is_empty())) {
-        (Some(socket), _) => socket,
-        (None, Some(host)) => socket_of(&host).map_err(|invalid| Error::Usage(format!("REDIRECT_HOST: {invalid}")))?,
-        (None, None) => PathBuf::from(DEFAULT_SOCKET),
+    let endpoint = match (cli.host, (env.getenv)("REDIRECT_HOST").filter(|host| !host.is_empty())) {
+        (Some(endpoint), _) => endpoint,
+        (None, Some(host)) => host.parse().map_err(|invalid| Error::Usage(format!("REDIRECT_HOST: {invalid}")))?,
+        (None, None) => Endpoint::Unix(PathBuf::from(DEFAULT_SOCKET)),
     };
+    let transport = credentials::transport(env, endpoint, cli.credentials)?;
     let mut context = Context {
-        client: Client::new(&socket, cli.timeout),
+        client: Client::over(transport, cli.timeout),
         stdout: env.stdout,
         stderr: env.stderr,
         stdin: env.stdin,
@@ -155,6 +160,8 @@ async fn dispatch(env: &mut Env<'_>, cli: Cli) -> Result<(), Error> {
         Noun::Route(verb) => route::run(&mut context, verb).await,
         Noun::Certificate(verb) => certificate::run(&mut context, verb).await,
         Noun::User(verb) => user::run(&mut context, verb).await,
+        Noun::Token(verb) => token::run(&mut context, verb).await,
+        Noun::Audit(verb) => audit::run(&mut context, verb).await,
         Noun::Lint => lint::run(&mut context).await,
         Noun::ManagedDomain(verb) => managed_domain::run(&mut context, verb).await,
         Noun::PostfixCheck(args) => postfix_check::run(&mut context, &args, cli.timeout).await,
@@ -267,14 +274,8 @@ impl Context<'_> {
 
     /// A password: the first line of a file, or of standard input for "-", without its end.
     fn first_line(&mut self, path: &Path) -> Result<Secret, Error> {
-        let mut line = String::new();
-        let mut source = BufReader::new(self.open(path)?.take(limits::LINE_BYTES_MAX));
-        source.read_line(&mut line).map_err(|error| failed(path, &error))?;
-        let password = line.trim_end_matches(['\r', '\n']);
-        if password.is_empty() {
-            return Err(failed(path, &"its first line is empty"));
-        }
-        Ok(Secret::new(password.to_owned()))
+        let source = self.open(path)?;
+        credentials::first_line(path, source)
     }
 
     fn open(&mut self, path: &Path) -> Result<Box<dyn Read + '_>, Error> {

@@ -192,6 +192,11 @@ async fn usage_is_an_error_of_its_own() {
         "-o yaml status",
         "--host http://localhost status",
         "--host unix://relative status",
+        "--host http://10.0.0.1:8080 status",
+        "--cert cert.pem status",
+        "token create portal",
+        "token create portal --role boss",
+        "audit list --all --limit 3",
         "--timeout never status",
     ] {
         let words: Vec<_> = args.split(' ').filter(|word| !word.is_empty()).collect();
@@ -202,7 +207,10 @@ async fn usage_is_an_error_of_its_own() {
     let output = ctl("tcp://x", &["status"]).await;
     assert_eq!(
         (output.code, output.stderr.as_str()),
-        (2, "redirect-ctl: REDIRECT_HOST: \"tcp://x\" is not a host: give unix:///PATH/TO/SOCKET\n")
+        (
+            2,
+            "redirect-ctl: REDIRECT_HOST: \"tcp://x\" is not a host: give unix:///PATH/TO/SOCKET or https://NAME:PORT\n"
+        )
     );
 }
 

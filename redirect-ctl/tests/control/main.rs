@@ -1,6 +1,7 @@
 //! The whole daemon in process: real socket, real store, real relay on loopback, and the model in the kernel's place.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+mod access;
 mod api;
 mod binary;
 mod cli;

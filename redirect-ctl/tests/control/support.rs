@@ -9,7 +9,7 @@ use std::{
 use redirect_ctl::{
     api::client::Client,
     commands::{self, Env},
-    config::{DataplaneSettings, HealthSettings, LogFormat, RelaySettings, Settings},
+    config::{AccessSettings, DataplaneSettings, HealthSettings, LogFormat, RelaySettings, Settings},
     daemon,
     dataplane::{Hook, Role, model::ModelDataplane},
     desired::{Delivery, Interface, Source},
@@ -41,6 +41,7 @@ pub(crate) fn settings(dir: &TempDir) -> Settings {
     Settings {
         file: PathBuf::from("/etc/redirect/test.toml"),
         sockets: vec![dir.path().join("api.sock")],
+        access: AccessSettings::default(),
         store: dir.path().join("redirect.db"),
         dataplane: DataplaneSettings { flows_max: 1_024, subscribers_max: 1_000, events_per_second: 1_000 },
         relay: RelaySettings {
@@ -174,7 +175,7 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    fn parse(bytes: &[u8]) -> Self {
+    pub(crate) fn parse(bytes: &[u8]) -> Self {
         let text = String::from_utf8_lossy(bytes);
         let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no HTTP answer: {text:?}"));
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
