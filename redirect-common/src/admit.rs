@@ -5,7 +5,7 @@ use crate::{
     flow::{Flow, Tuple},
     handle::{Moment, Outcome, class_of, promote_steered},
     parse::Segment,
-    policy::{Action, Class, Fallback, OnClassChange, Relay},
+    policy::{Action, Class, Fallback, OnClassChange, OnDaemonDown, Relay},
     reason::Reason,
     tables::{FamilyTables, Socket, Table, Tables},
 };
@@ -83,9 +83,12 @@ pub(crate) fn open_flow<T: Tables + FamilyTables<A>, A: Address>(
     to: &mut Tuple<A>,
 ) -> Reason {
     let Some(class) = tables.class(number) else { return Reason::NoClass };
+    if let Some(reason) = without_daemon(tables, class) {
+        return reason;
+    }
     let place = spread(key, 0) as usize;
     let relay_id = A::relay(class, place);
-    let relay = tables.relay(relay_id.into());
+    let relay = tables.relay(relay_id.into()).filter(|relay| lives(tables, relay));
     let fallback = class.on_relay_down();
     let down = match fallback {
         Fallback::Pass => Reason::RelayDownPass,
@@ -118,6 +121,30 @@ pub(crate) fn open_flow<T: Tables + FamilyTables<A>, A: Address>(
         Fallback::Block => Reason::ClashBlock,
         Fallback::Reject => Reason::ClashReject,
     }
+}
+
+/// What the class says of flows while the daemon is down, where it is and the class says anything.
+#[inline(always)]
+fn without_daemon<T: Tables>(tables: &T, class: &Class) -> Option<Reason> {
+    let reason = match class.on_daemon_down() {
+        OnDaemonDown::Keep => return None,
+        OnDaemonDown::Pass => Reason::DaemonDownPass,
+        OnDaemonDown::Block => Reason::DaemonDownBlock,
+        OnDaemonDown::Reject => Reason::DaemonDownReject,
+    };
+    daemon_is_down(tables).then_some(reason)
+}
+
+/// A relay that the daemon serves goes with it, whatever the pool says.
+#[inline(always)]
+fn lives<T: Tables>(tables: &T, relay: &Relay) -> bool {
+    !relay.is_embedded() || !daemon_is_down(tables)
+}
+
+/// Not inlined, for smaller frames of its callers.
+#[inline(never)]
+fn daemon_is_down<T: Tables>(tables: &T) -> bool {
+    tables.is_daemon_down()
 }
 
 /// Enters the entry of a half-open flow that is steered to the relay `relay`, over what an earlier SYN has left there.
@@ -204,9 +231,13 @@ fn would_pass<T: Tables + FamilyTables<A>, A: Address>(
     steering: bool,
 ) -> bool {
     let Some(class) = tables.class(number) else { return true };
+    if class.on_daemon_down() == OnDaemonDown::Pass && daemon_is_down(tables) {
+        return true;
+    }
     let relay = tables.relay(A::relay(class, spread(key, 0) as usize).into());
-    let takes =
-        |relay: &Relay| A::endpoint(relay).is_some() && (relay.is_rewritten() || steering && relay.is_steered());
+    let takes = |relay: &Relay| {
+        A::endpoint(relay).is_some() && (relay.is_rewritten() || steering && relay.is_steered()) && lives(tables, relay)
+    };
     class.on_relay_down() == Fallback::Pass && !relay.is_some_and(takes)
 }
 

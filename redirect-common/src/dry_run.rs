@@ -114,6 +114,11 @@ impl<T: Tables> Tables for DryRun<T> {
     }
 
     #[inline(always)]
+    fn is_daemon_down(&self) -> bool {
+        self.tables.is_daemon_down()
+    }
+
+    #[inline(always)]
     fn epoch(&self) -> u32 {
         self.tables.epoch()
     }

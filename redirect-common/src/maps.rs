@@ -26,7 +26,7 @@
 use crate::reason::Reason;
 
 /// Changes whenever a key, a value or the meaning of one does. User space refuses to reuse maps of another layout.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// Slots for classes; slot 0 stands for "no class".
 pub const CLASSES_MAX: u32 = 64;

@@ -58,6 +58,17 @@ pub enum OnClassChange {
     Keep = 1,
 }
 
+/// What is done with a flow that should be redirected while no daemon looks after the relays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum OnDaemonDown {
+    /// It is redirected by what the maps hold.
+    Keep = 0,
+    Pass = 1,
+    Block = 2,
+    Reject = 3,
+}
+
 /// Places in the pool of a class.
 pub const POOL_SLOTS: usize = 32;
 
@@ -89,6 +100,8 @@ pub struct Class {
     action: u8,
     on_relay_down: u8,
     on_class_change: u8,
+    on_daemon_down: u8,
+    _pad: [u8; 7],
     /// Numbers of relays, as often as their weights have it; 0 where none can take the flow.
     pool_ipv4: [u8; POOL_SLOTS],
     pool_ipv6: [u8; POOL_SLOTS],
@@ -107,6 +120,8 @@ impl Class {
             action: action as u8,
             on_relay_down: on_relay_down as u8,
             on_class_change: OnClassChange::Reset as u8,
+            on_daemon_down: OnDaemonDown::Keep as u8,
+            _pad: [0; 7],
             pool_ipv4: [relay; POOL_SLOTS],
             pool_ipv6: [relay; POOL_SLOTS],
         }
@@ -121,6 +136,11 @@ impl Class {
     #[must_use]
     pub const fn with_on_class_change(self, on_class_change: OnClassChange) -> Self {
         Self { on_class_change: on_class_change as u8, ..self }
+    }
+
+    #[must_use]
+    pub const fn with_on_daemon_down(self, on_daemon_down: OnDaemonDown) -> Self {
+        Self { on_daemon_down: on_daemon_down as u8, ..self }
     }
 
     #[must_use]
@@ -156,6 +176,15 @@ impl Class {
             1 => Fallback::Block,
             2 => Fallback::Reject,
             _ => Fallback::Pass,
+        }
+    }
+
+    pub const fn on_daemon_down(&self) -> OnDaemonDown {
+        match self.on_daemon_down {
+            1 => OnDaemonDown::Pass,
+            2 => OnDaemonDown::Block,
+            3 => OnDaemonDown::Reject,
+            _ => OnDaemonDown::Keep,
         }
     }
 
@@ -237,6 +266,8 @@ const OWN: u8 = 1;
 const STEERED: u8 = 2;
 /// Flows may not be rewritten toward it.
 const UNREWRITTEN: u8 = 4;
+/// The daemon itself serves it.
+const EMBEDDED: u8 = 8;
 
 impl Relay {
     pub fn new(ipv4: Option<SocketAddrV4>, ipv6: Option<SocketAddrV6>) -> Self {
@@ -262,6 +293,17 @@ impl Relay {
     #[must_use]
     pub const fn steered(self, only: bool) -> Self {
         Self { flags: self.flags | STEERED | if only { UNREWRITTEN } else { 0 }, ..self }
+    }
+
+    /// The same, known to live no longer than the daemon.
+    #[must_use]
+    pub const fn embedded(self) -> Self {
+        Self { flags: self.flags | EMBEDDED, ..self }
+    }
+
+    #[inline(always)]
+    pub const fn is_embedded(&self) -> bool {
+        self.flags & EMBEDDED != 0
     }
 
     #[inline(always)]
@@ -308,6 +350,10 @@ pub struct Settings {
     pub mark_mask: u32,
     /// Events that each CPU reports within a second.
     pub events_per_second: u32,
+    /// When the clock went on after it had stood still: no flow counts as idle for longer. 0 where it never did.
+    pub resumed_s: u32,
+    /// The daemon counts as down when the clock has stood still for longer; 0 where it never does.
+    pub daemon_timeout_s: u32,
     _pad: u32,
 }
 
@@ -317,6 +363,13 @@ impl Settings {
         self.zero
     }
 
+    /// Whether the daemon is down at `now_ns`, in nanoseconds since boot.
+    #[inline(always)]
+    pub const fn is_daemon_down(&self, now_ns: u64) -> bool {
+        const SECOND_NS: u64 = 1_000_000_000;
+        self.daemon_timeout_s != 0 && now_ns / SECOND_NS > self.clock_s as u64 + self.daemon_timeout_s as u64
+    }
+
     /// Tells states of the policy apart: the low half of the revision.
     #[inline(always)]
     pub const fn epoch(&self) -> u32 {
@@ -324,8 +377,8 @@ impl Settings {
     }
 }
 
-const _: () = assert!(size_of::<Subscriber>() == 4 && size_of::<Class>() == 96);
-const _: () = assert!(size_of::<Relay>() == 28 && align_of::<Relay>() == 1 && size_of::<Settings>() == 32);
+const _: () = assert!(size_of::<Subscriber>() == 4 && size_of::<Class>() == 104);
+const _: () = assert!(size_of::<Relay>() == 28 && align_of::<Relay>() == 1 && size_of::<Settings>() == 40);
 
 #[cfg(feature = "user")]
 mod pod {
@@ -339,4 +392,17 @@ mod pod {
     unsafe impl aya::Pod for Relay {}
     // SAFETY: as for Subscriber.
     unsafe impl aya::Pod for Settings {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_daemon_is_down_after_its_time() {
+        let settings = Settings { clock_s: 100, daemon_timeout_s: 30, ..Settings::default() };
+        let at = |now_s: u64| settings.is_daemon_down(now_s * 1_000_000_000 + 999_999_999);
+        assert_eq!([0, 100, 130, 131, u64::MAX >> 31].map(at), [false, false, false, true, true]);
+        assert!(!Settings { daemon_timeout_s: 0, ..settings }.is_daemon_down(u64::MAX));
+    }
 }

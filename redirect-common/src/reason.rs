@@ -84,6 +84,9 @@ reasons! {
     RelayDownPass = "relay_down_pass", Pass, "No relay for this address family; the class says pass.";
     RelayDownBlock = "relay_down_block", Drop, "No relay for this address family; the class says block.";
     RelayDownReject = "relay_down_reject", Reject, "No relay for this address family; the class says reject.";
+    DaemonDownPass = "daemon_down_pass", Pass, "No daemon looks after the relays; the class says pass.";
+    DaemonDownBlock = "daemon_down_block", Drop, "No daemon looks after the relays; the class says block.";
+    DaemonDownReject = "daemon_down_reject", Reject, "No daemon looks after the relays; the class says reject.";
     ClashPass = "clash_pass", Pass, "No free client port toward the relay; the class says pass.";
     ClashBlock = "clash_block", Drop, "No free client port toward the relay; the class says block.";
     ClashReject = "clash_reject", Reject, "No free client port toward the relay; the class says reject.";
@@ -142,6 +145,9 @@ impl Reason {
         Self::RelayDownPass,
         Self::RelayDownBlock,
         Self::RelayDownReject,
+        Self::DaemonDownPass,
+        Self::DaemonDownBlock,
+        Self::DaemonDownReject,
         Self::ClashPass,
         Self::ClashBlock,
         Self::ClashReject,

@@ -94,6 +94,9 @@ pub trait Tables: FamilyTables<V4> + FamilyTables<V6> {
     /// Time since boot in nanoseconds. A clock call, which costs more than a hash look-up: for new connections under a limit only.
     fn now_ns(&self) -> u64;
 
+    /// Whether no daemon looks after the relays. A clock call: for new connections only.
+    fn is_daemon_down(&self) -> bool;
+
     /// Tells states of the policy apart: another number means that a live flow has to be judged anew.
     fn epoch(&self) -> u32;
 

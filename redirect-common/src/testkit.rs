@@ -73,6 +73,7 @@ pub struct MemoryTables {
     pub relays: BTreeMap<u16, Relay>,
     pub now_s: u32,
     pub now_ns: u64,
+    pub daemon_down: bool,
     pub epoch: u32,
     pub steering: bool,
     pub rates: RefCell<BTreeMap<Host, Rate>>,
@@ -96,6 +97,7 @@ impl Default for MemoryTables {
             relays: BTreeMap::new(),
             now_s: 0,
             now_ns: 0,
+            daemon_down: false,
             epoch: 0,
             steering: false,
             rates: RefCell::default(),
@@ -228,6 +230,10 @@ impl Tables for MemoryTables {
 
     fn now_ns(&self) -> u64 {
         self.now_ns
+    }
+
+    fn is_daemon_down(&self) -> bool {
+        self.daemon_down
     }
 
     fn epoch(&self) -> u32 {

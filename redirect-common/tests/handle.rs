@@ -6,7 +6,7 @@ use redirect_common::{
     address::V4,
     flow::{Direction, Flags, Flow, Tuple},
     parse::Link,
-    policy::{Action, Class, Fallback, Relay, Subscriber},
+    policy::{Action, Class, Fallback, OnDaemonDown, Relay, Subscriber},
     reason::{Reason, Verdict},
     testkit::{FrameBuilder, Ip, MemoryTables, internet_checksum, process},
 };
@@ -256,6 +256,42 @@ fn without_a_relay_the_class_decides() {
         tables.relays.insert(1, Relay::new(Some("10.20.0.1:2525".parse().unwrap()), None));
         send(&tables, &ack(&FrameBuilder::syn(Ip::V4)).build(), Direction::Forward, REDIRECT, Reason::NoFlowReject);
     }
+}
+
+#[test]
+fn without_a_daemon_the_class_decides() {
+    for (on_daemon_down, reason, then) in [
+        (OnDaemonDown::Keep, Reason::FlowNew, Reason::FlowHalfOpen),
+        (OnDaemonDown::Pass, Reason::DaemonDownPass, Reason::NoFlow),
+        (OnDaemonDown::Block, Reason::DaemonDownBlock, Reason::NoFlowReject),
+        (OnDaemonDown::Reject, Reason::DaemonDownReject, Reason::NoFlowReject),
+    ] {
+        let class = Class::new(Action::Redirect, Fallback::Block, 1).with_on_daemon_down(on_daemon_down);
+        for ip in IPS {
+            let syn = FrameBuilder::syn(ip);
+            let mut tables = tables();
+            tables.classes.insert(REDIRECT, class);
+            let lives = tables.clone();
+            up(&lives, &syn, Reason::FlowNew);
+            tables.daemon_down = true;
+            send(&tables, &syn.build(), Direction::Forward, REDIRECT, reason);
+            send(&tables, &ack(&syn).build(), Direction::Forward, REDIRECT, then);
+            // A flow of before goes on.
+            let after = MemoryTables { daemon_down: true, ..lives };
+            send(&after, &ack(&syn).build(), Direction::Forward, REDIRECT, Reason::FlowHalfOpen);
+        }
+    }
+}
+
+#[test]
+fn the_embedded_relay_goes_with_the_daemon() {
+    let mut tables = tables();
+    let relay = tables.relays[&1].embedded();
+    tables.relays.insert(1, relay);
+    up(&tables, &FrameBuilder::syn(Ip::V4), Reason::FlowNew);
+    tables.daemon_down = true;
+    send(&tables, &FrameBuilder::syn(Ip::V6).build(), Direction::Forward, REDIRECT, Reason::RelayDownPass);
+    send(&tables, &ack(&FrameBuilder::syn(Ip::V6)).build(), Direction::Forward, REDIRECT, Reason::NoFlow);
 }
 
 #[test]

@@ -155,6 +155,11 @@ pub enum Noun {
                       redirect-ctl -o json postfix-check --postconf /opt/postfix/sbin/postconf"
     )]
     PostfixCheck(PostfixCheck),
+    /// Remove what redirectd leaves on this host when it stops: programs, tables, rules and routes, settings. Needs no daemon
+    #[command(
+        after_help = "Examples:\n  systemctl stop redirectd && redirect-ctl uninstall\n  redirect-ctl uninstall --purge --config /etc/redirect/redirectd.toml"
+    )]
+    Uninstall(Uninstall),
 }
 
 #[derive(Debug, Args)]
@@ -372,6 +377,19 @@ pub enum ClassVerb {
 }
 
 #[derive(Debug, Args)]
+pub struct Uninstall {
+    /// The bootstrap file, which says where things are; the defaults hold where there is none
+    #[arg(long, value_name = "FILE", default_value = config::DEFAULT_FILE)]
+    pub config: PathBuf,
+    /// Remove the store too: everything that was configured over the API
+    #[arg(long)]
+    pub purge: bool,
+    /// Even while redirectd runs, which goes on without its programs until it is stopped
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Args)]
 pub struct ClassSet {
     pub name: Name,
     /// What is done with port-25 flows
@@ -386,6 +404,9 @@ pub struct ClassSet {
     /// What becomes of a live flow when its subscriber gets another class
     #[arg(long, default_value = "reset", value_parser = word::<desired::OnClassChange>(desired::OnClassChange::WORDS))]
     pub on_class_change: desired::OnClassChange,
+    /// What is done with a new flow that should be redirected while redirectd is down (dataplane.daemon_timeout_s)
+    #[arg(long, default_value = "keep", value_parser = word::<desired::OnDaemonDown>(desired::OnDaemonDown::WORDS))]
+    pub on_daemon_down: desired::OnDaemonDown,
     /// New connections per second that one subscriber may open
     #[arg(long, value_name = "N")]
     pub rate: Option<u32>,
@@ -942,6 +963,9 @@ pub struct DaemonCli {
     /// Check the file and leave
     #[arg(long)]
     pub check: bool,
+    /// Programs to load in place of those that came along: for tests of upgrades
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub object: Option<PathBuf>,
 }
 
 /// A word of a fixed list, so that --help and mistakes show the list.

@@ -17,7 +17,7 @@ use redirect_common::maps;
 use toml::{Table, Value};
 
 use crate::{
-    dataplane::{Hook, Role},
+    dataplane::{Hook, OnExit, Role},
     desired::{self, Delivery, Interface, InterfaceName, Invalid, Source},
     host::Numbers,
     limits,
@@ -29,6 +29,7 @@ pub use self::access::{AccessSettings, Clients, TlsSettings};
 pub const DEFAULT_FILE: &str = "/etc/redirect/redirectd.toml";
 pub const DEFAULT_SOCKET: &str = "/run/redirect/api.sock";
 pub const DEFAULT_STORE: &str = "/var/lib/redirect/redirect.db";
+pub const DEFAULT_PINS: &str = "/sys/fs/bpf/redirectd";
 
 /// Everything that the daemon knows before it has a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,8 +47,8 @@ pub struct Settings {
     pub log: LogFormat,
 }
 
-/// Sizes of the kernel's tables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Sizes of the kernel's tables, and what becomes of them without a daemon.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DataplaneSettings {
     /// Established flows of each family.
     pub flows_max: u32,
@@ -55,6 +56,11 @@ pub struct DataplaneSettings {
     pub subscribers_max: u32,
     /// Events that each CPU reports within a second.
     pub events_per_second: u32,
+    /// A folder of a BPF file system, where programs, tables and attachments stay while no daemon runs.
+    pub pins: PathBuf,
+    pub on_exit: OnExit,
+    /// Without a daemon for longer, classes decide by `on_daemon_down`; 0: never.
+    pub daemon_timeout_s: u32,
 }
 
 /// The embedded relay.
@@ -170,11 +176,14 @@ pub fn parse(path: &Path, text: &str, host_name: &str) -> Result<Settings, Error
     let mut store = root.section("store", &["path"])?;
     let store = store.path("path", DEFAULT_STORE)?;
 
-    let mut dataplane = root.section("dataplane", &["flows_max", "subscribers_max", "events_per_second"])?;
+    let mut dataplane = root.section("dataplane", DATAPLANE_KEYS)?;
     let dataplane = DataplaneSettings {
         flows_max: dataplane.integer("flows_max", maps::FLOWS_MAX, 1_024, 4_194_304)?,
         subscribers_max: dataplane.integer("subscribers_max", maps::SUBSCRIBERS_MAX, 16, 16_777_216)?,
         events_per_second: dataplane.integer("events_per_second", limits::EVENTS_PER_SECOND, 0, 100_000)?,
+        pins: dataplane.path("pins", DEFAULT_PINS)?,
+        on_exit: dataplane.word("on_exit", OnExit::Keep.name(), |word| Ok(word.parse::<OnExit>()?))?,
+        daemon_timeout_s: dataplane.integer("daemon_timeout_s", limits::DAEMON_TIMEOUT_S, 0, 86_400)?,
     };
 
     let mut relay = root.section("relay", RELAY_KEYS)?;
@@ -463,6 +472,8 @@ fn interval(seconds: u32) -> Option<Duration> {
     (seconds != 0).then(|| Duration::from_secs(seconds.into()))
 }
 
+const DATAPLANE_KEYS: &[&str] =
+    &["flows_max", "subscribers_max", "events_per_second", "pins", "on_exit", "daemon_timeout_s"];
 const RELAY_KEYS: &[&str] = &[
     "hostname",
     "listen",
@@ -510,6 +521,9 @@ mod tests {
         [dataplane]
         flows_max = 65536
         subscribers_max = 65536
+        pins = "/sys/fs/bpf/redirectd"
+        on_exit = "keep"
+        daemon_timeout_s = 30
         [relay]
         hostname = "relay.example.net"
         listen = ["10.20.0.1:2525", "[fd00:20::1]:2525"]
@@ -585,6 +599,11 @@ mod tests {
             "dataplane.flows_max: is a string; give a whole number from 1024 to 4194304",
         ),
         ("[dataplane]\nflows_max = 1.5", "dataplane.flows_max: is a float; give a whole number from 1024 to 4194304"),
+        ("[dataplane]\non_exit = \"stay\"", "dataplane.on_exit: \"stay\" is none of keep, detach"),
+        (
+            "[dataplane]\npins = \"bpf\"",
+            "dataplane.pins: \"bpf\" is not the absolute path of a file; begin with / and end with its name",
+        ),
         ("api = 3", "api: is an integer; give a table: [api]"),
         ("[api]\nsockets = \"/run/x\"", "api.sockets: is a string; give a list of paths in [ ]"),
         (

@@ -4,7 +4,9 @@
 //! flow finds a relay that is not there; the API answers last. Whatever fails before the interfaces leaves nothing attached.
 //!
 //! Stop: new connections find the relay down, so that their class decides; those that the relay has go on while it drains, for a bounded
-//! time, so that nobody misses the reply to a message that is on its way; then the interfaces are detached; then the rest. A task that ends by itself, by a panic or otherwise, stops the whole daemon with an error: it never lives on half.
+//! time, so that nobody misses the reply to a message that is on its way; then the interfaces are detached; then the rest. Where programs
+//! are to stay (`dataplane.on_exit`), that holds for the embedded relay alone, and nothing is detached. A task that ends by itself, by a
+//! panic or otherwise, stops the whole daemon with an error: it never lives on half.
 
 use std::{collections::HashMap, io, net::SocketAddr, sync::Arc, time::Instant};
 
@@ -31,7 +33,7 @@ use crate::{
         server::{self, Listener},
     },
     config::Settings,
-    dataplane::Dataplane,
+    dataplane::{Dataplane, OnExit},
     desired::Time,
     health::Prober,
     host::Host,
@@ -39,6 +41,7 @@ use crate::{
     reconcile::task::{Handle, Reconciler, Stage},
     relay::{FlowDirectory, keep_locks},
     store::{self, Change, Outcome, Store},
+    supervisor,
 };
 
 /// Why the daemon did not start, or stopped.
@@ -171,7 +174,7 @@ async fn start_and_wait(
         relay_locks,
         relay: Arc::clone(&relay),
         verifications: Semaphore::new(limits::VERIFICATIONS_MAX),
-        dataplane: settings.dataplane,
+        dataplane: settings.dataplane.clone(),
         watchers: Watchers::default(),
         access,
         started,
@@ -187,13 +190,20 @@ async fn start_and_wait(
     }
     tasks.spawn("the renewal of the API's certificate", server::reload_on_hangup(tls, stops.api.clone()));
     drop((app, unix, tcp));
+    let alive = supervisor::keep_alive(handle.clone(), stops.reconciler.clone());
+    tasks.spawn("the watchdog", async {
+        alive.await;
+        Ok(())
+    });
+    supervisor::ready();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), config = %settings.file.display(), "ready");
 
     let result = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
         error = tasks.first_end() => Err(error),
     };
-    stop_in_order(&handle, stops, tasks).await;
+    let outlived = settings.dataplane.on_exit == OnExit::Keep && handle.observed().outlives;
+    stop_in_order(outlived, &handle, stops, tasks).await;
     result
 }
 
@@ -228,15 +238,22 @@ impl Doors {
     }
 }
 
-async fn stop_in_order(handle: &Handle, stops: &Stops, tasks: &mut Tasks) {
+/// `outlived`: programs go on.
+async fn stop_in_order(outlived: bool, handle: &Handle, stops: &Stops, tasks: &mut Tasks) {
     tracing::info!("stopping");
+    supervisor::stopping();
     stops.api.cancel();
-    handle.set_stage(Stage::Draining);
-    if !handle.reached(Stage::Draining, limits::DETACH_WAIT).await {
+    let stage = if outlived { Stage::Leaving } else { Stage::Draining };
+    handle.set_stage(stage);
+    if !handle.reached(stage, limits::DETACH_WAIT).await {
         tracing::error!("new connections still reach the relay while it drains, and are turned away");
     }
     stops.relay.cancel();
     tasks.wait_for("the relay", limits::RELAY_DRAIN + limits::API_DRAIN).await;
+    if outlived {
+        tracing::info!("stopped; the programs stay at work, `redirect-ctl uninstall` removes them");
+        return;
+    }
     handle.set_stage(Stage::Detached);
     if !handle.detached(limits::DETACH_WAIT).await {
         tracing::error!("some interfaces are still attached; they are released when the process ends");

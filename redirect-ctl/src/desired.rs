@@ -85,6 +85,17 @@ words! {
 }
 
 words! {
+    /// What is done with a new flow that should be redirected while no daemon looks after the relays.
+    OnDaemonDown {
+        /// It is redirected as before.
+        Keep = "keep",
+        Pass = "pass",
+        Block = "block",
+        Reject = "reject",
+    }
+}
+
+words! {
     /// How a redirected flow reaches its relay.
     #[derive(Default)]
     Delivery {
@@ -144,6 +155,17 @@ impl From<Fallback> for policy::Fallback {
             Fallback::Pass => Self::Pass,
             Fallback::Block => Self::Block,
             Fallback::Reject => Self::Reject,
+        }
+    }
+}
+
+impl From<OnDaemonDown> for policy::OnDaemonDown {
+    fn from(on_daemon_down: OnDaemonDown) -> Self {
+        match on_daemon_down {
+            OnDaemonDown::Keep => Self::Keep,
+            OnDaemonDown::Pass => Self::Pass,
+            OnDaemonDown::Block => Self::Block,
+            OnDaemonDown::Reject => Self::Reject,
         }
     }
 }
@@ -574,6 +596,7 @@ pub struct ClassSpec {
     pub relays: Vec<PoolRelay>,
     pub on_relay_down: Fallback,
     pub on_class_change: OnClassChange,
+    pub on_daemon_down: OnDaemonDown,
     pub limits: Limits,
     /// A gateway or a group.
     pub gateway: Option<Name>,

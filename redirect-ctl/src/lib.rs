@@ -15,7 +15,7 @@
 //! - [`cli`] and [`commands`]: `redirect-ctl`; [`postfix`]: what it makes of the settings of a Postfix
 //! - [`relay`]: tells the embedded relay who a connection comes from and which gateway is its; [`smtp`]: how a class is treated there;
 //!   [`clients`]: the certificates and users that this takes
-//! - [`daemon`]: start order, tasks, stop; [`log`](mod@log): where its lines go; [`limits`]: every bound
+//! - [`daemon`]: start order, tasks, stop; [`supervisor`]: what systemd is told of it; [`log`](mod@log): where its lines go; [`limits`]: every bound
 
 pub mod access;
 pub mod api;
@@ -38,3 +38,4 @@ pub mod revision;
 pub mod routes;
 pub mod smtp;
 pub mod store;
+pub mod supervisor;

@@ -200,3 +200,6 @@ pub const DURATION_MAX: Duration = Duration::from_hours(100 * 365 * 24);
 const _: () = assert!(PAGE_ROWS_DEFAULT <= PAGE_ROWS_MAX);
 const _: () = assert!(API_APPLY_WAIT.as_secs() < API_REQUEST_TIMEOUT.as_secs());
 const _: () = assert!(COLLECT_ENTRIES.0 <= COLLECT_ENTRIES.1);
+
+/// Without a sign of the daemon for so long, it counts as down. An upgrade takes a few seconds, most of them for the verifier.
+pub const DAEMON_TIMEOUT_S: u32 = 30;

@@ -942,12 +942,13 @@ impl Step<'_> {
         let Limits { rate, burst, open_max, lock_after, lock_s } = spec.limits;
         self.connection.execute(
             "INSERT INTO classes (id, name, action, on_relay_down, on_class_change, rate, burst, open_max, lock_after, lock_s, gateway, smtp,
-                 certificate, revision)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)
+                 certificate, on_daemon_down, revision)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)
              ON CONFLICT (id) DO UPDATE SET action = excluded.action, on_relay_down = excluded.on_relay_down,
                  on_class_change = excluded.on_class_change, rate = excluded.rate, burst = excluded.burst, open_max = excluded.open_max,
                  lock_after = excluded.lock_after, lock_s = excluded.lock_s, gateway = excluded.gateway,
-                 smtp = excluded.smtp, certificate = excluded.certificate, revision = excluded.revision",
+                 smtp = excluded.smtp, certificate = excluded.certificate,
+                 on_daemon_down = excluded.on_daemon_down, revision = excluded.revision",
             params![
                 id,
                 spec.name.as_str(),
@@ -962,6 +963,7 @@ impl Step<'_> {
                 spec.gateway.as_ref().map(Name::as_str),
                 mail::json(&spec.smtp),
                 spec.smtp.certificate.as_ref().map(Name::as_str),
+                spec.on_daemon_down.name(),
                 self.next_revision
             ],
         )?;
@@ -1131,7 +1133,7 @@ fn numbered(kind: Kind) -> (&'static str, u32) {
 const SELECT_SUBSCRIBER: &str =
     "SELECT prefix, (SELECT name FROM classes WHERE id = class), origin, expires_s, revision FROM subscribers";
 const SELECT_CLASS: &str = "SELECT id, name, action, on_relay_down, on_class_change, gateway, \
-                            rate, burst, open_max, lock_after, lock_s, smtp FROM classes";
+                            rate, burst, open_max, lock_after, lock_s, smtp, on_daemon_down FROM classes";
 const SELECT_RELAY: &str = "SELECT id, name, ipv4, ipv6, delivery, status, source FROM relays";
 const SELECT_INTERFACE: &str = "SELECT name, role, hook, foreign_sources, source FROM interfaces";
 
@@ -1168,6 +1170,7 @@ fn class_row(row: &Row<'_>) -> RowResult<Class> {
         lock_s: row.get(10)?,
     };
     let smtp: String = row.get(11)?;
+    let on_daemon_down: String = row.get(12)?;
     Ok((|| {
         Ok(Class {
             id,
@@ -1178,6 +1181,7 @@ fn class_row(row: &Row<'_>) -> RowResult<Class> {
                 relays: Vec::new(),
                 on_relay_down: word("a fallback", &on_relay_down)?,
                 on_class_change: word("what becomes of live flows", &on_class_change)?,
+                on_daemon_down: word("what becomes of flows without a daemon", &on_daemon_down)?,
                 limits,
                 gateway: gateway.as_deref().map(|name| word("a gateway name", name)).transpose()?,
                 smtp: mail::from_json(&smtp)?,
@@ -1408,6 +1412,7 @@ const MIGRATIONS: &[Migration] = &[
     class_smtp,
     clients::clients_schema,
     revisions::revisions_schema,
+    without_daemon,
 ];
 
 type Migration = fn(&Transaction<'_>) -> Result<(), Error>;
@@ -1539,6 +1544,11 @@ fn foreign_sources(transaction: &Transaction<'_>) -> Result<(), Error> {
 
 fn class_smtp(transaction: &Transaction<'_>) -> Result<(), Error> {
     transaction.execute_batch("ALTER TABLE classes ADD COLUMN smtp TEXT NOT NULL DEFAULT '{}'")?;
+    Ok(())
+}
+
+fn without_daemon(transaction: &Transaction<'_>) -> Result<(), Error> {
+    transaction.execute_batch("ALTER TABLE classes ADD COLUMN on_daemon_down TEXT NOT NULL DEFAULT 'keep'")?;
     Ok(())
 }
 

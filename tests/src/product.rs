@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 
 use crate::{
     lab::Lab,
-    process::{Daemon, Finished},
+    process::{Daemon, Finished, wait_until},
 };
 
 /// Time for the daemon to load its programs; the verifier takes a fraction of a second, and half a minute on an emulated CPU.
@@ -66,6 +66,63 @@ pub struct Holdings {
     pub sessions: u64,
 }
 
+/// A BPF file system for daemons that follow each other, in a mount namespace of its own: it goes with the lab.
+pub struct Pinboard {
+    holder: Daemon,
+    folder: PathBuf,
+}
+
+impl Pinboard {
+    pub fn new(lab: &Lab) -> Result<Self> {
+        let folder = lab.folder().join("bpf");
+        fs::create_dir(&folder).with_context(|| format!("create {}", folder.display()))?;
+        let ready = lab.folder().join("bpf.ready");
+        let script = r#"mount -t bpf -o mode=0755 bpf "$0" && : > "$1" && exec sleep infinity"#;
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", script]).arg(&folder).arg(&ready);
+        let holder = lab.start(&lab.router, "pinboard", &mut command)?;
+        wait_until("a BPF file system", COMMAND, || Ok(ready.exists().then_some(())))?;
+        Ok(Self { holder, folder })
+    }
+
+    /// Where its daemons pin, as they see it.
+    #[must_use]
+    pub fn pins(&self) -> PathBuf {
+        self.folder.join("redirectd")
+    }
+
+    /// The same, as everybody sees it.
+    #[must_use]
+    pub fn seen_from_outside(&self) -> PathBuf {
+        let pins = self.pins();
+        let below_root = pins.strip_prefix("/").expect("the lab's folder is absolute");
+        PathBuf::from(format!("/proc/{}/root", self.holder.id())).join(below_root)
+    }
+
+    /// Every file, by its path below the pins.
+    pub fn files(&self) -> Result<Vec<PathBuf>> {
+        let root = self.seen_from_outside();
+        let mut files = Vec::new();
+        let mut folders = vec![root.clone()];
+        while let Some(folder) = folders.pop() {
+            let Ok(entries) = fs::read_dir(&folder) else { continue };
+            for entry in entries {
+                let path = entry?.path();
+                if path.is_dir() { folders.push(path) } else { files.push(path.strip_prefix(&root)?.to_owned()) }
+            }
+        }
+        files.sort();
+        Ok(files)
+    }
+
+    /// A command that sees the file system.
+    pub fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--mount=/proc/{}/ns/mnt", self.holder.id())).arg(program);
+        command
+    }
+}
+
 impl Product {
     /// Starts the daemon with this configuration, which must name `api.sock` in the lab's folder, and waits until it is ready.
     pub fn start(lab: &Lab, configuration: &str) -> Result<Self> {
@@ -74,12 +131,23 @@ impl Product {
 
     /// As [`Product::start`], of another build.
     pub fn start_program(lab: &Lab, program: &Path, configuration: &str) -> Result<Self> {
-        let file = lab.folder().join("redirectd.toml");
-        fs::write(&file, configuration).with_context(|| format!("write {}", file.display()))?;
         // The limit of a plain shell, whatever this process has: the daemon has to see to its own.
         let mut command = Command::new("sh");
-        command.args(["-c", r#"ulimit -S -n 1024; exec "$0" "$@""#]).arg(program).arg("--config").arg(&file);
-        let daemon = lab.start(&lab.router, "redirectd", &mut command)?;
+        command.args(["-c", r#"ulimit -S -n 1024; exec "$0" "$@""#]).arg(program);
+        Self::launch(lab, configuration, &mut command)
+    }
+
+    /// As [`Product::start`], of a daemon that pins and takes over what is pinned; `arguments` besides the file's name.
+    pub fn start_on(lab: &Lab, configuration: &str, pinboard: &Pinboard, arguments: &[&str]) -> Result<Self> {
+        let mut command = pinboard.command(&binary("redirectd")?);
+        Self::launch(lab, configuration, command.args(arguments))
+    }
+
+    fn launch(lab: &Lab, configuration: &str, command: &mut Command) -> Result<Self> {
+        let file = lab.folder().join("redirectd.toml");
+        fs::write(&file, configuration).with_context(|| format!("write {}", file.display()))?;
+        command.arg("--config").arg(&file);
+        let daemon = lab.start(&lab.router, "redirectd", command)?;
         let mut product = Self { daemon, socket: lab.folder().join("api.sock") };
         let socket = product.socket.clone();
         product.daemon.wait_until_ready(READY, |_| {

@@ -420,7 +420,7 @@ fn a_connection_is_ended_at_both_ends_and_no_other_socket_is() {
         ("[::]:2527", "[::1]:2527"),
     ] {
         lab.router.enter(|| {
-            let mut host = Host::open(Numbers::default(), &notes).unwrap();
+            let mut host = Host::open(Numbers::default(), &notes, 0).unwrap();
             let listener = TcpListener::bind(address).unwrap();
             let local: SocketAddr = local.parse().unwrap();
             let connect = || (TcpStream::connect(local).unwrap(), listener.accept().unwrap().0);

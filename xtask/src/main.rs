@@ -6,10 +6,12 @@
 mod bench;
 mod debian;
 mod demo;
+mod dist;
 mod exec;
 mod fuzz;
 mod kernels;
 mod mail;
+mod package;
 mod postfix;
 mod relays;
 mod setup;
@@ -37,7 +39,8 @@ enum Task {
     Setup,
     /// Set up if need be, build, and run every test as root
     #[command(after_help = "Examples:\n  cargo xtask test\n  cargo xtask test -- mail_is_byte_exact\n  \
-                            cargo xtask test -- --test-threads=1 --nocapture\n  cargo xtask test kernels    on other kernels, in qemu")]
+                            cargo xtask test -- --test-threads=1 --nocapture\n  cargo xtask test kernels    on other kernels, in qemu\n  \
+                            cargo xtask test package    of the Debian package")]
     Test(test::Args),
     /// Show a mail client whose connection to a server on the Internet is answered by the relay
     #[command(
@@ -55,6 +58,11 @@ enum Task {
     #[command(after_help = "Examples:\n  cargo xtask fuzz\n  cargo xtask fuzz handle --seconds 600\n  \
                             cargo xtask fuzz icmp --keep    add what reaches more code to tests/fuzz/corpus")]
     Fuzz(fuzz::Args),
+    /// Build a package for Debian: programs, unit, configuration, documents
+    #[command(
+        after_help = "Examples:\n  cargo xtask dist\n\nThe package is written to the target directory's folder `dist`."
+    )]
+    Dist(dist::Args),
 }
 
 fn main() -> ExitCode {
@@ -64,6 +72,7 @@ fn main() -> ExitCode {
         Task::Demo(args) => demo::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),
+        Task::Dist(args) => dist::run(&args),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("cargo xtask: {error:#}");

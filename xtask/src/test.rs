@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::{
     exec::{self, Root},
-    kernels, setup,
+    kernels, package, setup,
 };
 
 #[derive(clap::Args)]
@@ -26,11 +26,16 @@ enum Suite {
                             cargo xtask test kernels --kernel 6.1 --kernel host\n\n\
                             Kernels are fetched from deb.debian.org and kept in the target directory.")]
     Kernels(kernels::Args),
+    /// Build the Debian package, install it in a Debian of its own, run the daemon as its unit says, and remove it
+    #[command(after_help = "Examples:\n  cargo xtask test package\n  cargo xtask test package --profile dev")]
+    Package(package::Args),
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    if let Some(Suite::Kernels(args)) = &args.suite {
-        return kernels::run(args);
+    match &args.suite {
+        Some(Suite::Kernels(args)) => return kernels::run(args),
+        Some(Suite::Package(args)) => return package::run(args),
+        None => {}
     }
     let root = Root::require("the test suite (it makes network namespaces and loads eBPF programs)")?;
     setup::ensure()?;

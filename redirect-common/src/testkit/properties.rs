@@ -15,7 +15,7 @@ use crate::{
     flow::{Direction, Flags, Tuple},
     handle,
     parse::{self, Kind, L3_MASK, Link},
-    policy::{Action, Class, Fallback, Limits, OnClassChange, Relay, Subscriber},
+    policy::{Action, Class, Fallback, Limits, OnClassChange, OnDaemonDown, Relay, Subscriber},
     reason::{Reason, Verdict},
     tables::Socket,
 };
@@ -81,12 +81,16 @@ pub fn handle(input: &[u8]) {
     reasons(input);
 }
 
+/// The bit of a story's first byte that says that no daemon looks after the relays.
+const WITHOUT_DAEMON: u8 = 8;
+
 /// The ways out that the frames of a story take, after [`handle()`]'s checks.
 pub fn reasons(story: &[u8]) -> Vec<Reason> {
     let mut reasons = Vec::new();
     let Some((setting, mut steps)) = story.split_first() else { return reasons };
     let link = LINKS[usize::from(setting & 1)];
     let mut world = World::new(setting & 2 != 0, setting & 4 != 0);
+    world.tables.daemon_down = setting & WITHOUT_DAEMON != 0;
     while let Some((&step, rest)) = steps.split_first() {
         steps = match (step & 7, rest) {
             (6, [seconds, rest @ ..]) => {
@@ -163,7 +167,9 @@ impl World {
         let (IpAddr::V4(v4), IpAddr::V6(v6)) = (v4, v6) else { unreachable!("one of each family") };
         let endpoint = (std::net::SocketAddrV4::new(v4, RELAY_PORT), std::net::SocketAddrV6::new(v6, RELAY_PORT, 0, 0));
         let relay = Relay::new(Some(endpoint.0), Some(endpoint.1)).own();
-        tables.relays = [(1, relay), (2, relay.steered(false)), (3, Relay::new(Some(endpoint.0), None))].into();
+        tables.relays =
+            [(1, relay), (2, relay.steered(false)), (3, Relay::new(Some(endpoint.0), None)), (4, relay.embedded())]
+                .into();
         let limits = Limits { rate: 1, burst: 3, open_max: 1, lock_after: 3, lock_s: 2 };
         let redirect = |fallback, relay| Class::new(Action::Redirect, fallback, relay);
         let classes = [
@@ -177,13 +183,17 @@ impl World {
             redirect(Fallback::Reject, 3),
             redirect(Fallback::Block, 0),
             redirect(Fallback::Pass, 0),
+            redirect(Fallback::Block, 1).with_on_daemon_down(OnDaemonDown::Pass),
+            redirect(Fallback::Block, 1).with_on_daemon_down(OnDaemonDown::Block),
+            redirect(Fallback::Block, 1).with_on_daemon_down(OnDaemonDown::Reject),
+            redirect(Fallback::Pass, 4),
         ];
         // The subscribers of 10.20.N.0/24 and fd00:20::N:0/112 are of class N + 1, as long as nobody changes it.
         for (number, class) in (0..).zip(classes) {
             tables.classes.insert(number + 1, class);
         }
         let world = Self { tables, flows: BTreeMap::new(), roomy: !cramped };
-        for network in 0..10u8 {
+        for network in 0..14u8 {
             world.set_class(network, u16::from(network) + 1);
         }
         for ip in [Ip::V4, Ip::V6] {
@@ -599,6 +609,14 @@ fn handle_seeds() -> Vec<Vec<u8>> {
             let flow = of_network(network);
             let story = Story::new(Link::Ethernet, true, false).handshake(&flow).pass_time(1);
             seeds.push(story.up(&FrameBuilder { client_port: 40_001, ..flow.clone() }).up(&flow).0);
+        }
+        for network in 10..14 {
+            let flow = of_network(network);
+            for without_daemon in [0, WITHOUT_DAEMON] {
+                let mut story = Story::new(Link::Ethernet, false, false).handshake(&flow).up(&flow).0;
+                story[0] |= without_daemon;
+                seeds.push(story);
+            }
         }
         let rejected = of_network(3);
         let tagged = FrameBuilder { tags: vec![0x8100], pppoe: true, payload: vec![7; 31], ..rejected.clone() };

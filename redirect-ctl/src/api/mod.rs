@@ -301,6 +301,7 @@ async fn put_class(
         relays,
         on_relay_down: body.on_relay_down,
         on_class_change: body.on_class_change,
+        on_daemon_down: body.on_daemon_down,
         limits: limits.map_err(|(member, invalid)| ApiError::invalid(&format!("/limits/{member}"), &invalid))?,
         gateway: body.gateway,
         smtp: body.smtp,

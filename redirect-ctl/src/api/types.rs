@@ -21,8 +21,8 @@ use crate::{
     clients::{self, Username},
     dataplane::{FlowDelivery, FlowState, Hook, InterfaceCounter, MapMemory, Mode, RelayId, Role, words},
     desired::{
-        self, Action, Counted, Delivery, Fallback, InterfaceName, Limits, Name, OnClassChange, Origin, PoolRelay,
-        Prefix, RelayStatus, Source, Tables, Time,
+        self, Action, Counted, Delivery, Fallback, InterfaceName, Limits, Name, OnClassChange, OnDaemonDown, Origin,
+        PoolRelay, Prefix, RelayStatus, Source, Tables, Time,
     },
     health::{self, Health, HealthState},
     limits,
@@ -209,6 +209,7 @@ pub struct Class {
     pub relays: Vec<PoolRelay>,
     pub on_relay_down: Fallback,
     pub on_class_change: OnClassChange,
+    pub on_daemon_down: OnDaemonDown,
     pub limits: Limits,
     /// The gateway or group that its mail goes to, unless a route says otherwise; null: the one named `default`.
     pub gateway: Option<Name>,
@@ -224,6 +225,7 @@ impl From<&desired::ClassSpec> for Class {
             relays: spec.relays.clone(),
             on_relay_down: spec.on_relay_down,
             on_class_change: spec.on_class_change,
+            on_daemon_down: spec.on_daemon_down,
             limits: spec.limits,
             gateway: spec.gateway.clone(),
             smtp: spec.smtp.clone(),
@@ -245,6 +247,8 @@ pub struct ClassPut {
     pub on_relay_down: Fallback,
     #[serde(default = "reset")]
     pub on_class_change: OnClassChange,
+    #[serde(default = "keep")]
+    pub on_daemon_down: OnDaemonDown,
     #[serde(default)]
     pub limits: Limits,
     #[serde(default)]
@@ -259,6 +263,10 @@ pub struct ClassPut {
 
 fn pass() -> Fallback {
     Fallback::Pass
+}
+
+fn keep() -> OnDaemonDown {
+    OnDaemonDown::Keep
 }
 
 fn reset() -> OnClassChange {
@@ -386,7 +394,12 @@ impl Interface {
             hook: interface.hook,
             foreign_sources: interface.foreign_sources,
             source: interface.source,
-            status: InterfaceStatus { attached: observed.mode.is_some(), mode: observed.mode, error: observed.error },
+            status: InterfaceStatus {
+                attached: observed.mode.is_some(),
+                mode: observed.mode,
+                restart_safe: observed.restart_safe,
+                error: observed.error,
+            },
         }
     }
 }
@@ -396,6 +409,8 @@ pub struct InterfaceStatus {
     pub attached: bool,
     /// The hook in use.
     pub mode: Option<Mode>,
+    /// It stays attached while no daemon runs: through a restart, an upgrade, a crash.
+    pub restart_safe: bool,
     /// Why it is not attached; tried again until it is.
     pub error: Option<String>,
 }

@@ -1,19 +1,23 @@
 //! `redirectd`: see `redirectd --help`.
 
 use std::{
+    fs,
     io::{self, IsTerminal, Write},
+    path::Path,
     process::ExitCode,
 };
 
+use anyhow::Context as _;
 use clap::Parser;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use redirect_ctl::{
     cli::DaemonCli,
     config::{self, LogFormat, Settings},
     daemon,
-    dataplane::kernel::{Capacities, KernelDataplane},
+    dataplane::kernel::{Capacities, KernelDataplane, OBJECT, Start, pins::Pins},
     host::Host,
     log::{Lines, Log},
+    reconcile::task::monotonic_s,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -37,7 +41,7 @@ fn main() -> ExitCode {
     };
     set_up_log(settings.log, log.lines());
     raise_descriptor_limit(settings.relay.sessions_max);
-    let result = run(settings);
+    let result = run(settings, args.object.as_deref());
     // What is told last comes last.
     drop(log);
     match result {
@@ -47,7 +51,7 @@ fn main() -> ExitCode {
 }
 
 #[tokio::main]
-async fn run(settings: Settings) -> anyhow::Result<()> {
+async fn run(settings: Settings, object: Option<&Path>) -> anyhow::Result<()> {
     let shutdown = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -67,9 +71,18 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     });
     let capacities =
         Capacities { flows_max: settings.dataplane.flows_max, subscribers_max: settings.dataplane.subscribers_max };
-    let mut dataplane = KernelDataplane::load(capacities)?;
+    let pins = Pins::open(&settings.dataplane.pins)?;
+    if pins.is_none() {
+        let pins = settings.dataplane.pins.display();
+        tracing::warn!(%pins, "no BPF file system there: the programs end with the daemon; mount one with `mount -t bpf bpf /sys/fs/bpf`");
+    }
+    let other = object.map(fs::read).transpose().context("read the file of --object")?;
+    let object = other.as_deref().unwrap_or(OBJECT);
+    let start = Start { object, capacities, pins, on_exit: settings.dataplane.on_exit };
+    let mut dataplane = KernelDataplane::start(start, monotonic_s())?;
     dataplane.report_events(settings.dataplane.events_per_second)?;
-    let host = Host::open(settings.routing, &settings.sysctl_notes())?;
+    dataplane.set_daemon_timeout(settings.dataplane.daemon_timeout_s)?;
+    let host = Host::open(settings.routing, &settings.sysctl_notes(), monotonic_s())?;
     // On the heap: it holds every task of the daemon.
     Ok(Box::pin(daemon::run(settings, dataplane, Some(host), shutdown)).await?)
 }

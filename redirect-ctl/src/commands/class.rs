@@ -26,6 +26,7 @@ pub(super) async fn run(context: &mut Context<'_>, verb: ClassVerb) -> Result<()
                 relays: args.relays,
                 on_relay_down: args.on_relay_down,
                 on_class_change: args.on_class_change,
+                on_daemon_down: args.on_daemon_down,
                 limits: Limits {
                     rate: args.rate,
                     burst: args.burst,

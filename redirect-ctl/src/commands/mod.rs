@@ -22,6 +22,7 @@ mod status;
 mod subscriber;
 mod token;
 mod trace;
+mod uninstall;
 mod user;
 
 use std::{
@@ -165,6 +166,7 @@ async fn dispatch(env: &mut Env<'_>, cli: Cli) -> Result<(), Error> {
         Noun::Lint => lint::run(&mut context).await,
         Noun::ManagedDomain(verb) => managed_domain::run(&mut context, verb).await,
         Noun::PostfixCheck(args) => postfix_check::run(&mut context, &args, cli.timeout).await,
+        Noun::Uninstall(args) => uninstall::run(&mut context, &args),
     }
 }
 

@@ -20,7 +20,8 @@ fn table(status: &Status) -> Table {
     ];
     for interface in &status.interfaces {
         let state = match (&interface.status.mode, &interface.status.error) {
-            (Some(mode), _) => format!("attached, {mode}"),
+            (Some(mode), _) if interface.status.restart_safe => format!("attached, {mode}"),
+            (Some(mode), _) => format!("attached, {mode}, not restart-safe"),
             (None, Some(error)) => format!("not attached: {error}"),
             (None, None) => "not attached".to_owned(),
         };

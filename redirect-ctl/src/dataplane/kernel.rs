@@ -8,21 +8,25 @@ mod flows;
 mod hosts;
 mod interface;
 mod memory;
+pub mod pins;
+mod selftest;
 mod steering;
+mod sys;
 mod table;
 
 use std::{
     collections::BTreeMap,
     io,
     net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6},
-    os::fd::BorrowedFd,
+    os::fd::{AsFd, BorrowedFd},
+    path::PathBuf,
     sync::Arc,
 };
 
 use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{Array, HashMap as BpfHashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key},
-    programs::{SchedClassifier, SkLookup, Xdp},
+    programs::{Program, SchedClassifier, SkLookup, Xdp},
     util::KernelVersion,
 };
 use aya_log::EbpfLogger;
@@ -38,15 +42,16 @@ use redirect_common::{
 use self::{
     counters::Counters,
     events::Events,
-    flows::{Collector, Flows},
+    flows::{Clock, Collector, Flows},
     interface::Attached,
     memory::Memory,
+    pins::{Inheritance, Maps, PinnedLink, Pins},
     steering::Steering,
     table::Table,
 };
 use super::{
     Attachment, ClassId, Collected, Counters as CounterRows, Dataplane, Error, Explanation, FlowReader, FlowRecord,
-    MapMemory, Mark, Operation, Original, Probe, RelayId,
+    MapMemory, Mark, OnExit, Operation, Original, Probe, RelayId,
 };
 
 /// The compiled programs and map definitions.
@@ -67,16 +72,30 @@ impl Default for Capacities {
     }
 }
 
+impl Capacities {
+    /// By the maps' names.
+    fn of_maps(self) -> Vec<(&'static str, u32)> {
+        let flows = [names::FLOWS_V4, names::FLOWS_V6].map(|name| (name, self.flows_max * ENTRIES_PER_FLOW));
+        let subscribers = [names::HOSTS_V4, names::HOSTS_V6, names::PREFIXES_V4, names::PREFIXES_V6];
+        flows.into_iter().chain(subscribers.map(|name| (name, self.subscribers_max))).collect()
+    }
+}
+
 /// Creates the maps and loads every program, attached to nothing.
 pub fn load(capacities: Capacities) -> Result<Ebpf, Error> {
+    load_object(OBJECT, capacities, &[])
+}
+
+/// Maps of `reused` are opened where they are pinned; somebody has made sure that they are what the object wants.
+fn load_object(object: &[u8], capacities: Capacities, reused: &[(&str, PathBuf)]) -> Result<Ebpf, Error> {
     let mut loader = EbpfLoader::new();
-    for name in [names::FLOWS_V4, names::FLOWS_V6] {
-        loader.map_max_entries(name, capacities.flows_max * ENTRIES_PER_FLOW);
+    for (name, capacity) in capacities.of_maps() {
+        loader.map_max_entries(name, capacity);
     }
-    for name in [names::HOSTS_V4, names::HOSTS_V6, names::PREFIXES_V4, names::PREFIXES_V6] {
-        loader.map_max_entries(name, capacities.subscribers_max);
+    for (name, path) in reused {
+        loader.map_pin_path(name, path);
     }
-    let mut object = loader.load(OBJECT).map_err(|error| not_loaded(&error))?;
+    let mut object = loader.load(object).map_err(|error| not_loaded(&error))?;
     match program::<Xdp>(&mut object, names::XDP_INGRESS)?.load() {
         Ok(()) => {}
         // Frames in several buffers need Linux 5.18; below it there is tc.
@@ -175,7 +194,7 @@ impl Policy<'_> {
     }
 }
 
-/// The data plane in the kernel. Dropping it detaches the programs and frees the maps.
+/// The data plane in the kernel. Dropping it detaches the programs that are not pinned, and frees their maps.
 pub struct KernelDataplane {
     object: Ebpf,
     /// What the programs have to say, which is next to nothing.
@@ -194,20 +213,81 @@ pub struct KernelDataplane {
     collector: Collector,
     attached: BTreeMap<String, Attached>,
     steering: Steering,
+    pins: Option<Pins>,
+    on_exit: OnExit,
+    /// Until the programs have taken over.
+    maps: Option<Maps>,
 }
 
+impl Drop for KernelDataplane {
+    /// Tables of programs that are gone are of no use to anybody.
+    fn drop(&mut self) {
+        if let Some(pins) = self.pins.take().filter(|pins| self.on_exit == OnExit::Detach && !pins.hold_links())
+            && let Err(error) = pins.remove_all()
+        {
+            tracing::warn!(%error, "pins are left behind; `redirect-ctl uninstall` removes them");
+        }
+    }
+}
+
+/// With what a daemon starts.
+pub struct Start<'o> {
+    /// The compiled programs: [`OBJECT`].
+    pub object: &'o [u8],
+    pub capacities: Capacities,
+    /// Where programs, maps and links stay while no daemon runs; `None` where they go with the process.
+    pub pins: Option<Pins>,
+    pub on_exit: OnExit,
+}
+
+/// Seconds that the packet path's clock may have stood still without anybody calling flows idle for it.
+const CLOCK_GAP_S: u32 = 30;
+
 impl KernelDataplane {
+    /// Loads the programs, on the maps of a daemon before this one as far as they are alike, and tries them out. That daemon's programs go on
+    /// until [`Dataplane::take_over`].
+    pub fn start(start: Start<'_>, now_s: u32) -> Result<Self, Error> {
+        let Start { object, capacities, pins, on_exit } = start;
+        let Some(mut pins) = pins else { return Self::new(load_object(object, capacities, &[])?) };
+        if pins.hold_links() {
+            selftest::on_tables_of_its_own(load_object(object, selftest::CAPACITIES, &[])?)?;
+        }
+        let mut maps = pins.maps(object, &capacities.of_maps())?;
+        let reused: Vec<_> = maps.reused(&pins).collect();
+        let loaded = load_object(object, capacities, &reused)?;
+        pins.settle(&loaded, &mut maps)?;
+        let Inheritance { reused, copied, entries_left_out, flows_lost } = maps.inheritance;
+        tracing::info!(reused, copied, "maps of the daemon before this one");
+        if entries_left_out > 0 {
+            tracing::warn!(entries_left_out, "the new tables are smaller than what the old ones hold");
+        }
+        if flows_lost > 0 {
+            tracing::warn!(flows_lost, "the old tables are of another layout; their redirected connections will break");
+        }
+        Self::with_pins(loaded, Some(pins), on_exit, Some(maps), now_s)
+    }
+
     /// Creates the maps and loads the programs; attaches nothing.
     pub fn load(capacities: Capacities) -> Result<Self, Error> {
         Self::new(load(capacities)?)
     }
 
     /// Takes over the maps and programs of an object that was made from [`OBJECT`].
-    pub fn new(mut object: Ebpf) -> Result<Self, Error> {
+    pub fn new(object: Ebpf) -> Result<Self, Error> {
+        Self::with_pins(object, None, OnExit::Detach, None, 0)
+    }
+
+    fn with_pins(
+        mut object: Ebpf,
+        pins: Option<Pins>,
+        on_exit: OnExit,
+        maps: Option<Maps>,
+        now_s: u32,
+    ) -> Result<Self, Error> {
         let log = EbpfLogger::init(&mut object).map_err(|error| not_loaded(&error))?;
         let memory = Memory::of(&object)?;
         let flows = Arc::new(Flows::take(&mut object)?);
-        Ok(Self {
+        let mut dataplane = Self {
             v4: SubscriberMaps {
                 hosts: take(&mut object, names::HOSTS_V4)?,
                 prefixes: take(&mut object, names::PREFIXES_V4)?,
@@ -225,12 +305,46 @@ impl KernelDataplane {
             memory,
             collector: Collector::take(&mut object)?,
             locks: Table::take(&mut object, names::LOCKS)?,
-            steering: Steering::take(&mut object)?,
+            steering: Steering::take(&mut object, pins.as_ref())?,
             flows,
             attached: BTreeMap::new(),
             log,
             object,
-        })
+            pins,
+            on_exit,
+            maps,
+        };
+        dataplane.resume(now_s)?;
+        Ok(dataplane)
+    }
+
+    /// Finds what a daemon before this one left at work.
+    fn resume(&mut self, now_s: u32) -> Result<(), Error> {
+        let Some(pins) = &self.pins else { return Ok(()) };
+        for (ifindex, links) in pins.device_links()? {
+            if let Some((name, attached)) = Attached::adopt(ifindex, links)? {
+                tracing::info!(interface = name, mode = %attached.attachment.mode, "found attached");
+                self.attached.insert(name, attached);
+            }
+        }
+        if !self.maps.as_ref().is_some_and(Maps::continues) {
+            return Ok(());
+        }
+        let attached = self.attached.iter().map(|(name, attached)| (attached.index, name.clone()));
+        self.counters.resume(&attached.collect())?;
+        let mut settings = self.settings()?;
+        if now_s.saturating_sub(settings.clock_s) > CLOCK_GAP_S {
+            settings.resumed_s = now_s;
+            self.store_settings(settings)?;
+        }
+        Ok(())
+    }
+
+    /// For how long the clock may stand still before the daemon counts as down; for ever before this is called.
+    pub fn set_daemon_timeout(&mut self, seconds: u32) -> Result<(), Error> {
+        let mut settings = self.settings()?;
+        settings.daemon_timeout_s = seconds;
+        self.store_settings(settings)
     }
 
     /// How many events each CPU reports within a second; none before this is called.
@@ -262,13 +376,67 @@ impl KernelDataplane {
     }
 
     fn detach(&mut self, name: &str) -> Result<(), Error> {
-        self.attached.remove(name);
+        if let Some(attached) = self.attached.remove(name) {
+            attached.detach()?;
+        }
         self.counters.close(name)
+    }
+
+    /// Every pinned link and the name of the program that belongs to it: the ways back before the ways in.
+    fn pinned_links(&self) -> Result<Vec<(&PinnedLink, &'static str)>, Error> {
+        let mut links: Vec<_> = self.steering.pinned().into_iter().collect();
+        for (name, attached) in &self.attached {
+            links.extend(attached.pinned(name)?);
+        }
+        Ok(links)
+    }
+
+    /// Has the links run the programs of this object. After an error they run what they ran before.
+    fn swap_programs(&self, pins: &Pins) -> Result<(), Error> {
+        let mut swapped = Vec::new();
+        for (link, name) in self.pinned_links()? {
+            let old = pins.old_program(name);
+            let new = fd_of(&self.object, name)?;
+            match link.update(new, None) {
+                Ok(()) => swapped.push((link, new, old)),
+                Err(error) => {
+                    for (link, new, old) in swapped.into_iter().rev() {
+                        let back = old.as_ref().map(|old| link.update(old.as_fd(), Some(new)));
+                        if let Some(Err(error)) = back {
+                            tracing::error!(%error, "a program cannot be put back");
+                        }
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
     }
 
     fn policy(&self) -> Result<Policy<'_>, Error> {
         let epoch = self.settings()?.epoch();
         Ok(Policy { v4: &self.v4, v6: &self.v6, classes: &self.classes, epoch })
+    }
+
+    /// A few of each kind, whichever come first.
+    fn some_subscribers(&self, max: usize) -> Result<Vec<IpNet>, Error> {
+        let failed = |error| system("read some subscribers", error);
+        let mut prefixes = Vec::new();
+        for address in self.v4.hosts.keys().take(max) {
+            prefixes.push(address.map_err(failed)?.to_ip().into());
+        }
+        for address in self.v6.hosts.keys().take(max) {
+            prefixes.push(address.map_err(failed)?.to_ip().into());
+        }
+        for key in self.v4.prefixes.keys().take(max) {
+            let key = key.map_err(failed)?;
+            prefixes.push(net(key.data().into(), key.prefix_len())?);
+        }
+        for key in self.v6.prefixes.keys().take(max) {
+            let key = key.map_err(failed)?;
+            prefixes.push(net(key.data().into(), key.prefix_len())?);
+        }
+        Ok(prefixes)
     }
 
     fn set_subscriber(&mut self, prefix: &IpNet, subscriber: Subscriber) -> Result<(), Error> {
@@ -376,7 +544,7 @@ impl Dataplane for KernelDataplane {
                 // Whatever is there is of an interface that is gone, or with another hook.
                 self.detach(name)?;
                 self.counters.open(name, interface::index(name)?)?;
-                match interface::attach(&mut self.object, name, *role, *hook) {
+                match interface::attach(&mut self.object, self.pins.as_ref(), name, *role, *hook) {
                     Ok(attached) => {
                         self.attached.insert(name.clone(), attached);
                         Ok(())
@@ -406,12 +574,12 @@ impl Dataplane for KernelDataplane {
 
     fn set_steering(&mut self, mark: Option<Mark>) -> Result<(), Error> {
         if mark.is_some() {
-            self.steering.look_sockets_up(&mut self.object, true)?;
+            self.steering.look_sockets_up(&mut self.object, self.pins.as_ref(), true)?;
         }
         let mut settings = self.settings()?;
         (settings.mark, settings.mark_mask) = mark.map_or((0, 0), |mark| (mark.value, mark.mask));
         self.store_settings(settings)?;
-        self.steering.look_sockets_up(&mut self.object, mark.is_some())
+        self.steering.look_sockets_up(&mut self.object, self.pins.as_ref(), mark.is_some())
     }
 
     fn tick(&mut self, now_s: u32) -> Result<(), Error> {
@@ -422,9 +590,10 @@ impl Dataplane for KernelDataplane {
     }
 
     fn collect(&mut self, now_s: u32, budget: usize) -> Result<Collected, Error> {
-        let epoch = self.settings()?.epoch();
-        let policy = Policy { v4: &self.v4, v6: &self.v6, classes: &self.classes, epoch };
-        self.collector.collect(&self.flows, &self.locks, &policy, now_s, budget)
+        let settings = self.settings()?;
+        let policy = Policy { v4: &self.v4, v6: &self.v6, classes: &self.classes, epoch: settings.epoch() };
+        let clock = Clock { now_s, resumed_s: settings.resumed_s };
+        self.collector.collect(&self.flows, &self.locks, &policy, clock, budget)
     }
 
     fn counters(&self) -> Result<CounterRows, Error> {
@@ -492,6 +661,42 @@ impl Dataplane for KernelDataplane {
     fn reader(&self) -> Arc<dyn FlowReader> {
         Arc::clone(&self.flows) as Arc<dyn FlowReader>
     }
+
+    fn take_over(&mut self) -> Result<(), Error> {
+        let Some(mut maps) = self.maps.take() else { return Ok(()) };
+        selftest::on_live_tables(self)?;
+        let Some(mut pins) = self.pins.take() else { return Ok(()) };
+        let swapped = self.swap_programs(&pins);
+        let committed = swapped.and_then(|()| pins.commit(&mut self.object, &mut maps));
+        self.pins = Some(pins);
+        committed
+    }
+
+    fn outlives(&self) -> bool {
+        self.pins.as_ref().is_some_and(Pins::hold_links)
+    }
+
+    fn is_steering(&self) -> Result<bool, Error> {
+        Ok(self.settings()?.mark != 0)
+    }
+}
+
+/// Removes what a daemon left in the kernel: links, programs, maps and, below Linux 6.6, filters. Returns how many links there were.
+pub fn remove_all(pins: Option<Pins>) -> Result<usize, Error> {
+    let links = pins.map(Pins::remove_all).transpose()?;
+    interface::remove_all_filters()?;
+    Ok(links.unwrap_or(0))
+}
+
+fn fd_of<'o>(object: &'o Ebpf, name: &str) -> Result<BorrowedFd<'o>, Error> {
+    let missing = || Error::Load { reason: format!("no program {name}") };
+    let program = match object.program(name).ok_or_else(missing)? {
+        Program::Xdp(program) => program.fd(),
+        Program::SchedClassifier(program) => program.fd(),
+        Program::SkLookup(program) => program.fd(),
+        _ => return Err(missing()),
+    };
+    program.map(AsFd::as_fd).map_err(|error| not_loaded(&error))
 }
 
 impl FlowReader for Flows {

@@ -77,6 +77,22 @@ pub trait Dataplane: Send {
 
     /// A read-only view of the flow table for the relay's tasks.
     fn reader(&self) -> Arc<dyn FlowReader>;
+
+    /// Tries the programs on packets of their own; then has them take the place of those that a daemon before this one left at work, all of
+    /// them or none. To be called once, when the tables hold what the new programs need.
+    fn take_over(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Whether programs stay at work should this process end as things are.
+    fn outlives(&self) -> bool {
+        false
+    }
+
+    /// Whether flows are steered, be it by a daemon before this one.
+    fn is_steering(&self) -> Result<bool, Error> {
+        Ok(false)
+    }
 }
 
 /// What a packet that is steered is known by.
@@ -253,6 +269,16 @@ words! {
 }
 
 words! {
+    /// What becomes of the programs when the daemon is told to stop. A daemon that dies keeps them either way.
+    OnExit {
+        /// They go on by their tables, and the next daemon takes them over.
+        Keep = "keep",
+        /// They are detached.
+        Detach = "detach",
+    }
+}
+
+words! {
     /// Where a flow stands in the life of a TCP connection.
     FlowState {
         HalfOpen = "half_open",
@@ -282,6 +308,8 @@ pub struct Attachment {
     pub hook: Hook,
     /// The hook that it became.
     pub mode: Mode,
+    /// It stays attached while no daemon runs.
+    pub restart_safe: bool,
 }
 
 /// What a call of [`Dataplane::collect`] did.

@@ -148,7 +148,9 @@ impl State {
                     return Err(Error::NoSuchInterface { name: name.clone() });
                 }
                 let mode = if *hook == Hook::Xdp { Mode::Xdp } else { Mode::Tcx };
-                let before = self.interfaces.insert(name.clone(), Attachment { role: *role, hook: *hook, mode });
+                let before = self
+                    .interfaces
+                    .insert(name.clone(), Attachment { role: *role, hook: *hook, mode, restart_safe: false });
                 assert!(before.is_none(), "{name} is attached twice");
             }
             Operation::Detach { name } => {

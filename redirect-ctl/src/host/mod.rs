@@ -1,5 +1,5 @@
 //! What the daemon changes on its host beside its own programs and maps: rules and routes, settings of interfaces, options of a relay's
-//! sockets. Everything is put back at the stop, and what a crash left is put back at the next start.
+//! sockets. Everything is put back at the stop, unless programs go on that rely on it; the next start takes over what it finds.
 //!
 //! - [`routing`]: policy rules and routes, by rtnetlink
 //! - [`sysctl`]: settings of interfaces, with a note of what was found
@@ -125,22 +125,35 @@ pub struct Host {
     sources: Sources,
     /// Once one had to be ended.
     connections: Option<Connections>,
+    /// Everything stays as it is.
+    left: bool,
 }
 
 impl Host {
-    /// `notes` is the file that [`sysctl`] remembers by. Changes nothing yet.
-    pub fn open(numbers: Numbers, notes: &Path) -> Result<Self, Error> {
+    /// `notes` is the file that [`sysctl`] remembers by. Changes nothing yet. Foreign sources that have a route are known from the start.
+    pub fn open(numbers: Numbers, notes: &Path, now_s: u32) -> Result<Self, Error> {
+        let mut routing = Routing::open(numbers.protocol)?;
+        let mut sources = Sources::default();
+        for entry in routing.entries()? {
+            if let Entry::HostRoute { address, device, table } = entry
+                && table == numbers.source_table
+            {
+                // One that finds no place loses its route, and is learned again with its next flow.
+                let _ = sources.learn(address, device, now_s);
+            }
+        }
         Ok(Self {
             numbers,
-            routing: Routing::open(numbers.protocol)?,
+            routing,
             sysctls: Sysctls::open(notes)?,
             wanted: Wanted::default(),
             own_relays: BTreeSet::new(),
             steers: false,
             sockets: Sockets::default(),
             devices: BTreeMap::new(),
-            sources: Sources::default(),
+            sources,
             connections: None,
+            left: false,
         })
     }
 
@@ -153,6 +166,16 @@ impl Host {
         let served = self.serve_devices();
         let routed = self.routing.add_missing(&self.entries());
         found.and(served).and(routed.map_err(Error::from))
+    }
+
+    /// Flows are steered already.
+    pub const fn resume_steering(&mut self) {
+        self.steers = true;
+    }
+
+    /// Undoes nothing when it is dropped.
+    pub const fn leave(&mut self) {
+        self.left = true;
     }
 
     /// Whether marked packets are delivered to this host.
@@ -321,7 +344,7 @@ impl Host {
 impl Drop for Host {
     /// Undoes everything, unless that was done already.
     fn drop(&mut self) {
-        if self.wanted == Wanted::default() {
+        if self.left || self.wanted == Wanted::default() {
             return;
         }
         for result in [self.prepare(Wanted::default()), self.tidy()] {
@@ -330,6 +353,19 @@ impl Drop for Host {
             }
         }
     }
+}
+
+/// Undoes what a daemon left: its rules and routes, and changed settings of interfaces. Returns how many there were of each.
+pub fn undo(numbers: Numbers, notes: &Path) -> Result<(usize, usize), Error> {
+    let mut routing = Routing::open(numbers.protocol)?;
+    let entries = routing.entries()?.len();
+    routing.remove_others(&BTreeSet::new())?;
+    let mut sysctls = Sysctls::open(notes)?;
+    let names: Vec<_> = sysctls.held().map(str::to_owned).collect();
+    for name in &names {
+        sysctls.release(name, index(name)?)?;
+    }
+    Ok((entries, names.len()))
 }
 
 /// Sets an interface up for foreign sources; `None` where there is no such interface.

@@ -11,6 +11,11 @@ pub(super) fn is_known(relay: &Relay) -> bool {
     relay.spec.endpoints().next().is_some()
 }
 
+/// The daemon itself serves it.
+pub(super) fn is_embedded(relay: &Relay) -> bool {
+    relay.source == Source::File
+}
+
 /// Whether new flows may go to an endpoint, as far as their delivery is concerned.
 pub(super) fn takes_flows(relay: &Relay, endpoint: SocketAddr, can_steer: impl Fn(SocketAddr) -> bool) -> bool {
     relay.spec.delivery != Delivery::Steer || can_steer(endpoint)
@@ -30,7 +35,7 @@ pub(super) fn kernel_relay(relay: &Relay, can_steer: impl Fn(SocketAddr) -> bool
     };
     match relay.source {
         // The embedded one.
-        Source::File => endpoints.own(),
+        Source::File => endpoints.own().embedded(),
         Source::Api => endpoints,
     }
 }
@@ -73,7 +78,7 @@ mod tests {
                 assert_eq!(takes, taking.contains(&endpoint), "{delivery} {ready:?} {endpoint}");
             }
             let embedded = Relay { source: Source::File, ..relay };
-            assert_eq!(kernel_relay(&embedded, can_steer), expected.own(), "{delivery} {ready:?}");
+            assert_eq!(kernel_relay(&embedded, can_steer), expected.own().embedded(), "{delivery} {ready:?}");
         }
         let nowhere = RelaySpec { ipv4: None, ipv6: None, ..relay(Auto).spec };
         assert!(is_known(&relay(Steer)) && !is_known(&Relay { spec: nowhere, ..relay(Auto) }));

@@ -12,7 +12,7 @@ use std::{
 use redirect_common::{parse::Family, reason::Reason};
 use redirect_relay::gateway::Host as Address;
 
-use super::{event::EventRecord, task::Stage};
+use super::{delivery, event::EventRecord, task::Stage};
 use crate::{
     dataplane::{Connection, Dataplane, RelayId},
     desired::{Delivery, Tables},
@@ -49,13 +49,17 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    pub(super) fn new(host: Host) -> Self {
+    /// `steering` says whether the data plane steers already.
+    pub(super) fn new(mut host: Host, steering: bool) -> Self {
+        if steering {
+            host.resume_steering();
+        }
         Self {
             host,
             wanted: Wanted::default(),
             stage: Stage::default(),
             prepared: false,
-            steering: false,
+            steering,
             slots: BTreeSet::new(),
             error: None,
             due: Instant::now(),
@@ -86,7 +90,8 @@ impl Keeper {
         for relay in tables.relays.values() {
             for endpoint in relay.spec.endpoints() {
                 // The embedded relay listens before the first packet can come.
-                if !stage.attaches() || !self.host.may_steer(endpoint) {
+                let listens = stage.attaches() || stage == Stage::Prepared && !delivery::is_embedded(relay);
+                if !listens || !self.host.may_steer(endpoint) {
                     continue;
                 }
                 let Err(error) = self.adopt(Slot::new(relay.id, endpoint), endpoint, dataplane) else { continue };
@@ -185,6 +190,11 @@ impl Keeper {
     pub(super) fn status(&self) -> HostStatus {
         let (foreign_sources, counts) = self.host.foreign_sources();
         HostStatus { error: self.error.clone(), foreign_sources, counts: counts.clone() }
+    }
+
+    /// Leaves the host as it is: programs that go on without the daemon rely on it.
+    pub(super) fn leave(&mut self) {
+        self.host.leave();
     }
 
     /// What fails between comparisons is put right by the next one.

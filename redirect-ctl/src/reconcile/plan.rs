@@ -179,7 +179,10 @@ mod tests {
             inside.interfaces = state
                 .interfaces
                 .iter()
-                .map(|(name, (role, hook))| (name.clone(), Attachment { role: *role, hook: *hook, mode: Mode::Tcx }))
+                .map(|(name, (role, hook))| {
+                    let attachment = Attachment { role: *role, hook: *hook, mode: Mode::Tcx, restart_safe: false };
+                    (name.clone(), attachment)
+                })
                 .collect();
         }
         model

@@ -42,10 +42,12 @@ use crate::{
 /// How far the data plane goes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Stage {
-    /// No interface is attached yet.
+    /// No interface is attached yet but those of a daemon before this one; the embedded relay does not listen.
     #[default]
     Prepared,
     Attached,
+    /// As before the start: the embedded relay is about to go, and what redirects goes on without a daemon.
+    Leaving,
     /// Interfaces stay attached and flows go on, but the pools are empty: a new flow finds no relay, and the class decides.
     Draining,
     /// No interface is attached any more.
@@ -54,11 +56,16 @@ pub enum Stage {
 
 impl Stage {
     pub(super) const fn attaches(self) -> bool {
-        matches!(self, Self::Attached | Self::Draining)
+        matches!(self, Self::Attached | Self::Leaving | Self::Draining)
     }
 
-    const fn takes_flows(self) -> bool {
-        matches!(self, Self::Prepared | Self::Attached)
+    /// Whether a relay may get new flows.
+    const fn takes_flows(self, embedded: bool) -> bool {
+        match self {
+            Self::Attached => true,
+            Self::Prepared | Self::Leaving => !embedded,
+            Self::Draining | Self::Detached => false,
+        }
     }
 }
 
@@ -85,6 +92,8 @@ pub struct Observed {
     /// Comparisons of everything since the start.
     pub full_syncs: u64,
     pub host: HostStatus,
+    /// Programs would stay at work if the daemon ended now.
+    pub outlives: bool,
 }
 
 impl Observed {
@@ -103,6 +112,8 @@ impl Observed {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InterfaceStatus {
     pub mode: Option<Mode>,
+    /// The programs stay where they are while no daemon runs.
+    pub restart_safe: bool,
     pub error: Option<String>,
 }
 
@@ -126,6 +137,7 @@ enum Question {
     RemoveLock(Host, Reply<Option<u32>>),
     Explain(Probe, Reply<Explanation>),
     Memory(Reply<Vec<MapMemory>>),
+    Alive(Reply<()>),
 }
 
 /// The way to the reconciler. Clones share it.
@@ -154,6 +166,11 @@ impl Handle {
     /// As [`Dataplane::memory`].
     pub async fn memory(&self) -> Result<Vec<MapMemory>, AskError> {
         self.ask(Question::Memory).await
+    }
+
+    /// Waits until the reconciler has time; `false` where it has ended.
+    pub async fn answers(&self) -> bool {
+        self.ask(Question::Alive).await.is_ok()
     }
 
     /// Events from now on, until the reconciler ends. Whoever is slow loses the oldest.
@@ -224,7 +241,7 @@ impl Handle {
 }
 
 /// The task. [`Reconciler::run`] needs a thread of its own.
-pub struct Reconciler<D> {
+pub struct Reconciler<D: Dataplane> {
     dataplane: D,
     store: Store,
     questions: mpsc::Receiver<Question>,
@@ -285,6 +302,8 @@ impl<D: Dataplane> Reconciler<D> {
         health: watch::Receiver<Health>,
         flows_max: u32,
     ) -> (Self, Handle) {
+        // What cannot be asked is asked again by the first comparison.
+        let steering = dataplane.is_steering().unwrap_or(false);
         let (question_sender, questions) = mpsc::channel(limits::RECONCILE_QUEUE_MAX);
         let (observed, observed_receiver) = watch::channel(Observed::default());
         let (stage_sender, stage) = watch::channel(Stage::default());
@@ -314,7 +333,7 @@ impl<D: Dataplane> Reconciler<D> {
             order: Order::default(),
             interface_retries: BTreeMap::new(),
             ticked: Instant::now(),
-            keeper: host.map(Keeper::new),
+            keeper: host.map(|host| Keeper::new(host, steering)),
         };
         (reconciler, handle)
     }
@@ -326,7 +345,9 @@ impl<D: Dataplane> Reconciler<D> {
         self.sync();
         // The host may need others, such as a relay that starts later.
         let kernel = Observed { host: HostStatus::default(), ..self.observed.borrow().clone() };
-        kernel.fault().map_or(Ok(()), Err)
+        kernel.fault().map_or(Ok(()), Err)?;
+        // The tables hold what the programs need.
+        self.dataplane.take_over().map_err(|error| error.to_string())
     }
 
     /// Runs until `shutdown`. Attachments that are left are removed when the data plane is dropped.
@@ -424,11 +445,13 @@ impl<D: Dataplane> Reconciler<D> {
 
     fn publish(&mut self, change: impl FnOnce(&mut Observed)) {
         let interfaces = self.interface_statuses();
+        let outlives = self.dataplane.outlives();
         let host = self.keeper.as_ref().map(Keeper::status).unwrap_or_default();
         self.observed.send_if_modified(|observed| {
             let before = observed.clone();
             change(observed);
             observed.interfaces = interfaces;
+            observed.outlives = outlives;
             observed.host = host;
             *observed != before
         });
@@ -438,7 +461,10 @@ impl<D: Dataplane> Reconciler<D> {
         let attached = self.dataplane.interfaces();
         let mut statuses: BTreeMap<String, InterfaceStatus> = attached
             .into_iter()
-            .map(|(name, attachment)| (name, InterfaceStatus { mode: Some(attachment.mode), error: None }))
+            .map(|(name, attachment)| {
+                let restart_safe = attachment.restart_safe;
+                (name, InterfaceStatus { mode: Some(attachment.mode), restart_safe, error: None })
+            })
             .collect();
         for (name, interface) in &self.interface_retries {
             statuses.entry(name.clone()).or_default().error = Some(interface.error.clone());
@@ -486,7 +512,7 @@ impl<D: Dataplane> Reconciler<D> {
             classes: {
                 let health = self.health.borrow();
                 let takes_flows = |relay: &Relay, endpoint| {
-                    stage.takes_flows()
+                    stage.takes_flows(delivery::is_embedded(relay))
                         && relay.spec.status == RelayStatus::Enabled
                         && delivery::takes_flows(relay, endpoint, |endpoint| self.can_steer(relay, endpoint))
                         && !health.is_down(relay.id, endpoint)
@@ -542,6 +568,10 @@ impl<D: Dataplane> Reconciler<D> {
         tables: &Tables,
         attached: &BTreeMap<String, dataplane::Attachment>,
     ) -> BTreeMap<String, (dataplane::Role, dataplane::Hook)> {
+        if *self.stage.borrow() == Stage::Prepared {
+            let left = attached.iter().map(|(name, found)| (name.clone(), (found.role, found.hook)));
+            return left.collect();
+        }
         let attach = self.stage.borrow().attaches();
         let wanted: BTreeMap<_, _> = tables
             .interfaces
@@ -667,6 +697,21 @@ impl<D: Dataplane> Reconciler<D> {
             Question::RemoveLock(host, reply) => drop(reply.send(self.dataplane.remove_lock(host))),
             Question::Explain(probe, reply) => drop(reply.send(self.dataplane.explain(&probe))),
             Question::Memory(reply) => drop(reply.send(self.dataplane.memory())),
+            Question::Alive(reply) => drop(reply.send(Ok(()))),
+        }
+    }
+}
+
+impl<D> Drop for Reconciler<D>
+where
+    D: Dataplane,
+{
+    /// What steered packets rely on stays with the programs that steer them.
+    fn drop(&mut self) {
+        if self.dataplane.outlives()
+            && let Some(keeper) = &mut self.keeper
+        {
+            keeper.leave();
         }
     }
 }
@@ -710,6 +755,7 @@ fn kernel_class(class: &Class, tables: &Tables, takes_flows: impl Fn(&Relay, Soc
             family(|relay| relay.spec.ipv6.map(SocketAddr::V6)),
         )
         .with_on_class_change(class.spec.on_class_change.into())
+        .with_on_daemon_down(class.spec.on_daemon_down.into())
         .with_limits(class.spec.limits.into())
 }
 

@@ -43,7 +43,7 @@ async fn a_store_begins_with_the_default_classes() {
         *first,
         json!({
             "name": "misconfigured", "action": "redirect", "relays": [{"name": "embedded", "weight": 1}], "on_relay_down": "pass",
-            "on_class_change": "reset", "limits": NO_LIMITS.clone(), "gateway": null, "smtp": *NO_RULES,
+            "on_class_change": "reset", "on_daemon_down": "keep", "limits": NO_LIMITS.clone(), "gateway": null, "smtp": *NO_RULES,
             "revision": 1
         })
     );
@@ -475,7 +475,8 @@ async fn a_gateway_that_is_our_own_relay_is_refused() {
 async fn an_interface_shows_its_error_until_it_is_there() {
     let lab = Lab::with(|_, model| model.state().existing = Some(["lan0".to_owned()].into())).await;
     let put = lab.put("/v1/interfaces/ppp7", "{}").await.expect(201).json();
-    assert_eq!(put["status"], json!({"attached": false, "mode": null, "error": "interface ppp7 does not exist"}));
+    let error = "interface ppp7 does not exist";
+    assert_eq!(put["status"], json!({"attached": false, "mode": null, "restart_safe": false, "error": error}));
     // Everything else goes on.
     lab.put("/v1/subscribers/10.1.0.0_16", r#"{"class":"bypass"}"#).await.expect(201);
     let ready = lab.get("/readyz").await.expect(503).json();

@@ -120,6 +120,7 @@ async fn a_failed_start_attaches_nothing() {
     assert!(!dir.path().join("api.sock").exists());
 
     // A kernel that refuses.
+    let model = ModelDataplane::default();
     model.state().fault = Some(Box::new(|what| what.starts_with("set class")));
     let error =
         daemon::run(settings(&dir), model.clone(), None, CancellationToken::new()).await.unwrap_err().to_string();

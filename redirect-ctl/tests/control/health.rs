@@ -9,7 +9,7 @@ use std::{
 
 use redirect_common::policy::{self, POOL_SLOTS};
 use redirect_ctl::{
-    desired::{Action, ClassSpec, Delivery, Fallback, Limits, OnClassChange, RelaySpec, RelayStatus},
+    desired::{Action, ClassSpec, Delivery, Fallback, Limits, OnClassChange, OnDaemonDown, RelaySpec, RelayStatus},
     smtp::Smtp,
     store::{self, Change},
 };
@@ -94,6 +94,7 @@ async fn lab_with(relays: &[SocketAddr]) -> Lab {
         relays: pool,
         on_relay_down: Fallback::Block,
         on_class_change: OnClassChange::Reset,
+        on_daemon_down: OnDaemonDown::Keep,
         limits: Limits::default(),
         gateway: None,
         smtp: Smtp::default(),

@@ -10,8 +10,8 @@ use std::{
 
 use redirect_ctl::{
     desired::{
-        Action, ClassSpec, Fallback, Interface, InterfaceName, Limits, OnClassChange, Origin, RelayStatus, Source,
-        Subscriber,
+        Action, ClassSpec, Fallback, Interface, InterfaceName, Limits, OnClassChange, OnDaemonDown, Origin,
+        RelayStatus, Source, Subscriber,
     },
     smtp::{Smtp, SmtpAuth},
     store::{self, Change, Error, FileResources, Outcome, Scope, Store, Subscribers},
@@ -40,6 +40,7 @@ fn class(name: &str) -> Change {
         relays: vec![],
         on_relay_down: Fallback::Pass,
         on_class_change: OnClassChange::Reset,
+        on_daemon_down: OnDaemonDown::Keep,
         limits: Limits::default(),
         gateway: None,
         smtp: Smtp::default(),
@@ -130,6 +131,7 @@ async fn interfaces_of_an_earlier_version_serve_no_foreign_sources() {
     old.execute_batch(&without_revisions(&["subscribers", "classes", "relays", "interfaces", "targets"])).unwrap();
     old.execute_batch(
         "ALTER TABLE interfaces DROP COLUMN foreign_sources; ALTER TABLE classes DROP COLUMN smtp;
+         ALTER TABLE classes DROP COLUMN on_daemon_down;
          ALTER TABLE classes DROP COLUMN certificate; DROP TABLE certificates; DROP TABLE users;
          DROP TABLE group_members; DROP TABLE routes; DROP TABLE managed_domains; ALTER TABLE targets RENAME TO gateways;
          ALTER TABLE gateways DROP COLUMN kind; ALTER TABLE gateways DROP COLUMN spec; ALTER TABLE gateways DROP COLUMN password;
@@ -156,7 +158,7 @@ async fn rules_of_an_earlier_version_go_on() {
     let all = ["subscribers", "classes", "relays", "interfaces", "targets", "routes", "managed_domains"];
     old.execute_batch(&without_revisions(&all)).unwrap();
     old.execute_batch(
-        r#"ALTER TABLE classes DROP COLUMN certificate; DROP TABLE certificates; DROP TABLE users;
+        r#"ALTER TABLE classes DROP COLUMN on_daemon_down; ALTER TABLE classes DROP COLUMN certificate; DROP TABLE certificates; DROP TABLE users;
            UPDATE classes SET smtp = '{"tls":"none","auth":"accept_any","auth_cleartext":false,"refuse_literals":true}' WHERE name = 'gold';
            PRAGMA user_version = 5"#,
     )

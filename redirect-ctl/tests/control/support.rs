@@ -11,7 +11,7 @@ use redirect_ctl::{
     commands::{self, Env},
     config::{AccessSettings, DataplaneSettings, HealthSettings, LogFormat, RelaySettings, Settings},
     daemon,
-    dataplane::{Hook, Role, model::ModelDataplane},
+    dataplane::{Hook, OnExit, Role, model::ModelDataplane},
     desired::{Delivery, Interface, Source},
     host::Numbers,
 };
@@ -43,7 +43,14 @@ pub(crate) fn settings(dir: &TempDir) -> Settings {
         sockets: vec![dir.path().join("api.sock")],
         access: AccessSettings::default(),
         store: dir.path().join("redirect.db"),
-        dataplane: DataplaneSettings { flows_max: 1_024, subscribers_max: 1_000, events_per_second: 1_000 },
+        dataplane: DataplaneSettings {
+            flows_max: 1_024,
+            subscribers_max: 1_000,
+            events_per_second: 1_000,
+            pins: dir.path().join("pins"),
+            on_exit: OnExit::Keep,
+            daemon_timeout_s: 30,
+        },
         relay: RelaySettings {
             hostname: "relay.example.net".to_owned(),
             ipv4: None,

@@ -58,6 +58,34 @@ impl Counters {
         })
     }
 
+    /// Goes on with the places and counts of a daemon before this one; `attached` are the interfaces that packets come by, by their indices.
+    pub(super) fn resume(&mut self, attached: &BTreeMap<u32, String>) -> Result<(), Error> {
+        let counts = self.interfaces.read(INTERFACE_COUNTERS_MAX)?;
+        for slot in 1..self.owners.len() {
+            let counted = Reason::ALL.iter().any(|reason| {
+                let index = interface_counter_index(slot as u32, *reason);
+                counts[index as usize] != Count::default()
+            });
+            if counted {
+                self.owners[slot] = Owner::Gone;
+            }
+        }
+        for key in 0..INTERFACE_INDICES {
+            let place = self.places.get(&key, 0).map_err(|error| system("read the places of interfaces", error))?;
+            let slot = place.slot as usize;
+            if slot == 0 {
+                continue;
+            }
+            match (attached.get(&place.ifindex), self.owners.get_mut(slot)) {
+                (Some(name), Some(owner)) => {
+                    *owner = Owner::Interface { ifindex: place.ifindex, name: name.clone() };
+                }
+                (None, _) | (_, None) => self.set_place(key, Interface::default())?,
+            }
+        }
+        Ok(())
+    }
+
     /// Gives an interface a place of its own before packets come. Where there is none it counts among the others, in place 0.
     pub(super) fn open(&mut self, name: &str, ifindex: u32) -> Result<(), Error> {
         let key = ifindex % INTERFACE_INDICES;

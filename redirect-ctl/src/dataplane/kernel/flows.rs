@@ -83,7 +83,7 @@ where
     }
 
     /// Removes what is idle of a batch of half-open entries. Each entry ages by itself: the table recycles them anyway.
-    fn collect_half_open(&self, batch: &FlowBatch<A>, now_s: u32, counts: &mut FlowCounts) -> Result<usize, Error> {
+    fn collect_half_open(&self, batch: &FlowBatch<A>, clock: Clock, counts: &mut FlowCounts) -> Result<usize, Error> {
         let mut removed = 0;
         for (key, flow) in batch {
             let forward = flow.serves(Direction::Forward, key);
@@ -91,7 +91,7 @@ where
                 // The data plane is about to fill it.
                 continue;
             }
-            if idle_s(now_s, flow.seen_s) > TRANSITORY_IDLE_S {
+            if clock.idle_s(flow.seen_s) > TRANSITORY_IDLE_S {
                 removed += usize::from(self.half_open.remove(key)?);
             } else if forward {
                 counts.half_open += 1;
@@ -104,7 +104,7 @@ where
     fn collect_established(
         &self,
         batch: &FlowBatch<A>,
-        now_s: u32,
+        clock: Clock,
         open: &Open,
         counts: &mut FlowCounts,
         policy: Option<&Policy<'_>>,
@@ -117,7 +117,7 @@ where
             let other = if flow.is_steered() { Some(*flow) } else { self.established.get(&other_key)? };
             let Some(other) = other else {
                 // The data plane inserts and removes pairs entry by entry, so a half may be on its way in: it gets time.
-                if idle_s(now_s, flow.seen_s) > TRANSITORY_IDLE_S {
+                if clock.idle_s(flow.seen_s) > TRANSITORY_IDLE_S {
                     removed += usize::from(self.remove_unchanged(key, flow, open)?);
                 }
                 continue;
@@ -130,7 +130,7 @@ where
                 unwanted.push(connection(key, flow));
             }
             let state = state(flow, &other);
-            if idle_s(now_s, flow.seen_s.max(other.seen_s)) > state.idle_max_s() {
+            if clock.idle_s(flow.seen_s.max(other.seen_s)) > state.idle_max_s() {
                 // The forward entry first: from then on nothing more goes to the relay.
                 if self.remove_unchanged(key, flow, open)? {
                     removed += 1;
@@ -178,9 +178,19 @@ fn connection<A: Address>(key: &Tuple<A>, flow: &Flow<A>) -> Connection {
     Connection { local: end(tuple, 1), peer: end(tuple, 0) }
 }
 
-/// An entry may have been seen after `now_s` was read.
-const fn idle_s(now_s: u32, seen_s: u32) -> u32 {
-    now_s.saturating_sub(seen_s)
+/// The packet path's time, as far as idle flows are concerned.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Clock {
+    pub(super) now_s: u32,
+    /// Since when the clock goes without a gap. Before, it stood still for a while, and flows looked older than they were.
+    pub(super) resumed_s: u32,
+}
+
+impl Clock {
+    /// An entry may have been seen after the time was read.
+    fn idle_s(self, seen_s: u32) -> u32 {
+        self.now_s.saturating_sub(seen_s.max(self.resumed_s))
+    }
 }
 
 fn end<A: Address>(tuple: &Tuple<A>, index: usize) -> SocketAddr {
@@ -284,7 +294,7 @@ impl Collector {
         flows: &Flows,
         locks: &Table<Host, u32>,
         policy: &Policy<'_>,
-        now_s: u32,
+        clock: Clock,
         budget: usize,
     ) -> Result<Collected, Error> {
         let mut unwanted = Vec::new();
@@ -295,19 +305,19 @@ impl Collector {
         let (examined, removed, next) = match self.stage {
             Stage::HalfOpenV4 => {
                 let (batch, next) = flows.v4.half_open.batch(position, budget)?;
-                (batch.len(), flows.v4.collect_half_open(&batch, now_s, counts)?, next)
+                (batch.len(), flows.v4.collect_half_open(&batch, clock, counts)?, next)
             }
             Stage::EstablishedV4 => {
                 let (batch, next) = flows.v4.established.batch(position, budget)?;
-                (batch.len(), flows.v4.collect_established(&batch, now_s, open, counts, policy, &mut unwanted)?, next)
+                (batch.len(), flows.v4.collect_established(&batch, clock, open, counts, policy, &mut unwanted)?, next)
             }
             Stage::HalfOpenV6 => {
                 let (batch, next) = flows.v6.half_open.batch(position, budget)?;
-                (batch.len(), flows.v6.collect_half_open(&batch, now_s, counts)?, next)
+                (batch.len(), flows.v6.collect_half_open(&batch, clock, counts)?, next)
             }
             Stage::EstablishedV6 => {
                 let (batch, next) = flows.v6.established.batch(position, budget)?;
-                (batch.len(), flows.v6.collect_established(&batch, now_s, open, counts, policy, &mut unwanted)?, next)
+                (batch.len(), flows.v6.collect_established(&batch, clock, open, counts, policy, &mut unwanted)?, next)
             }
             Stage::Open => {
                 let (batch, next) = open.counted.batch(position, budget)?;
@@ -316,7 +326,7 @@ impl Collector {
             }
             Stage::Locks => {
                 let (batch, next) = locks.batch(position, budget)?;
-                hosts::remove_expired(locks, &batch, now_s)?;
+                hosts::remove_expired(locks, &batch, clock.now_s)?;
                 (batch.len(), 0, next)
             }
         };
@@ -331,5 +341,17 @@ impl Collector {
             });
         }
         Ok(Collected { examined, removed, unwanted, sweep_done })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_idle_for_longer_than_the_clock_goes() {
+        let clock = Clock { now_s: 10_000, resumed_s: 9_990 };
+        assert_eq!([9_999, 9_990, 100, 10_001].map(|seen_s| clock.idle_s(seen_s)), [1, 10, 10, 0]);
+        assert_eq!(Clock { resumed_s: 0, ..clock }.idle_s(100), 9_900);
     }
 }

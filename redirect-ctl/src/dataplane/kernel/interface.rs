@@ -4,15 +4,15 @@ use std::{
     ffi::{CStr, CString},
     io,
     mem::MaybeUninit,
-    os::fd::AsRawFd,
+    os::fd::{AsFd as _, AsRawFd, OwnedFd},
+    path::PathBuf,
 };
 
 use aya::{
     Ebpf,
     programs::{
-        ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode,
-        tc::{SchedClassifierLink, TcError, qdisc_add_clsact},
-        xdp::XdpLink,
+        ProgramFd, SchedClassifier, TcAttachType, Xdp,
+        tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, qdisc_add_clsact, qdisc_detach_program},
     },
     util::KernelVersion,
 };
@@ -25,7 +25,10 @@ use tracing::{info, warn};
 
 use super::{
     super::{Attachment, Error, Hook, Mode, Role},
-    program, with_causes,
+    pins::{DeviceLinks, PinnedLink, Pins},
+    program,
+    sys::{self, Target},
+    with_causes,
 };
 
 /// Drivers whose packets may reach XDP with a partial checksum, because a local or a virtual sender left it to a device that does not
@@ -49,18 +52,36 @@ const SOFTWARE_DRIVERS: &[&str] = &[
     "vxlan",
 ];
 
-/// The programs on one interface. Dropping it detaches them: ingress first, so that nothing is redirected whose replies would not come back.
+/// The programs on one interface. Dropping it detaches those that are not pinned: ingress first, so that nothing is redirected whose replies
+/// would not come back.
 pub(super) struct Attached {
     pub(super) attachment: Attachment,
     pub(super) index: u32,
-    _ingress: Ingress,
-    _egress: SchedClassifierLink,
+    ingress: Held,
+    egress: Held,
 }
 
-/// Held for its drop.
-enum Ingress {
-    Xdp { _link: XdpLink },
-    Tc { _link: SchedClassifierLink },
+/// What keeps a program attached.
+enum Held {
+    /// Stays when this process ends.
+    Pinned(PinnedLink),
+    /// Held for its drop.
+    Link { _fd: OwnedFd },
+    /// Likewise.
+    Filter { _link: SchedClassifierLink },
+}
+
+impl Held {
+    fn detach(self) -> Result<(), Error> {
+        match self {
+            Self::Pinned(link) => link.remove(),
+            Self::Link { .. } | Self::Filter { .. } => Ok(()),
+        }
+    }
+
+    const fn is_pinned(&self) -> bool {
+        matches!(self, Self::Pinned(_))
+    }
 }
 
 impl Attached {
@@ -72,26 +93,68 @@ impl Attached {
             Err(_) => true,
         }
     }
+
+    /// Takes over what a daemon before this one has attached and pinned; its programs go on until [`Attached::run`]. The name is that of the
+    /// interface by now. Where a half is missing the other goes too, and it is `None`.
+    pub(super) fn adopt(index: u32, links: DeviceLinks) -> Result<Option<(String, Self)>, Error> {
+        let name = nix::net::if_::if_indextoname(index).ok().and_then(|name| name.into_string().ok());
+        match (name, links) {
+            (Some(name), DeviceLinks { ingress: Some((hook, xdp, ingress)), egress: Some(egress) }) => {
+                let mode = if xdp { Mode::Xdp } else { Mode::Tcx };
+                let attachment = Attachment { role: Role::Subscriber, hook, mode, restart_safe: true };
+                let held = Self { attachment, index, ingress: Held::Pinned(ingress), egress: Held::Pinned(egress) };
+                Ok(Some((name, held)))
+            }
+            (_, DeviceLinks { ingress, egress }) => {
+                ingress.map_or(Ok(()), |(_, _, link)| link.remove())?;
+                egress.map_or(Ok(()), PinnedLink::remove)?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// The pinned links and the names of the programs that belong to them, the way back first.
+    pub(super) fn pinned(&self, name: &str) -> Result<Vec<(&PinnedLink, &'static str)>, Error> {
+        let kind = kind(name)?;
+        let ingress = if self.attachment.mode == Mode::Xdp { names::XDP_INGRESS } else { ingress_program(kind) };
+        let held = [(&self.egress, egress_program(kind)), (&self.ingress, ingress)];
+        let pinned = held.into_iter().filter_map(|(held, program)| match held {
+            Held::Pinned(link) => Some((link, program)),
+            Held::Link { .. } | Held::Filter { .. } => None,
+        });
+        Ok(pinned.collect())
+    }
+
+    /// Ingress first.
+    pub(super) fn detach(self) -> Result<(), Error> {
+        self.ingress.detach()?;
+        self.egress.detach()
+    }
 }
 
-/// Attaches egress before ingress, for the same reason as [`Attached`] drops them the other way round.
-pub(super) fn attach(object: &mut Ebpf, name: &str, role: Role, hook: Hook) -> Result<Attached, Error> {
+/// Attaches egress before ingress, for the same reason as [`Attached`] drops them the other way round. With `pins` the programs stay where they
+/// are when this process ends.
+pub(super) fn attach(
+    object: &mut Ebpf,
+    pins: Option<&Pins>,
+    name: &str,
+    role: Role,
+    hook: Hook,
+) -> Result<Attached, Error> {
     let index = index(name)?;
     let driver = driver(name);
     let software = driver.as_deref().is_none_or(|driver| SOFTWARE_DRIVERS.contains(&driver));
+    let kind = kind(name)?;
 
-    let link =
-        link(name).map_err(|source| Error::System { what: format!("ask for the link type of {name}"), source })?;
-
-    let egress = attach_tc(object, egress_program(link), name, TcAttachType::Egress)?;
+    let egress = attach_tc(object, egress_program(kind), name, false)?;
     let (ingress, mode) = match hook {
-        Hook::Tc => (attach_tc_ingress(object, link, name)?, tc_mode()),
-        Hook::Auto if software => (attach_tc_ingress(object, link, name)?, tc_mode()),
+        Hook::Tc => (attach_tc(object, ingress_program(kind), name, true)?, tc_mode()),
+        Hook::Auto if software => (attach_tc(object, ingress_program(kind), name, true)?, tc_mode()),
         Hook::Auto => match attach_xdp(object, name) {
-            Ok(link) => (Ingress::Xdp { _link: link }, Mode::Xdp),
+            Ok(link) => (link, Mode::Xdp),
             Err(error) => {
                 info!(interface = name, driver, %error, "no native XDP; using tc");
-                (attach_tc_ingress(object, link, name)?, tc_mode())
+                (attach_tc(object, ingress_program(kind), name, true)?, tc_mode())
             }
         },
         Hook::Xdp => {
@@ -104,11 +167,25 @@ pub(super) fn attach(object: &mut Ebpf, name: &str, role: Role, hook: Hook) -> R
                              switch tx checksum offload off at the sender, or set hook = \"auto\""
                 );
             }
-            (Ingress::Xdp { _link: link }, Mode::Xdp)
+            (link, Mode::Xdp)
         }
     };
-    info!(interface = name, driver, %mode, "attached");
-    Ok(Attached { attachment: Attachment { role, hook, mode }, index, _ingress: ingress, _egress: egress })
+    // Ingress first: should the process die in between, it goes with it.
+    let (ingress, egress) = match pins {
+        Some(pins) => (pin(ingress, pins.ingress_path(index, hook))?, pin(egress, pins.egress_path(index))?),
+        None => (ingress, egress),
+    };
+    let restart_safe = ingress.is_pinned() && egress.is_pinned();
+    info!(interface = name, driver, %mode, restart_safe, "attached");
+    Ok(Attached { attachment: Attachment { role, hook, mode, restart_safe }, index, ingress, egress })
+}
+
+/// A filter of clsact cannot be pinned.
+fn pin(held: Held, path: PathBuf) -> Result<Held, Error> {
+    match held {
+        Held::Link { _fd: fd } => PinnedLink::make(fd, path).map(Held::Pinned),
+        Held::Pinned(_) | Held::Filter { .. } => Ok(held),
+    }
 }
 
 /// tcx links exist from Linux 6.6 on; before, a filter of the clsact qdisc does the same.
@@ -119,19 +196,22 @@ fn tc_mode() -> Mode {
     }
 }
 
-/// In the driver only: generic XDP runs on socket buffers with partial checksums.
-fn attach_xdp(object: &mut Ebpf, name: &str) -> Result<XdpLink, Error> {
+fn attach_xdp(object: &mut Ebpf, name: &str) -> Result<Held, Error> {
+    let ifindex = index(name)?;
     let xdp: &mut Xdp = program(object, names::XDP_INGRESS)?;
-    let link = xdp.attach(name, XdpMode::Driver).and_then(|id| xdp.take_link(id));
-    link.map_err(|error| refused(name, "XDP", &error))
+    let program = xdp.fd().map_err(|error| refused(name, "XDP", &error))?;
+    link_to(program, Target::XdpDriver { ifindex }).map_err(|error| refused(name, "XDP", &error))
 }
 
-fn attach_tc_ingress(object: &mut Ebpf, link: Link, name: &str) -> Result<Ingress, Error> {
-    let program = match link {
+fn link_to(program: &ProgramFd, target: Target<'_>) -> io::Result<Held> {
+    sys::create_link(program.as_fd(), target).map(|fd| Held::Link { _fd: fd })
+}
+
+const fn ingress_program(link: Link) -> &'static str {
+    match link {
         Link::Ethernet => names::TC_INGRESS,
         Link::Ip => names::TC_INGRESS_IP,
-    };
-    attach_tc(object, program, name, TcAttachType::Ingress).map(|link| Ingress::Tc { _link: link })
+    }
 }
 
 const fn egress_program(link: Link) -> &'static str {
@@ -141,33 +221,67 @@ const fn egress_program(link: Link) -> &'static str {
     }
 }
 
-fn attach_tc(
-    object: &mut Ebpf,
-    program_name: &str,
-    name: &str,
-    hook: TcAttachType,
-) -> Result<SchedClassifierLink, Error> {
-    if tc_mode() == Mode::Clsact {
-        match qdisc_add_clsact(name) {
-            Ok(()) => {}
-            // It is there: for our program of the other direction, or somebody else's.
-            Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
-            Err(error) => {
-                return Err(Error::Interface { name: name.to_owned(), reason: format!("no clsact qdisc: {error}") });
-            }
+fn attach_tc(object: &mut Ebpf, program_name: &str, name: &str, ingress: bool) -> Result<Held, Error> {
+    let ifindex = index(name)?;
+    let classifier: &mut SchedClassifier = program(object, program_name)?;
+    if tc_mode() == Mode::Tcx {
+        let program = classifier.fd().map_err(|error| refused(name, "tc", &error))?;
+        return link_to(program, Target::Tcx { ifindex, ingress }).map_err(|error| refused(name, "tc", &error));
+    }
+    match qdisc_add_clsact(name) {
+        Ok(()) => {}
+        // It is there: for our program of the other direction, or somebody else's.
+        Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
+        Err(error) => {
+            return Err(Error::Interface { name: name.to_owned(), reason: format!("no clsact qdisc: {error}") });
         }
     }
-    let classifier: &mut SchedClassifier = program(object, program_name)?;
-    let link = classifier.attach(name, hook).and_then(|id| classifier.take_link(id));
-    link.map_err(|error| refused(name, "tc", &error))
+    let hook = if ingress { TcAttachType::Ingress } else { TcAttachType::Egress };
+    remove_filters(name, hook, program_name);
+    let link = classifier
+        .attach_with_options(name, hook, TcAttachOptions::Netlink(NlOptions::default()))
+        .and_then(|id| classifier.take_link(id));
+    link.map(|link| Held::Filter { _link: link }).map_err(|error| refused(name, "tc", &error))
 }
 
-fn refused(name: &str, hook: &str, error: &ProgramError) -> Error {
+/// A daemon that was killed leaves its filters.
+fn remove_filters(name: &str, hook: TcAttachType, program_name: &str) {
+    if qdisc_detach_program(name, hook, program_name).is_ok() {
+        info!(interface = name, program = program_name, "a filter was left behind; removed");
+    }
+}
+
+/// Removes the filters that a daemon has left on any interface of a kernel without tcx.
+pub(super) fn remove_all_filters() -> Result<(), Error> {
+    if tc_mode() == Mode::Tcx {
+        return Ok(());
+    }
+    let failed = |error: Errno| Error::System { what: "list the interfaces".to_owned(), source: error.into() };
+    let interfaces = nix::net::if_::if_nameindex().map_err(failed)?;
+    for interface in &interfaces {
+        let name = interface.name().to_string_lossy();
+        for (hook, program) in [
+            (TcAttachType::Ingress, names::TC_INGRESS),
+            (TcAttachType::Ingress, names::TC_INGRESS_IP),
+            (TcAttachType::Egress, names::TC_EGRESS),
+            (TcAttachType::Egress, names::TC_EGRESS_IP),
+        ] {
+            remove_filters(&name, hook, program);
+        }
+    }
+    Ok(())
+}
+
+fn refused(name: &str, hook: &str, error: &dyn std::error::Error) -> Error {
     let mut reason = format!("{hook} refused: {}", with_causes(error));
     if reason.contains("EBUSY") || reason.contains("(os error 16)") {
         reason = format!("{reason}; another program holds the hook: see `ip link show {name}`");
     }
     Error::Interface { name: name.to_owned(), reason }
+}
+
+fn kind(name: &str) -> Result<Link, Error> {
+    link(name).map_err(|source| Error::System { what: format!("ask for the link type of {name}"), source })
 }
 
 pub(super) fn index(name: &str) -> Result<u32, Error> {

@@ -2,13 +2,13 @@
 
 use std::{
     fs::File,
-    os::fd::{AsRawFd as _, BorrowedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
 };
 
 use aya::{
     Ebpf,
     maps::{MapData, SockMap},
-    programs::{SkLookup, sk_lookup::SkLookupLink},
+    programs::SkLookup,
 };
 use redirect_common::{
     maps::{names, socket_index},
@@ -17,18 +17,39 @@ use redirect_common::{
 
 use super::{
     super::{Error, RelayId},
-    errno, not_loaded, program, system, take,
+    errno, not_loaded,
+    pins::{PinnedLink, Pins},
+    program,
+    sys::{self, Target},
+    system, take,
 };
 
 pub(super) struct Steering {
     sockets: SockMap<MapData>,
     /// There while flows are steered: every look-up of a listening socket pays for it.
-    link: Option<SkLookupLink>,
+    link: Option<Held>,
+}
+
+enum Held {
+    /// Stays when this process ends.
+    Pinned(PinnedLink),
+    /// Held for its drop.
+    Link { _fd: OwnedFd },
 }
 
 impl Steering {
-    pub(super) fn take(object: &mut Ebpf) -> Result<Self, Error> {
-        Ok(Self { sockets: take(object, names::SOCKETS)?, link: None })
+    /// Takes the link of a daemon before this one over, whose program goes on for the time being.
+    pub(super) fn take(object: &mut Ebpf, pins: Option<&Pins>) -> Result<Self, Error> {
+        let link = pins.map(Pins::socket_link).transpose()?.flatten();
+        Ok(Self { sockets: take(object, names::SOCKETS)?, link: link.map(Held::Pinned) })
+    }
+
+    /// The pinned link, and the name of the program that belongs to it.
+    pub(super) const fn pinned(&self) -> Option<(&PinnedLink, &'static str)> {
+        match &self.link {
+            Some(Held::Pinned(link)) => Some((link, names::SOCKET_LOOKUP)),
+            Some(Held::Link { .. }) | None => None,
+        }
     }
 
     pub(super) fn set_socket(&mut self, relay: RelayId, family: Family, socket: BorrowedFd<'_>) -> Result<(), Error> {
@@ -46,17 +67,27 @@ impl Steering {
     }
 
     /// Attaches the program to this network namespace, or detaches it.
-    pub(super) fn look_sockets_up(&mut self, object: &mut Ebpf, on: bool) -> Result<(), Error> {
-        if !on {
-            self.link = None;
-        } else if self.link.is_none() {
-            let namespace = File::open("/proc/thread-self/ns/net")
-                .map_err(|source| Error::System { what: "open the network namespace".to_owned(), source })?;
-            let lookup: &mut SkLookup = program(object, names::SOCKET_LOOKUP)?;
-            let link = lookup.attach(namespace).and_then(|id| lookup.take_link(id));
-            self.link = Some(link.map_err(|error| not_loaded(&error))?);
+    pub(super) fn look_sockets_up(&mut self, object: &mut Ebpf, pins: Option<&Pins>, on: bool) -> Result<(), Error> {
+        match (self.link.take(), on) {
+            (Some(Held::Pinned(link)), false) => link.remove()?,
+            (Some(Held::Link { .. }) | None, false) => {}
+            (Some(link), true) => self.link = Some(link),
+            (None, true) => self.link = Some(attach(object, pins)?),
         }
         Ok(())
+    }
+}
+
+fn attach(object: &mut Ebpf, pins: Option<&Pins>) -> Result<Held, Error> {
+    let namespace = File::open("/proc/thread-self/ns/net")
+        .map_err(|source| Error::System { what: "open the network namespace".to_owned(), source })?;
+    let lookup: &mut SkLookup = program(object, names::SOCKET_LOOKUP)?;
+    let program = lookup.fd().map_err(|error| not_loaded(&error))?;
+    let link = sys::create_link(program.as_fd(), Target::SocketLookup { namespace: namespace.as_fd() })
+        .map_err(|source| Error::System { what: "attach to the look-up of sockets".to_owned(), source })?;
+    match pins {
+        Some(pins) => PinnedLink::make(link, pins.socket_path()).map(Held::Pinned),
+        None => Ok(Held::Link { _fd: link }),
     }
 }
 

@@ -1,0 +1,71 @@
+//! `uninstall`: removes what a daemon leaves on its host, by itself: the daemon may be gone for good.
+
+use std::{fs, io, os::unix::net::UnixStream, path::Path};
+
+use serde::Serialize;
+
+use super::{Context, Error, failed, output::Table};
+use crate::{
+    cli,
+    config::{self, Settings},
+    dataplane::kernel::{self, pins::Pins},
+    host,
+};
+
+/// What was there and is there no more.
+#[derive(Debug, Serialize)]
+struct Removed {
+    attachments: usize,
+    rules_and_routes: usize,
+    interface_settings: usize,
+    files: usize,
+}
+
+pub(super) fn run(context: &mut Context<'_>, args: &cli::Uninstall) -> Result<(), Error> {
+    let settings = settings(&args.config)?;
+    if !args.force
+        && let Some(socket) = settings.sockets.iter().find(|socket| UnixStream::connect(socket).is_ok())
+    {
+        let socket = socket.display();
+        return Err(Error::Failed(format!("redirectd runs and listens on {socket}; stop it first, or say --force")));
+    }
+    let pins = if args.force { Pins::open_unlocked } else { Pins::open };
+    let pins = pins(&settings.dataplane.pins).map_err(|error| Error::Failed(error.to_string()))?;
+    // The programs first: nothing is to rely on what goes after them.
+    let attachments = kernel::remove_all(pins).map_err(|error| Error::Failed(error.to_string()))?;
+    let (rules_and_routes, interface_settings) =
+        host::undo(settings.routing, &settings.sysctl_notes()).map_err(|error| Error::Failed(error.to_string()))?;
+    let files = if args.purge { purge(&settings.store)? } else { 0 };
+    context.print(&Removed { attachments, rules_and_routes, interface_settings, files }, table)
+}
+
+/// Of a file that is gone, as of an empty one.
+fn settings(path: &Path) -> Result<Settings, Error> {
+    let settings = if path.exists() { config::load(path, "") } else { config::parse(path, "", "") };
+    settings.map_err(|error| Error::Usage(error.to_string()))
+}
+
+/// The store, and what SQLite and the daemon keep beside it.
+fn purge(store: &Path) -> Result<usize, Error> {
+    let mut removed = 0;
+    for suffix in ["", "-wal", "-shm", ".lock"] {
+        let mut path = store.as_os_str().to_owned();
+        path.push(suffix);
+        match fs::remove_file(&path) {
+            Ok(()) => removed += 1,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(Path::new(&path), &error)),
+        }
+    }
+    Ok(removed)
+}
+
+fn table(removed: &Removed) -> Table {
+    let rows = [
+        ("attachments", removed.attachments),
+        ("rules and routes", removed.rules_and_routes),
+        ("interface settings", removed.interface_settings),
+        ("files", removed.files),
+    ];
+    Table::new(["REMOVED", "COUNT"], rows.map(|(what, count)| [what.to_owned(), count.to_string()]))
+}
