@@ -16,10 +16,11 @@ use toml::{Table, Value};
 
 use crate::{
     dataplane::{Hook, Role},
-    desired::{self, Delivery, Interface, InterfaceName, Invalid, Source},
+    desired::{self, Delivery, Interface, InterfaceName, Invalid, Origin, Source},
     host::Numbers,
     limits,
     store::FileResources,
+    subscribers::{Priorities, Priority},
 };
 
 pub const DEFAULT_FILE: &str = "/etc/redirect/redirectd.toml";
@@ -34,6 +35,8 @@ pub struct Settings {
     pub sockets: Vec<PathBuf>,
     pub store: PathBuf,
     pub dataplane: DataplaneSettings,
+    /// Of the sources of subscribers.
+    pub priorities: Priorities,
     pub relay: RelaySettings,
     pub health: HealthSettings,
     pub routing: Numbers,
@@ -101,6 +104,7 @@ impl Settings {
             relay_delivery: self.relay.delivery,
             interfaces: self.interfaces.clone(),
             subscribers_max: self.dataplane.subscribers_max.into(),
+            priorities: self.priorities,
         }
     }
 
@@ -143,8 +147,11 @@ pub fn load(path: &Path, host_name: &str) -> Result<Settings, Error> {
 pub fn parse(path: &Path, text: &str, host_name: &str) -> Result<Settings, Error> {
     let reader = Reader { file: path };
     let table: Table = text.parse().map_err(|error| reader.syntax_error(text, &error))?;
-    let mut root =
-        reader.section("", table, &["api", "store", "dataplane", "relay", "health", "routing", "interface", "log"])?;
+    let mut root = reader.section(
+        "",
+        table,
+        &["api", "store", "dataplane", "subscribers", "relay", "health", "routing", "interface", "log"],
+    )?;
 
     let mut api = root.section("api", &["sockets"])?;
     let sockets = api.paths("sockets", DEFAULT_SOCKET)?;
@@ -156,6 +163,21 @@ pub fn parse(path: &Path, text: &str, host_name: &str) -> Result<Settings, Error
         flows_max: dataplane.integer("flows_max", maps::FLOWS_MAX, 1_024, 4_194_304)?,
         subscribers_max: dataplane.integer("subscribers_max", maps::SUBSCRIBERS_MAX, 16, 16_777_216)?,
         events_per_second: dataplane.integer("events_per_second", limits::EVENTS_PER_SECOND, 0, 100_000)?,
+    };
+
+    let mut subscribers = root.section("subscribers", &["priority"])?;
+    let mut priority = subscribers.section("priority", Origin::WORDS)?;
+    let most = Priority::MAX;
+    let mut of_source = |source: Origin| {
+        let default = Priorities::default().of(source);
+        let found = priority.integer(source.name(), default.into(), 0, most.into())?;
+        Ok(u16::try_from(found).unwrap_or(most))
+    };
+    let priorities = Priorities {
+        operator: of_source(Origin::Operator)?,
+        portal: of_source(Origin::Portal)?,
+        radius: of_source(Origin::Radius)?,
+        dhcp: of_source(Origin::Dhcp)?,
     };
 
     let mut relay = root.section("relay", RELAY_KEYS)?;
@@ -189,7 +211,18 @@ pub fn parse(path: &Path, text: &str, host_name: &str) -> Result<Settings, Error
         "json" => Ok(LogFormat::Json),
         _ => Err(Invalid(format!("{word:?} is none of text, json"))),
     })?;
-    Ok(Settings { file: path.to_owned(), sockets, store, dataplane, relay, health, routing, interfaces, log })
+    Ok(Settings {
+        file: path.to_owned(),
+        sockets,
+        store,
+        dataplane,
+        priorities,
+        relay,
+        health,
+        routing,
+        interfaces,
+        log,
+    })
 }
 
 #[derive(Clone, Copy)]
@@ -486,6 +519,11 @@ mod tests {
         [dataplane]
         flows_max = 65536
         subscribers_max = 65536
+        [subscribers.priority]
+        operator = 400
+        portal = 300
+        radius = 200
+        dhcp = 100
         [relay]
         hostname = "relay.example.net"
         listen = ["10.20.0.1:2525", "[fd00:20::1]:2525"]
@@ -543,7 +581,7 @@ mod tests {
     const BAD: &[(&str, &str)] = &[
         (
             "flows_max = 1",
-            "flows_max: unknown key; remove it; known here: api, store, dataplane, relay, health, routing, interface, log",
+            "flows_max: unknown key; remove it; known here: api, store, dataplane, subscribers, relay, health, routing, interface, log",
         ),
         ("[dataplan]\n", "dataplan: unknown key; did you mean dataplane?"),
         ("[dataplane]\nflow_max = 1", "dataplane.flow_max: unknown key; did you mean flows_max?"),

@@ -19,7 +19,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    api::{self, AppState, events::Watchers, server},
+    api::{self, AppState, Places, events::Watchers, server},
     config::Settings,
     dataplane::Dataplane,
     desired::Time,
@@ -155,6 +155,7 @@ async fn start_and_wait(
         relay: Arc::clone(&relay),
         verifications: Semaphore::new(limits::VERIFICATIONS_MAX),
         dataplane: settings.dataplane,
+        places: Places::default(),
         watchers: Watchers::default(),
         started,
     }));
@@ -216,8 +217,13 @@ async fn run_expiry(store: Store, stop: CancellationToken) -> Result<(), store::
     let mut ticks = interval(limits::EXPIRY_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+        let expired = async {
+            // Other changes have their turn between two batches.
+            while !stop.is_cancelled() && expire(&store).await? {}
+            Ok(())
+        };
         // A store that cannot write (a full disk) may be able to later; what expired is removed then.
-        if let Err(error) = expire(&store).await {
+        if let Err(error) = expired.await {
             if matches!(error, store::Error::Stopped) && !stop.is_cancelled() {
                 return Err(error);
             }
@@ -227,7 +233,7 @@ async fn run_expiry(store: Store, stop: CancellationToken) -> Result<(), store::
     Ok(())
 }
 
-/// Removes a batch of expired subscribers; tells whether there may be more.
+/// Removes a batch of expired facts; tells whether there may be more.
 async fn expire(store: &Store) -> Result<bool, store::Error> {
     let now_s = Time::now().seconds;
     if store.next_expiry_s().await?.is_none_or(|next| next > now_s) {
@@ -235,7 +241,7 @@ async fn expire(store: &Store) -> Result<bool, store::Error> {
     }
     let committed = store.change(Change::Expire { now_s }).await?;
     if let Outcome::Expired(count) = committed.outcome {
-        tracing::info!(count, revision = committed.revision, "subscribers expired");
+        tracing::info!(count, revision = committed.revision, "facts about subscribers expired");
         return Ok(true);
     }
     Ok(false)

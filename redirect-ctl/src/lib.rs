@@ -35,3 +35,4 @@ pub mod relay;
 pub mod routes;
 pub mod smtp;
 pub mod store;
+pub mod subscribers;

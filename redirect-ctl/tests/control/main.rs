@@ -12,4 +12,5 @@ mod mail;
 mod observe;
 mod reconcile;
 mod store;
+mod subscribers;
 mod support;

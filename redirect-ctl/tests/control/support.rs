@@ -14,6 +14,7 @@ use redirect_ctl::{
     dataplane::{Hook, Role, model::ModelDataplane},
     desired::{Delivery, Interface, Source},
     host::Numbers,
+    subscribers::Priorities,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -43,6 +44,7 @@ pub(crate) fn settings(dir: &TempDir) -> Settings {
         sockets: vec![dir.path().join("api.sock")],
         store: dir.path().join("redirect.db"),
         dataplane: DataplaneSettings { flows_max: 1_024, subscribers_max: 1_000, events_per_second: 1_000 },
+        priorities: Priorities::default(),
         relay: RelaySettings {
             hostname: "relay.example.net".to_owned(),
             ipv4: None,
@@ -240,6 +242,7 @@ async fn run_ctl(host: &str, args: &[&str], stdin: &str) -> Output {
             stdin: &mut stdin.as_bytes(),
             getenv: &getenv,
             is_terminal: false,
+            progress: false,
         },
         &args,
     )
