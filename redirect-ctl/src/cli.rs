@@ -14,13 +14,17 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     access::AccessRole,
-    api::{endpoint::Endpoint, types::RouteFormat},
+    api::{
+        endpoint::Endpoint,
+        types::{ImportMode, RouteFormat},
+    },
     clients::Username,
     config, dataplane,
     desired::{self, Counted, InterfaceName, Name, PoolRelay, Prefix, Time},
     limits,
     routes::{self, RouteKey},
     smtp,
+    subscribers::{Login, Mac, Priority, Session},
 };
 
 /// Inspect and drive redirectd.
@@ -79,7 +83,7 @@ Examples:
   redirect-ctl subscriber set 10.20.3.7 --class authenticated --source portal --ttl 8h
   redirect-ctl -o json flow list --client 10.20.3.7
 
-Exit codes: 0 ok, 1 error, 2 usage, 3 not found, 4 conflict, 5 redirectd cannot be reached";
+Exit codes: 0 ok, 1 error, 2 usage, 3 not found, 4 conflict, 5 redirectd cannot be reached, 6 differs";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Output {
@@ -313,23 +317,118 @@ pub enum SubscriberVerb {
     List(SubscriberList),
     /// Show one subscriber
     Get { prefix: Prefix },
-    /// Create a subscriber, or replace all of it
+    /// Say what a prefix is, in place of what the same source said before
     #[command(
         after_help = "Example:\n  redirect-ctl subscriber set 10.20.3.7 --class authenticated --source portal --ttl 8h"
     )]
     Set(SubscriberSet),
-    /// Delete a subscriber
-    Delete { prefix: Prefix },
+    /// Delete a subscriber, what one source says of it, or many facts at once
+    #[command(
+        after_help = "Examples:\n  redirect-ctl subscriber delete 10.20.3.7\n  redirect-ctl subscriber delete 10.20.3.7 --source radius --session 8A01\n  \
+                      redirect-ctl subscriber delete --source radius --label nas=bng-3 --yes"
+    )]
+    Delete(SubscriberDelete),
+    /// Put a file of facts, a JSON object a line: all of them, or none
+    #[command(after_help = "Examples:\n  redirect-ctl subscriber import guests.ndjson --dry-run\n  \
+                      redirect-ctl subscriber import --mode replace --source radius --yes - <sessions.ndjson")]
+    Import(SubscriberImportArgs),
+    /// Print all facts, a JSON object a line, as import takes them
+    #[command(after_help = "Example:\n  redirect-ctl subscriber export >subscribers.ndjson")]
+    Export(SubscriberFilter),
+    /// Show how a file differs from what is known; exit code 6 if it does
+    #[command(after_help = "Example:\n  redirect-ctl subscriber diff subscribers.ndjson")]
+    Diff(SubscriberFile),
 }
 
 #[derive(Debug, Args)]
-pub struct SubscriberList {
+pub struct SubscriberDelete {
+    #[arg(required_unless_present_any = ["within", "source", "class", "session", "user", "mac", "labels"], conflicts_with_all = ["within", "class", "user", "mac", "labels", "count"])]
+    pub prefix: Option<Prefix>,
+    /// Only prefixes inside this one
+    #[arg(long, value_name = "PREFIX")]
+    pub within: Option<Prefix>,
+    /// Only what this source says
+    #[arg(long, value_parser = word::<desired::Origin>(desired::Origin::WORDS))]
+    pub source: Option<desired::Origin>,
+    /// Only facts with this class
+    #[arg(long)]
+    pub class: Option<Name>,
+    /// Only of this session
+    #[arg(long)]
+    pub session: Option<Session>,
+    /// Only of this user
+    #[arg(long)]
+    pub user: Option<Login>,
+    /// Only of this hardware address
+    #[arg(long)]
+    pub mac: Option<Mac>,
+    /// Only with this label; all of them if given more than once
+    #[arg(long = "label", value_name = "NAME=TEXT", value_parser = label)]
+    pub labels: Vec<(String, String)>,
+    /// Only if so many match
+    #[arg(long, value_name = "N")]
+    pub count: Option<u64>,
+    /// Delete many without a question
+    #[arg(long)]
+    pub yes: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct SubscriberFile {
+    /// A JSON object a line; "-" for standard input
+    pub file: PathBuf,
+    /// Who says so: of every line; what other sources say is left alone
+    #[arg(long, value_parser = word::<desired::Origin>(desired::Origin::WORDS))]
+    pub source: Option<desired::Origin>,
+}
+
+#[derive(Debug, Args)]
+pub struct SubscriberImportArgs {
+    #[command(flatten)]
+    pub file: SubscriberFile,
+    /// What becomes of facts that the file does not name: they stay (merge) or go (replace)
+    #[arg(long, default_value = "merge", value_parser = word::<ImportMode>(ImportMode::WORDS))]
+    pub mode: ImportMode,
+    /// Tell what would change, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Replace without a question
+    #[arg(long)]
+    pub yes: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct SubscriberFilter {
     /// Only subscribers of this class
     #[arg(long)]
     pub class: Option<Name>,
     /// Only prefixes inside this one
     #[arg(long, value_name = "PREFIX")]
     pub within: Option<Prefix>,
+    /// Only what this source says
+    #[arg(long, value_parser = word::<desired::Origin>(desired::Origin::WORDS))]
+    pub source: Option<desired::Origin>,
+    /// Only of this session
+    #[arg(long)]
+    pub session: Option<Session>,
+    /// Only of this user
+    #[arg(long)]
+    pub user: Option<Login>,
+    /// Only of this hardware address
+    #[arg(long)]
+    pub mac: Option<Mac>,
+    /// Only what expires before this time (RFC 3339)
+    #[arg(long, value_name = "TIME")]
+    pub expires_before: Option<Time>,
+    /// Only what changed after this revision
+    #[arg(long, value_name = "REVISION")]
+    pub changed_since: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub struct SubscriberList {
+    #[command(flatten)]
+    pub filter: SubscriberFilter,
     /// Rows at most
     #[arg(long, default_value_t = limits::PAGE_ROWS_DEFAULT, value_parser = clap::value_parser!(u32).range(1..))]
     pub limit: u32,
@@ -347,10 +446,25 @@ pub struct SubscriberSet {
     /// Who says so
     #[arg(long, default_value = "operator", value_parser = word::<desired::Origin>(desired::Origin::WORDS))]
     pub source: desired::Origin,
-    /// Remove it at this time (RFC 3339)
+    /// How much that weighs beside what other sources say, 0 to 1000 [default: by the source]
+    #[arg(long, value_name = "N", value_parser = priority)]
+    pub priority: Option<Priority>,
+    /// Of the source; whoever ends another session does not end this one
+    #[arg(long)]
+    pub session: Option<Session>,
+    /// Who logged in
+    #[arg(long)]
+    pub user: Option<Login>,
+    /// The hardware address
+    #[arg(long)]
+    pub mac: Option<Mac>,
+    /// What else it is to be found by; once for each
+    #[arg(long = "label", value_name = "NAME=TEXT", value_parser = label)]
+    pub labels: Vec<(String, String)>,
+    /// Forget it at this time (RFC 3339)
     #[arg(long, value_name = "TIME")]
     pub expires: Option<Time>,
-    /// Remove it after this time
+    /// Forget it after this time
     #[arg(long, value_name = "DURATION", value_parser = duration, conflicts_with = "expires")]
     pub ttl: Option<Duration>,
 }
@@ -966,6 +1080,16 @@ pub struct DaemonCli {
     /// Programs to load in place of those that came along: for tests of upgrades
     #[arg(long, value_name = "FILE", hide = true)]
     pub object: Option<PathBuf>,
+}
+
+fn label(text: &str) -> Result<(String, String), desired::Invalid> {
+    let pair = text.split_once('=').map(|(name, text)| (name.to_owned(), text.to_owned()));
+    pair.ok_or_else(|| desired::Invalid(format!("{text:?} is not NAME=TEXT")))
+}
+
+fn priority(text: &str) -> Result<Priority, desired::Invalid> {
+    let number = text.parse::<i64>().map_err(|_| desired::Invalid(format!("{text:?} is not a number")))?;
+    Priority::try_from(number)
 }
 
 /// A word of a fixed list, so that --help and mistakes show the list.

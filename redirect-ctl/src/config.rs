@@ -18,10 +18,11 @@ use toml::{Table, Value};
 
 use crate::{
     dataplane::{Hook, OnExit, Role},
-    desired::{self, Delivery, Interface, InterfaceName, Invalid, Source},
+    desired::{self, Delivery, Interface, InterfaceName, Invalid, Origin, Source},
     host::Numbers,
     limits,
     store::FileResources,
+    subscribers::{Priorities, Priority},
 };
 
 pub use self::access::{AccessSettings, Clients, TlsSettings};
@@ -40,6 +41,8 @@ pub struct Settings {
     pub access: AccessSettings,
     pub store: PathBuf,
     pub dataplane: DataplaneSettings,
+    /// Of the sources of subscribers.
+    pub priorities: Priorities,
     pub relay: RelaySettings,
     pub health: HealthSettings,
     pub routing: Numbers,
@@ -112,6 +115,7 @@ impl Settings {
             relay_delivery: self.relay.delivery,
             interfaces: self.interfaces.clone(),
             subscribers_max: self.dataplane.subscribers_max.into(),
+            priorities: self.priorities,
         }
     }
 
@@ -167,7 +171,7 @@ pub fn parse(path: &Path, text: &str, host_name: &str) -> Result<Settings, Error
     let mut root = reader.section(
         "",
         table,
-        &["api", "access", "store", "dataplane", "relay", "health", "routing", "interface", "log"],
+        &["api", "access", "store", "dataplane", "subscribers", "relay", "health", "routing", "interface", "log"],
     )?;
 
     let mut api = root.section("api", access::API_KEYS)?;
@@ -184,6 +188,21 @@ pub fn parse(path: &Path, text: &str, host_name: &str) -> Result<Settings, Error
         pins: dataplane.path("pins", DEFAULT_PINS)?,
         on_exit: dataplane.word("on_exit", OnExit::Keep.name(), |word| Ok(word.parse::<OnExit>()?))?,
         daemon_timeout_s: dataplane.integer("daemon_timeout_s", limits::DAEMON_TIMEOUT_S, 0, 86_400)?,
+    };
+
+    let mut subscribers = root.section("subscribers", &["priority"])?;
+    let mut priority = subscribers.section("priority", Origin::WORDS)?;
+    let most = Priority::MAX;
+    let mut of_source = |source: Origin| {
+        let default = Priorities::default().of(source);
+        let found = priority.integer(source.name(), default.into(), 0, most.into())?;
+        Ok(u16::try_from(found).unwrap_or(most))
+    };
+    let priorities = Priorities {
+        operator: of_source(Origin::Operator)?,
+        portal: of_source(Origin::Portal)?,
+        radius: of_source(Origin::Radius)?,
+        dhcp: of_source(Origin::Dhcp)?,
     };
 
     let mut relay = root.section("relay", RELAY_KEYS)?;
@@ -217,7 +236,19 @@ pub fn parse(path: &Path, text: &str, host_name: &str) -> Result<Settings, Error
         "json" => Ok(LogFormat::Json),
         _ => Err(Invalid(format!("{word:?} is none of text, json"))),
     })?;
-    Ok(Settings { file: path.to_owned(), sockets, access, store, dataplane, relay, health, routing, interfaces, log })
+    Ok(Settings {
+        file: path.to_owned(),
+        sockets,
+        access,
+        store,
+        dataplane,
+        priorities,
+        relay,
+        health,
+        routing,
+        interfaces,
+        log,
+    })
 }
 
 #[derive(Clone, Copy)]
@@ -524,6 +555,11 @@ mod tests {
         pins = "/sys/fs/bpf/redirectd"
         on_exit = "keep"
         daemon_timeout_s = 30
+        [subscribers.priority]
+        operator = 400
+        portal = 300
+        radius = 200
+        dhcp = 100
         [relay]
         hostname = "relay.example.net"
         listen = ["10.20.0.1:2525", "[fd00:20::1]:2525"]
@@ -581,7 +617,7 @@ mod tests {
     const BAD: &[(&str, &str)] = &[
         (
             "flows_max = 1",
-            "flows_max: unknown key; remove it; known here: api, access, store, dataplane, relay, health, routing, interface, log",
+            "flows_max: unknown key; remove it; known here: api, access, store, dataplane, subscribers, relay, health, routing, interface, log",
         ),
         ("[dataplan]\n", "dataplan: unknown key; did you mean dataplane?"),
         ("[dataplane]\nflow_max = 1", "dataplane.flow_max: unknown key; did you mean flows_max?"),

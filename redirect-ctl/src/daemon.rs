@@ -27,7 +27,7 @@ use crate::{
         tokens::{self, Tokens},
     },
     api::{
-        self, AppState,
+        self, AppState, Places,
         events::Watchers,
         gate::Access,
         server::{self, Listener},
@@ -175,6 +175,7 @@ async fn start_and_wait(
         relay: Arc::clone(&relay),
         verifications: Semaphore::new(limits::VERIFICATIONS_MAX),
         dataplane: settings.dataplane.clone(),
+        places: Places::default(),
         watchers: Watchers::default(),
         access,
         started,
@@ -284,8 +285,13 @@ async fn run_expiry(store: Store, stop: CancellationToken) -> Result<(), store::
     let mut ticks = interval(limits::EXPIRY_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+        let expired = async {
+            // Other changes have their turn between two batches.
+            while !stop.is_cancelled() && expire(&store).await? {}
+            Ok(())
+        };
         // A store that cannot write (a full disk) may be able to later; what expired is removed then.
-        if let Err(error) = expire(&store).await {
+        if let Err(error) = expired.await {
             if matches!(error, store::Error::Stopped) && !stop.is_cancelled() {
                 return Err(error);
             }
@@ -295,7 +301,7 @@ async fn run_expiry(store: Store, stop: CancellationToken) -> Result<(), store::
     Ok(())
 }
 
-/// Removes a batch of expired subscribers; tells whether there may be more.
+/// Removes a batch of expired facts; tells whether there may be more.
 async fn expire(store: &Store) -> Result<bool, store::Error> {
     let now_s = Time::now().seconds;
     if store.next_expiry_s().await?.is_none_or(|next| next > now_s) {
@@ -303,7 +309,7 @@ async fn expire(store: &Store) -> Result<bool, store::Error> {
     }
     let committed = store.change(Change::Expire { now_s }).await?;
     if let Outcome::Expired(count) = committed.outcome {
-        tracing::info!(count, revision = committed.revision, "subscribers expired");
+        tracing::info!(count, revision = committed.revision, "facts about subscribers expired");
         return Ok(true);
     }
     Ok(false)

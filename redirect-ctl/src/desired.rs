@@ -110,7 +110,7 @@ words! {
 }
 
 words! {
-    /// Who said that a subscriber is what it is.
+    /// Who said what a subscriber is.
     Origin {
         Operator = "operator",
         Portal = "portal",
@@ -396,16 +396,6 @@ pub fn endpoint(address: SocketAddr, delivery: Delivery) -> Result<(), Invalid> 
         IpAddr::V4(_) | IpAddr::V6(_) => return Ok(()),
     };
     invalid(format!("{ip} is {fault}, which redirected packets cannot reach; {remedy}"))
-}
-
-/// A subscriber: a prefix and its class.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Subscriber {
-    pub prefix: IpNet,
-    pub class: Name,
-    pub origin: Origin,
-    /// Seconds since the epoch.
-    pub expires_s: Option<i64>,
 }
 
 /// A relay with its stable number.

@@ -38,4 +38,5 @@ pub mod revision;
 pub mod routes;
 pub mod smtp;
 pub mod store;
+pub mod subscribers;
 pub mod supervisor;

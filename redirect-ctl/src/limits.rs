@@ -48,6 +48,30 @@ pub const PASSWORD_BYTES_MAX: usize = 255;
 pub const ACCESS_PREFIXES_MAX: usize = 256;
 /// Bytes of a file of routes: [`ROUTES_MAX`] lines of 160 bytes.
 pub const IMPORT_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Imports of subscribers at the same time: each holds its whole file, in a form of some 120 bytes a line.
+pub const IMPORTS_MAX: usize = 1;
+/// Exports of subscribers at the same time: each keeps a reader of the store busy.
+pub const EXPORTS_MAX: usize = 2;
+/// An import of subscribers is answered within this time, the file's upload included.
+pub const IMPORT_TIMEOUT: Duration = Duration::from_mins(5);
+/// An import waits this long for the kernel to hold it: a million subscribers take some seconds.
+pub const IMPORT_APPLY_WAIT: Duration = Duration::from_secs(30);
+/// Who neither sends the next piece of a file nor takes it within this time is given up.
+pub const BODY_PAUSE_MAX: Duration = Duration::from_secs(30);
+/// Pieces of a file that wait to be read, each as large as the connection's buffer.
+pub const IMPORT_QUEUE_MAX: usize = 16;
+/// Bytes of a file of subscribers; how many there may be is bounded by the kernel's tables.
+pub const SUBSCRIBERS_BYTES_MAX: usize = 2 * 1024 * 1024 * 1024;
+/// Bytes of a line of it: twice what one takes that has all labels, each character of them escaped.
+pub const LINE_OF_FILE_BYTES_MAX: usize = 64 * 1024;
+/// Faults of a file that an answer tells.
+pub const LINE_FAULTS_MAX: usize = 100;
+/// Bytes of an idempotency key.
+pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
+/// Bytes that an export gathers before it sends them.
+pub const EXPORT_CHUNK_BYTES: usize = 64 * 1024;
+/// Chunks of an export that wait for its reader.
+pub const EXPORT_QUEUE_MAX: usize = 8;
 /// Changes of each kind that an answer lists.
 pub const IMPORT_LISTED_MAX: usize = 100;
 /// Verifications of gateways at the same time: each connects to wherever its request says.
@@ -56,6 +80,15 @@ pub const VERIFICATIONS_MAX: usize = 4;
 pub const VERIFY_TIMEOUT: Duration = Duration::from_mins(3);
 /// Interfaces, those of the file included.
 pub const INTERFACES_MAX: u64 = 1_024;
+
+/// Bytes of a session, a user, or the text of a label: what an attribute of RADIUS takes (RFC 2865 section 5).
+pub const SUBSCRIBER_TEXT_BYTES_MAX: usize = 253;
+/// Labels of a fact about a subscriber.
+pub const LABELS_MAX: usize = 16;
+/// Bytes of a label's name.
+pub const LABEL_NAME_BYTES_MAX: usize = 64;
+/// Extensions of facts that are known in memory only, some 60 bytes each; beyond it they are written at once.
+pub const EXTENSIONS_MAX: usize = 1_048_576;
 
 /// Relays of one class: half the places of a pool, so that weights have room to differ.
 pub const POOL_RELAYS_MAX: usize = POOL_SLOTS / 2;
@@ -124,9 +157,21 @@ pub const STORE_QUEUE_MAX: usize = 256;
 pub const STORE_GROUP_MAX: usize = 64;
 /// Connections that read the store at the same time.
 pub const STORE_READERS_MAX: usize = 4;
-/// Subscribers that one commit of the expiry removes.
+/// Pages of the store that a connection keeps in memory, in KiB; SQLite's own default.
+pub const STORE_CACHE_KIB: i64 = 2_000;
+/// The same during an import: the indexes of a million facts.
+pub const IMPORT_CACHE_KIB: i64 = 64 * 1024;
+/// Pages of the journal from which on a commit empties it; SQLite's own default.
+pub const STORE_CHECKPOINT_PAGES: i64 = 1_000;
+/// Bytes of the journal's file that stay when it has been emptied.
+pub const STORE_JOURNAL_BYTES: i64 = 16 * 1024 * 1024;
+/// How long the result of an import is known by its idempotency key.
+pub const IMPORT_KEY_AGE_MAX_S: i64 = 24 * 60 * 60;
+/// Results of imports that are known at the same time; the oldest goes.
+pub const IMPORT_KEYS_MAX: u32 = 1_000;
+/// Facts that one commit of the expiry removes.
 pub const EXPIRY_BATCH_MAX: u32 = 1_000;
-/// How often the expiry looks for subscribers that are due.
+/// How often the expiry looks for facts that are due.
 pub const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Touched keys that wait for the reconciler; beyond it reads everything instead.

@@ -14,6 +14,8 @@
 //! start.
 
 mod clients;
+mod facts;
+mod import;
 mod mail;
 mod revisions;
 
@@ -42,9 +44,11 @@ use redirect_relay::{
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
+use self::facts::Extensions;
 pub(crate) use self::mail::with_known_password;
-use self::revisions::versioned;
 pub use self::{
+    facts::{FactFilter, FactLine, FactQuery, TakeFacts},
+    import::{Import, ImportCounts, ImportDiff, ImportKey, Staging},
     mail::{RouteFilter, RouteQuery},
     revisions::Revisions,
 };
@@ -53,19 +57,28 @@ use crate::{
     dataplane::ClassId,
     desired::{
         self, Action, Class, ClassSpec, EMBEDDED_RELAY, Interface, InterfaceName, Limits, Name, PoolRelay, Relay,
-        RelaySpec, RelayStatus, Snapshot, Source, Subscriber, Tables, Time, Weight,
+        RelaySpec, RelayStatus, Snapshot, Source, Tables, Time, Weight,
     },
     limits,
     revision::{Conditions, Versioned},
     routes::RouteKey,
+    subscribers::{Fact, Known, Priorities, Subscriber},
 };
 
 /// A change of the desired state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(clippy::large_enum_variant, reason = "a change is moved a few times and waits in a short queue")]
 pub enum Change {
-    PutSubscriber(Subscriber),
-    DeleteSubscriber(IpNet),
+    PutFact {
+        fact: Box<Fact>,
+        now_s: i64,
+    },
+    /// Those that pass the filter, if there are `count`, where that is given.
+    DeleteFacts {
+        filter: Box<FactFilter>,
+        count: Option<u64>,
+    },
+    ImportFacts(Box<Import>),
     PutClass(ClassSpec),
     DeleteClass(Name),
     PutRelay(RelaySpec),
@@ -99,7 +112,7 @@ pub enum Change {
     DeleteUser(Username),
     PutInterface(Interface),
     DeleteInterface(InterfaceName),
-    /// Removes subscribers that expired by `now_s`, a bounded number at a time.
+    /// Removes facts that expired by `now_s`, a bounded number at a time.
     Expire {
         now_s: i64,
     },
@@ -121,8 +134,9 @@ impl Change {
             | Self::ImportRoutes { .. }
             | Self::PutManagedDomain(_)
             | Self::DeleteManagedDomain(_) => true,
-            Self::PutSubscriber(_)
-            | Self::DeleteSubscriber(_)
+            Self::PutFact { .. }
+            | Self::DeleteFacts { .. }
+            | Self::ImportFacts(_)
             | Self::PutRelay(_)
             | Self::DeleteRelay(_)
             | Self::PutCertificate { .. }
@@ -165,10 +179,27 @@ pub enum Outcome {
     /// It was so already; no revision was made.
     Unchanged,
     Deleted,
-    /// Subscribers that the expiry removed.
+    /// Facts that the expiry removed.
     Expired(usize),
-    /// Routes that went together.
+    /// Routes or facts that went together.
     Removed(usize),
+    Imported(ImportCounts),
+    /// It is an import that was done at this revision already.
+    ImportedBefore {
+        revision: u64,
+        counts: ImportCounts,
+    },
+}
+
+impl Outcome {
+    /// Whether it makes a revision.
+    fn is_change(self) -> bool {
+        match self {
+            Self::Unchanged | Self::ImportedBefore { .. } => false,
+            Self::Imported(counts) => !counts.is_empty(),
+            Self::Created | Self::Replaced | Self::Deleted | Self::Expired(_) | Self::Removed(_) => true,
+        }
+    }
 }
 
 /// What a resource is, in messages.
@@ -278,6 +309,8 @@ pub struct FileResources {
     pub interfaces: Vec<Interface>,
     /// Entries of each of the kernel's subscriber tables.
     pub subscribers_max: u64,
+    /// Of the sources of subscribers.
+    pub priorities: Priorities,
 }
 
 /// The kernel's subscriber tables: hosts and prefixes of each family, each with a capacity of its own. A subscriber too many would be
@@ -297,12 +330,17 @@ impl Fill {
 
     fn count(connection: &Connection) -> Result<Self, Error> {
         let mut fill = Self::default();
-        let mut statement = connection.prepare("SELECT prefix FROM subscribers")?;
+        let mut statement = connection.prepare("SELECT prefix FROM facts WHERE effective = 1")?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
             fill.used[Self::table(&prefix_column(row, 0)?)] += 1;
         }
         Ok(fill)
+    }
+
+    /// Prefixes in all.
+    fn rows(self) -> u64 {
+        self.used.iter().sum()
     }
 
     /// The first table that holds more than `max`.
@@ -321,6 +359,8 @@ pub struct Store {
     touched: Arc<Touched>,
     applied: Arc<AtomicU64>,
     counts: Arc<Mutex<SubscriberCounts>>,
+    extensions: Extensions,
+    priorities: Priorities,
 }
 
 /// Subscribers by class number, counted at a revision.
@@ -348,6 +388,8 @@ pub struct Writer {
     file: PathBuf,
     fill: Fill,
     subscribers_max: u64,
+    extensions: Extensions,
+    priorities: Priorities,
     /// Held for as long as the store is open: one daemon, one store.
     _lock: Flock<File>,
 }
@@ -364,6 +406,7 @@ pub fn open(path: &Path, resources: &FileResources) -> Result<(Store, Writer), E
     let mut connection = connect(path)?;
     migrate(&mut connection, path)?;
     adopt_file(&mut connection, resources)?;
+    facts::adopt_priorities(&mut connection, resources.priorities)?;
     let fill = Fill::count(&connection)?;
     if let Some(table) = fill.beyond(resources.subscribers_max) {
         return Err(Error::Full { table, max: resources.subscribers_max, file: resources.file.clone() });
@@ -374,6 +417,7 @@ pub fn open(path: &Path, resources: &FileResources) -> Result<(Store, Writer), E
     let (writer, jobs) = mpsc::channel(limits::STORE_QUEUE_MAX);
     let touched = Arc::new(Touched::default());
     let applied = Arc::new(AtomicU64::new(0));
+    let extensions = Extensions::default();
     let store = Store {
         readers: Readers {
             path: path.to_owned(),
@@ -385,6 +429,8 @@ pub fn open(path: &Path, resources: &FileResources) -> Result<(Store, Writer), E
         touched: Arc::clone(&touched),
         applied: Arc::clone(&applied),
         counts: Arc::default(),
+        extensions: extensions.clone(),
+        priorities: resources.priorities,
     };
     let writer = Writer {
         connection,
@@ -395,6 +441,8 @@ pub fn open(path: &Path, resources: &FileResources) -> Result<(Store, Writer), E
         file: resources.file.clone(),
         fill,
         subscribers_max: resources.subscribers_max,
+        extensions,
+        priorities: resources.priorities,
         _lock: lock,
     };
     Ok((store, writer))
@@ -428,21 +476,79 @@ impl Store {
         self.applied.store(revision, Ordering::Release);
     }
 
-    pub async fn subscriber(&self, prefix: IpNet) -> Result<Option<Versioned<Subscriber>>, Error> {
+    pub async fn subscriber(&self, prefix: IpNet) -> Result<Option<Subscriber>, Error> {
+        let (extensions, priorities) = (self.extensions.clone(), self.priorities);
         self.read(move |connection| {
-            let sql = format!("{SELECT_SUBSCRIBER} WHERE prefix = ?1");
-            connection
-                .prepare_cached(&sql)?
-                .query_row([desired::prefix_key(&prefix)], |row| versioned(row, subscriber_row))
-                .optional()?
-                .transpose()
+            let transaction = connection.unchecked_transaction()?;
+            let names = facts::class_names(&transaction)?;
+            facts::subscriber(&transaction, &names, priorities, &extensions, prefix)
         })
         .await
     }
 
-    /// A page of subscribers in the order of their keys.
-    pub async fn subscribers(&self, query: SubscriberQuery) -> Result<Vec<Versioned<Subscriber>>, Error> {
-        self.read(move |connection| select_subscribers(connection, &query)).await
+    /// A page of facts in the order of their prefixes.
+    pub async fn facts(&self, query: FactQuery) -> Result<Vec<Known>, Error> {
+        let extensions = self.extensions.clone();
+        self.read(move |connection| {
+            let transaction = connection.unchecked_transaction()?;
+            let names = facts::class_names(&transaction)?;
+            let mut facts = Vec::new();
+            query.each(&transaction, |prefix, mut stored| {
+                extensions.lay_over(prefix, &mut stored);
+                facts.push(stored.known(prefix, &names)?);
+                Ok(())
+            })?;
+            Ok(facts)
+        })
+        .await
+    }
+
+    /// Hands over facts as they are read, all of one revision, which `begin` is told first.
+    pub async fn each_fact(
+        &self,
+        query: FactQuery,
+        begin: impl FnOnce(u64) + Send + 'static,
+        mut taker: impl TakeFacts + Send + 'static,
+    ) -> Result<(), Error> {
+        let extensions = self.extensions.clone();
+        self.read(move |connection| {
+            let transaction = connection.unchecked_transaction()?;
+            let revision = transaction.prepare_cached("SELECT revision FROM state")?.query_row([], |row| row.get(0))?;
+            let names = facts::class_names(&transaction)?;
+            begin(revision);
+            let mut all = true;
+            query.each_while(&transaction, |prefix, mut stored| {
+                extensions.lay_over(prefix, &mut stored);
+                let corrupt = || Error::Corrupt { what: "a class that is none", value: prefix.to_string() };
+                let class = names.get(&stored.class).ok_or_else(corrupt)?;
+                all = taker.take(&FactLine::new(prefix, class.as_str(), &stored));
+                Ok(all)
+            })?;
+            if all {
+                taker.end();
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// What [`Change::ImportFacts`] would do.
+    pub async fn diff_import(&self, import: Box<Import>) -> Result<ImportDiff, Error> {
+        self.read(move |connection| import::diff(&*connection.unchecked_transaction()?, &import)).await
+    }
+
+    /// What an earlier import under this key came to, and at which revision.
+    pub async fn known_import(&self, key: ImportKey) -> Result<Option<(u64, ImportCounts)>, Error> {
+        self.read(move |connection| import::known(connection, &key)).await
+    }
+
+    /// How many facts pass the filter of a query.
+    pub async fn count_facts(&self, query: FactQuery) -> Result<u64, Error> {
+        self.read(move |connection| query.count(connection)).await
+    }
+
+    pub fn priorities(&self) -> Priorities {
+        self.priorities
     }
 
     pub async fn route(&self, key: RouteKey) -> Result<Option<Versioned<Route>>, Error> {
@@ -502,8 +608,8 @@ impl Store {
         }
         let by_class: BTreeMap<ClassId, u64> = self
             .read(|connection| {
-                let mut statement =
-                    connection.prepare_cached("SELECT class, count(*) FROM subscribers GROUP BY class")?;
+                let mut statement = connection
+                    .prepare_cached("SELECT class, count(*) FROM facts WHERE effective = 1 GROUP BY class")?;
                 let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
                 Ok(rows.collect::<Result<_, _>>()?)
             })
@@ -512,10 +618,10 @@ impl Store {
         Ok(by_class)
     }
 
-    /// When the next subscriber expires.
+    /// When the next fact expires, extensions that are not written apart.
     pub async fn next_expiry_s(&self) -> Result<Option<i64>, Error> {
         self.read(|connection| {
-            let sql = "SELECT min(expires_s) FROM subscribers WHERE expires_s IS NOT NULL";
+            let sql = "SELECT min(expires_s) FROM facts WHERE expires_s IS NOT NULL";
             Ok(connection.prepare_cached(sql)?.query_row([], |row| row.get(0))?)
         })
         .await
@@ -568,15 +674,6 @@ pub enum Subscribers {
     All(BTreeMap<IpNet, ClassId>),
     /// `None` for a prefix that is no subscriber any more.
     Touched(BTreeMap<IpNet, Option<ClassId>>),
-}
-
-/// A page of the subscribers.
-#[derive(Clone, Debug, Default)]
-pub struct SubscriberQuery {
-    pub after: Option<IpNet>,
-    pub within: Option<IpNet>,
-    pub class: Option<ClassId>,
-    pub rows_max: u32,
 }
 
 /// Connections for reading; with WAL they neither wait for the writer nor hold it up.
@@ -659,7 +756,8 @@ fn read_view(connection: &mut Connection, touched: &Touched, scope: Scope) -> Re
     let notes = touched.take(snapshot.revision);
     let subscribers = match (scope, notes) {
         (Scope::Touched, Some(prefixes)) => {
-            let mut statement = transaction.prepare_cached("SELECT class FROM subscribers WHERE prefix = ?1")?;
+            let mut statement =
+                transaction.prepare_cached("SELECT class FROM facts WHERE prefix = ?1 AND effective = 1")?;
             let mut found = BTreeMap::new();
             for prefix in prefixes {
                 let class = statement.query_row([desired::prefix_key(&prefix)], |row| row.get(0)).optional()?;
@@ -668,7 +766,8 @@ fn read_view(connection: &mut Connection, touched: &Touched, scope: Scope) -> Re
             Subscribers::Touched(found)
         }
         (Scope::All, _) | (Scope::Touched, None) => {
-            let mut statement = transaction.prepare_cached("SELECT prefix, class FROM subscribers ORDER BY prefix")?;
+            let mut statement =
+                transaction.prepare_cached("SELECT prefix, class FROM facts WHERE effective = 1 ORDER BY prefix")?;
             let mut rows = statement.query([])?;
             let mut found = BTreeMap::new();
             while let Some(row) = rows.next()? {
@@ -682,15 +781,47 @@ fn read_view(connection: &mut Connection, touched: &Touched, scope: Scope) -> Re
 
 impl Writer {
     /// Carries out changes until every [`Store`] is gone. Blocks.
+    ///
+    /// An import is a commit of its own: those that come meanwhile wait for as long as it takes to write it, some 5 s for a million facts.
     pub fn run(mut self) {
-        while let Some(first) = self.jobs.blocking_recv() {
+        let mut next = None;
+        while let Some(first) = next.take().or_else(|| self.jobs.blocking_recv()) {
+            if matches!(first.change, Change::ImportFacts(_)) {
+                self.import(first);
+                continue;
+            }
             let mut group = vec![first];
             while group.len() < limits::STORE_GROUP_MAX
                 && let Ok(job) = self.jobs.try_recv()
             {
+                if matches!(job.change, Change::ImportFacts(_)) {
+                    next = Some(job);
+                    break;
+                }
                 group.push(job);
             }
             self.commit(group);
+        }
+        if let Err(error) = self.extensions.write(&mut self.connection) {
+            tracing::error!(%error, "some subscribers may expire too early");
+        }
+    }
+
+    /// With memory for the pages that it touches again and again, and with the journal emptied once it is answered.
+    fn import(&mut self, job: Job) {
+        let pragma = |connection: &Connection, name: &str, value: i64| {
+            if let Err(error) = connection.pragma_update(None, name, value) {
+                tracing::warn!(%error, name, "an import will be slow");
+            }
+        };
+        pragma(&self.connection, "cache_size", -limits::IMPORT_CACHE_KIB);
+        pragma(&self.connection, "wal_autocheckpoint", 0);
+        self.commit(vec![job]);
+        pragma(&self.connection, "wal_autocheckpoint", limits::STORE_CHECKPOINT_PAGES);
+        pragma(&self.connection, "cache_size", -limits::STORE_CACHE_KIB);
+        let tidied = self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
+        if let Err(error) = tidied.and_then(|()| self.connection.execute_batch("PRAGMA shrink_memory")) {
+            tracing::warn!(%error, "the store's journal stays long after an import");
         }
     }
 
@@ -751,14 +882,20 @@ impl Writer {
                     file: &self.file,
                     fill,
                     subscribers_max: self.subscribers_max,
+                    extensions: &self.extensions,
+                    priorities: self.priorities,
                 };
                 let answer = step.carry_out_if(&change, &conditions).map(|(outcome, resource)| {
-                    if outcome != Outcome::Unchanged {
+                    if outcome.is_change() {
                         mail.note(&change);
                         clients |= change.concerns_clients();
                         revision += 1;
                     }
                     fill = step.fill;
+                    let revision = match outcome {
+                        Outcome::ImportedBefore { revision, .. } => revision,
+                        _ => revision,
+                    };
                     Committed { revision, resource, outcome }
                 });
                 if answer.is_err() {
@@ -797,6 +934,8 @@ struct Step<'a> {
     /// As it will be after the change.
     fill: Fill,
     subscribers_max: u64,
+    extensions: &'a Extensions,
+    priorities: Priorities,
 }
 
 impl Step<'_> {
@@ -814,15 +953,20 @@ impl Step<'_> {
             Outcome::Created | Outcome::Replaced | Outcome::Unchanged => {
                 resource.map(|resource| self.revision_of(&resource)).transpose()?.flatten()
             }
-            Outcome::Deleted | Outcome::Expired(_) | Outcome::Removed(_) => None,
+            Outcome::Deleted
+            | Outcome::Expired(_)
+            | Outcome::Removed(_)
+            | Outcome::Imported(_)
+            | Outcome::ImportedBefore { .. } => None,
         };
         Ok((outcome, revision))
     }
 
     fn carry_out(&mut self, change: &Change) -> Result<Outcome, Error> {
         match change {
-            Change::PutSubscriber(subscriber) => self.put_subscriber(subscriber),
-            Change::DeleteSubscriber(prefix) => self.delete_subscriber(prefix),
+            Change::PutFact { fact, now_s } => self.put_fact(fact, *now_s),
+            Change::DeleteFacts { filter, count } => self.delete_facts(filter, *count),
+            Change::ImportFacts(import) => self.import_facts(import),
             Change::PutClass(spec) => self.put_class(spec),
             Change::DeleteClass(name) => self.delete_class(name),
             Change::PutRelay(spec) => self.put_relay(spec),
@@ -845,72 +989,6 @@ impl Step<'_> {
             Change::DeleteInterface(name) => self.delete_interface(name),
             Change::Expire { now_s } => self.expire(*now_s),
         }
-    }
-
-    fn put_subscriber(&mut self, subscriber: &Subscriber) -> Result<Outcome, Error> {
-        let class = self.class_id(&subscriber.class)?.ok_or_else(|| Error::NoSuchReference {
-            pointer: "/class".to_owned(),
-            kind: Kind::Class,
-            name: subscriber.class.to_string(),
-        })?;
-        let key = desired::prefix_key(&subscriber.prefix);
-        let known: Option<(ClassId, String, Option<i64>)> = self
-            .connection
-            .prepare_cached("SELECT class, origin, expires_s FROM subscribers WHERE prefix = ?1")?
-            .query_row([&key], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
-            .optional()?;
-        let outcome = match known {
-            Some(known) if known == (class, subscriber.origin.name().to_owned(), subscriber.expires_s) => {
-                return Ok(Outcome::Unchanged);
-            }
-            Some(_) => Outcome::Replaced,
-            None => {
-                let table = Fill::table(&subscriber.prefix);
-                self.fill.used[table] += 1;
-                if self.fill.used[table] > self.subscribers_max {
-                    let table = Fill::TABLES[table];
-                    return Err(Error::Full { table, max: self.subscribers_max, file: self.file.to_owned() });
-                }
-                Outcome::Created
-            }
-        };
-        self.touched.note(self.next_revision, subscriber.prefix);
-        self.connection
-            .prepare_cached(
-                "INSERT INTO subscribers (prefix, class, origin, expires_s, revision) VALUES (?1, ?2, ?3, ?4, ?5)
-                 ON CONFLICT (prefix) DO UPDATE SET class = excluded.class, origin = excluded.origin, expires_s = excluded.expires_s,
-                     revision = excluded.revision",
-            )?
-            .execute(params![key, class, subscriber.origin.name(), subscriber.expires_s, self.next_revision])?;
-        Ok(outcome)
-    }
-
-    fn delete_subscriber(&mut self, prefix: &IpNet) -> Result<Outcome, Error> {
-        self.touched.note(self.next_revision, *prefix);
-        let removed = self
-            .connection
-            .prepare_cached("DELETE FROM subscribers WHERE prefix = ?1")?
-            .execute([desired::prefix_key(prefix)])?;
-        if removed == 0 {
-            return Err(Error::NotFound { kind: Kind::Subscriber, name: prefix.to_string() });
-        }
-        self.fill.used[Fill::table(prefix)] -= 1;
-        Ok(Outcome::Deleted)
-    }
-
-    fn expire(&mut self, now_s: i64) -> Result<Outcome, Error> {
-        let mut statement = self
-            .connection
-            .prepare_cached("SELECT prefix FROM subscribers WHERE expires_s <= ?1 ORDER BY expires_s LIMIT ?2")?;
-        let mut rows = statement.query(params![now_s, limits::EXPIRY_BATCH_MAX])?;
-        let mut due = Vec::new();
-        while let Some(row) = rows.next()? {
-            due.push(prefix_column(row, 0)?);
-        }
-        for prefix in &due {
-            self.delete_subscriber(prefix)?;
-        }
-        Ok(if due.is_empty() { Outcome::Unchanged } else { Outcome::Expired(due.len()) })
     }
 
     fn put_class(&self, spec: &ClassSpec) -> Result<Outcome, Error> {
@@ -979,18 +1057,16 @@ impl Step<'_> {
 
     fn delete_class(&self, name: &Name) -> Result<Outcome, Error> {
         let class = self.class(name)?.ok_or_else(|| Error::NotFound { kind: Kind::Class, name: name.to_string() })?;
-        let sql = format!("{SELECT_SUBSCRIBER} WHERE class = ?1 ORDER BY prefix LIMIT 1");
-        let user =
-            self.connection.prepare_cached(&sql)?.query_row([class.id], subscriber_row).optional()?.transpose()?;
-        if let Some(user) = user {
-            let others: u64 = self.connection.query_row(
-                "SELECT count(*) - 1 FROM subscribers WHERE class = ?1",
-                [class.id],
-                |row| row.get(0),
-            )?;
+        let sql = "SELECT prefix FROM facts WHERE class = ?1 ORDER BY effective DESC, prefix LIMIT 1";
+        let mut statement = self.connection.prepare_cached(sql)?;
+        let mut rows = statement.query([class.id])?;
+        if let Some(row) = rows.next()? {
+            let user = prefix_column(row, 0)?;
+            let sql = "SELECT count(DISTINCT prefix) - 1 FROM facts WHERE class = ?1";
+            let others: u64 = self.connection.query_row(sql, [class.id], |row| row.get(0))?;
             let by = match others {
-                0 => format!("subscriber {}", user.prefix),
-                _ => format!("subscriber {} and {others} more", user.prefix),
+                0 => format!("subscriber {user}"),
+                _ => format!("subscriber {user} and {others} more"),
             };
             return Err(Error::InUse { kind: Kind::Class, name: name.to_string(), by });
         }
@@ -1130,8 +1206,6 @@ fn numbered(kind: Kind) -> (&'static str, u32) {
     if kind == Kind::Relay { ("relays", RELAYS_MAX) } else { ("classes", CLASSES_MAX) }
 }
 
-const SELECT_SUBSCRIBER: &str =
-    "SELECT prefix, (SELECT name FROM classes WHERE id = class), origin, expires_s, revision FROM subscribers";
 const SELECT_CLASS: &str = "SELECT id, name, action, on_relay_down, on_class_change, gateway, \
                             rate, burst, open_max, lock_after, lock_s, smtp, on_daemon_down FROM classes";
 const SELECT_RELAY: &str = "SELECT id, name, ipv4, ipv6, delivery, status, source FROM relays";
@@ -1139,20 +1213,6 @@ const SELECT_INTERFACE: &str = "SELECT name, role, hook, foreign_sources, source
 
 /// The outer result is SQLite's, the inner one ours: a row may be read well and hold nonsense.
 type RowResult<T> = rusqlite::Result<Result<T, Error>>;
-
-fn subscriber_row(row: &Row<'_>) -> RowResult<Subscriber> {
-    let class: String = row.get(1)?;
-    let origin: String = row.get(2)?;
-    let expires_s = row.get(3)?;
-    Ok((|| {
-        Ok(Subscriber {
-            prefix: prefix_column(row, 0)?,
-            class: word("a class name", &class)?,
-            origin: word("an origin", &origin)?,
-            expires_s,
-        })
-    })())
-}
 
 /// A class without its pool, which is in a table of its own.
 fn class_row(row: &Row<'_>) -> RowResult<Class> {
@@ -1253,23 +1313,6 @@ fn word<T: FromStr>(what: &'static str, text: &str) -> Result<T, Error> {
 fn prefix_column(row: &Row<'_>, column: usize) -> Result<IpNet, Error> {
     let key: Vec<u8> = row.get(column)?;
     desired::prefix_from_key(&key).ok_or_else(|| Error::Corrupt { what: "a prefix", value: format!("{key:02x?}") })
-}
-
-fn select_subscribers(connection: &Connection, query: &SubscriberQuery) -> Result<Vec<Versioned<Subscriber>>, Error> {
-    let (first, last) = match &query.within {
-        Some(prefix) => desired::keys_within(prefix),
-        // Keys begin with 4 or 6.
-        None => (vec![0], vec![u8::MAX]),
-    };
-    let after = query.after.as_ref().map_or_else(Vec::new, desired::prefix_key);
-    let class = if query.class.is_some() { "AND class = ?5" } else { "AND ?5 IS NULL" };
-    let sql = format!(
-        "{SELECT_SUBSCRIBER} WHERE prefix >= ?1 AND prefix <= ?2 AND prefix > ?3 {class} ORDER BY prefix LIMIT ?4"
-    );
-    let mut statement = connection.prepare_cached(&sql)?;
-    let rows = statement
-        .query_map(params![first, last, after, query.rows_max, query.class], |row| versioned(row, subscriber_row))?;
-    rows.map(|row| row?).collect()
 }
 
 /// What changed of where mail goes.
@@ -1398,6 +1441,10 @@ fn connect(path: &Path) -> Result<Connection, Error> {
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", true)?;
+    connection.pragma_update(None, "cache_size", -limits::STORE_CACHE_KIB)?;
+    connection.pragma_update(None, "wal_autocheckpoint", limits::STORE_CHECKPOINT_PAGES)?;
+    // After an import the journal does not stay as long as it was.
+    connection.pragma_update(None, "journal_size_limit", limits::STORE_JOURNAL_BYTES)?;
     connection.busy_timeout(limits::API_REQUEST_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(64);
     Ok(connection)
@@ -1413,6 +1460,8 @@ const MIGRATIONS: &[Migration] = &[
     clients::clients_schema,
     revisions::revisions_schema,
     without_daemon,
+    facts::facts_schema,
+    import::imports_schema,
 ];
 
 type Migration = fn(&Transaction<'_>) -> Result<(), Error>;

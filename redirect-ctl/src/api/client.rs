@@ -1,5 +1,7 @@
 //! The typed client that the CLI uses: HTTP over the daemon's Unix socket, or over TLS.
 
+pub mod bulk;
+
 use std::{
     fmt::{Display, Write},
     io,
@@ -187,6 +189,11 @@ impl Client {
 
     pub async fn explain_route(&self, query: &RouteExplainQuery) -> Result<RouteExplanation, Error> {
         self.get(&format!("{}?{}", paths::ROUTES_EXPLAIN, query_text(query)?)).await
+    }
+
+    pub async fn delete_with(&self, path: &str, key: &impl Display, query: &impl Serialize) -> Result<Changed, Error> {
+        let target = format!("{}?{}", with_key(path, key), query_text(query)?);
+        self.request(Method::DELETE, &target, Vec::new()).await?.changed()
     }
 
     pub async fn delete(&self, path: &str, key: &impl Display) -> Result<Changed, Error> {

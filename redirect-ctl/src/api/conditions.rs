@@ -42,13 +42,24 @@ pub(super) fn show<T: Serialize>(
     key: &impl ToString,
     resource: Versioned<T>,
 ) -> Result<Response, ApiError> {
-    let current = Some(resource.revision);
+    show_as(conditions, kind, key, resource.revision, resource)
+}
+
+/// The same with a body that tells its revision itself.
+pub(super) fn show_as(
+    conditions: &Conditions,
+    kind: Kind,
+    key: &impl ToString,
+    revision: u64,
+    body: impl Serialize,
+) -> Result<Response, ApiError> {
+    let current = Some(revision);
     if conditions.if_match.as_ref().is_some_and(|states| !states.contain(current)) {
         return Err(store::Error::Condition { kind, name: key.to_string(), current }.into());
     }
-    let etag = [(header::ETAG, etag(resource.revision))];
+    let etag = [(header::ETAG, etag(revision))];
     if conditions.hold(current) {
-        Ok((etag, Json(resource)).into_response())
+        Ok((etag, Json(body)).into_response())
     } else {
         Ok((StatusCode::NOT_MODIFIED, etag).into_response())
     }

@@ -8,6 +8,7 @@ use axum::{
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::types::LineFaults;
 use crate::{desired::Invalid, reconcile::task::AskError, store};
 
 pub const MEDIA_TYPE: &str = "application/problem+json";
@@ -31,6 +32,9 @@ pub struct Problem {
     /// Where in the request the problem lies.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<FieldError>,
+    /// What is wrong with a file, line by line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lines: Option<LineFaults>,
 }
 
 /// A place in the request and what is wrong there.
@@ -127,11 +131,12 @@ pub struct ApiError {
     code: Code,
     detail: String,
     errors: Vec<FieldError>,
+    lines: Option<LineFaults>,
 }
 
 impl ApiError {
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
-        Self { code, detail: detail.into(), errors: Vec::new() }
+        Self { code, detail: detail.into(), errors: Vec::new(), lines: None }
     }
 
     pub(super) const fn code(&self) -> Code {
@@ -149,12 +154,17 @@ impl ApiError {
             code,
             detail: if pointer.is_empty() { detail.to_owned() } else { format!("{pointer}: {detail}") },
             errors,
+            lines: None,
         }
     }
 
     /// Several values that cannot be, and one sentence for all.
     pub fn faults(detail: String, errors: Vec<FieldError>) -> Self {
-        Self { code: Code::Invalid, detail, errors }
+        Self { code: Code::Invalid, detail, errors, lines: None }
+    }
+
+    pub(super) fn with_lines(self, lines: LineFaults) -> Self {
+        Self { lines: Some(lines), ..self }
     }
 
     /// Says no more than where the fault is, if what was sent there may be a password.
@@ -179,6 +189,7 @@ impl ApiError {
             code: self.code.name().to_owned(),
             detail: self.detail.clone(),
             errors: self.errors.clone(),
+            lines: self.lines.clone(),
         }
     }
 }

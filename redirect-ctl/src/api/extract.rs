@@ -166,7 +166,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     }
 }
 
-fn from_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+pub(super) fn from_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     // Serde would take a list of the values in their order for the object.
     if bytes.trim_ascii_start().first().is_some_and(|first| *first != b'{') {
         return Err(match serde_json::from_slice::<IgnoredAny>(bytes) {

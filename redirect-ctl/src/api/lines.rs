@@ -14,7 +14,7 @@ use axum::{
 use hyper::body::{Bytes, Frame};
 use serde::Serialize;
 
-const MEDIA_TYPE: &str = "application/x-ndjson";
+pub(super) const MEDIA_TYPE: &str = "application/x-ndjson";
 
 /// Who tells one line after the other.
 pub(super) trait Teller: Send + Sized + 'static {

@@ -5,6 +5,7 @@
 //! the change is on disk and will be applied.
 
 pub mod audit;
+mod bulk;
 pub mod client;
 mod clients;
 pub mod conditions;
@@ -16,6 +17,7 @@ pub mod gate;
 mod lines;
 mod mail;
 pub mod server;
+mod subscribers;
 pub(crate) mod tls;
 pub mod tokens;
 mod trace;
@@ -25,7 +27,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use axum::{
@@ -41,6 +43,7 @@ use tokio::sync::{Semaphore, broadcast, watch};
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+pub use self::bulk::Places;
 use self::{
     conditions::{etag, show},
     error::{ApiError, Code, Problem},
@@ -49,15 +52,14 @@ use self::{
         APPLIED_HEADER, Check, Class, ClassPut, Count, DataplaneStatus, EventLine, EventQuery, EventsStatus,
         ExplainQuery, Explanation, Flow, FlowList, FlowListQuery, FlowsStatus, ForeignSourcesStatus, Interface,
         InterfaceCount, InterfacePut, Lock, LockPut, Original, OriginalQuery, Page, PoolState, REVISION_HEADER,
-        Readiness, ReasonCount, Relay, RelayPut, Stats, Status, Subscriber, SubscriberListQuery, SubscriberPut,
-        TraceLine, TraceQuery, paths,
+        Readiness, ReasonCount, Relay, RelayPut, Stats, Status, TraceLine, TraceQuery, paths,
     },
 };
 use crate::{
     access::{self, Rules},
     config::DataplaneSettings,
     dataplane::{Counter, FlowDelivery, FlowReader, Probe},
-    desired::{self, ClassSpec, Counted, InterfaceName, Invalid, Name, Prefix, RelaySpec, Source, Tables, Time},
+    desired::{self, ClassSpec, Counted, InterfaceName, Invalid, Name, Prefix, RelaySpec, Source, Tables},
     health::Health,
     limits, metrics,
     reconcile::{
@@ -66,7 +68,7 @@ use crate::{
     },
     relay::{AbuseLock, FlowDirectory},
     revision::{Conditions, Versioned},
-    store::{Change, Committed, Kind, Outcome, Store, SubscriberQuery},
+    store::{Change, Committed, Kind, Outcome, Store},
 };
 
 /// What the handlers work with.
@@ -80,6 +82,7 @@ pub struct AppState {
     /// Places for verifications of gateways.
     pub verifications: Semaphore,
     pub dataplane: DataplaneSettings,
+    pub places: Places,
     pub watchers: events::Watchers,
     pub access: Arc<gate::Access>,
     pub started: Instant,
@@ -128,8 +131,11 @@ fn described() -> (Router<Arc<AppState>>, utoipa::openapi::OpenApi) {
 /// Every handler, registered with its description: there is no other way in.
 fn routes() -> OpenApiRouter<Arc<AppState>> {
     OpenApiRouter::with_openapi(Description::openapi())
-        .routes(routes!(list_subscribers))
-        .routes(routes!(get_subscriber, put_subscriber, delete_subscriber))
+        .routes(routes!(subscribers::list_subscribers))
+        .routes(routes!(subscribers::get_subscriber, subscribers::put_subscriber, subscribers::delete_subscriber))
+        .routes(routes!(subscribers::delete_subscribers))
+        .routes(routes!(bulk::import_subscribers))
+        .routes(routes!(bulk::export_subscribers))
         .routes(routes!(list_classes))
         .routes(routes!(get_class, put_class, delete_class))
         .routes(routes!(list_relays))
@@ -184,8 +190,11 @@ async fn method_not_allowed(request: Request) -> ApiError {
 }
 
 async fn deadline(request: Request, next: Next) -> Response {
-    let verifies = request.uri().path() == paths::GATEWAYS_VERIFY;
-    let patience = if verifies { limits::VERIFY_TIMEOUT } else { limits::API_REQUEST_TIMEOUT };
+    let patience = match request.uri().path() {
+        paths::GATEWAYS_VERIFY => limits::VERIFY_TIMEOUT,
+        paths::SUBSCRIBERS_IMPORT => limits::IMPORT_TIMEOUT,
+        _ => limits::API_REQUEST_TIMEOUT,
+    };
     match tokio::time::timeout(patience, next.run(request)).await {
         Ok(response) => response,
         Err(_) => ApiError::new(
@@ -194,71 +203,6 @@ async fn deadline(request: Request, next: Next) -> Response {
         )
         .into_response(),
     }
-}
-
-// Subscribers
-
-#[utoipa::path(get, path = paths::SUBSCRIBERS, tag = "subscribers", params(SubscriberListQuery),
-    responses((status = 200, body = Page<Versioned<Subscriber>>), (status = 422, body = Problem)))]
-async fn list_subscribers(
-    State(app): App,
-    Params(query): Params<SubscriberListQuery>,
-) -> Result<Json<Page<Versioned<Subscriber>>>, ApiError> {
-    let rows_max = page_rows(query.limit)?;
-    let after = query.cursor.as_deref().map(|cursor| in_query("cursor", desired::prefix(cursor))).transpose()?;
-    let within = query.within.as_deref().map(|within| in_query("within", desired::prefix(within))).transpose()?;
-    let class = match query.class.as_deref() {
-        None => None,
-        Some(name) => Some(class_in_query(&app.store.snapshot().tables, name)?),
-    };
-    let rows = app.store.subscribers(SubscriberQuery { after, within, class, rows_max: rows_max + 1 }).await?;
-    Ok(paged(rows, rows_max, |last| last.prefix.to_string().replace('/', "_")))
-}
-
-#[utoipa::path(get, path = paths::SUBSCRIBER, tag = "subscribers", params(("prefix" = String, Path, description = PREFIX_IN_PATH)),
-    responses((status = 200, body = Versioned<Subscriber>), (status = 404, body = Problem), (status = 422, body = Problem)))]
-async fn get_subscriber(
-    State(app): App,
-    conditions: Conditions,
-    Key(Prefix(prefix)): Key<Prefix>,
-) -> Result<Response, ApiError> {
-    let subscriber = app.store.subscriber(prefix).await?.ok_or_else(|| not_found(Kind::Subscriber, &prefix))?;
-    show(&conditions, Kind::Subscriber, &prefix, subscriber.map(Subscriber::from))
-}
-
-#[utoipa::path(put, path = paths::SUBSCRIBER, tag = "subscribers", params(("prefix" = String, Path, description = PREFIX_IN_PATH)),
-    request_body = SubscriberPut, responses((status = 200, body = Versioned<Subscriber>), (status = 201, body = Versioned<Subscriber>),
-    (status = 400, body = Problem), (status = 422, body = Problem), (status = 507, body = Problem)))]
-async fn put_subscriber(
-    State(app): App,
-    conditions: Conditions,
-    Key(prefix): Key<Prefix>,
-    Body(body): Body<SubscriberPut>,
-) -> Result<Response, ApiError> {
-    same_key("/prefix", &prefix, body.prefix.as_ref())?;
-    if let Some(expires) = body.expires.filter(|expires| *expires <= Time::now()) {
-        return Err(ApiError::invalid(
-            "/expires",
-            &Invalid(format!("{expires} is in the past; give a time to come, or null")),
-        ));
-    }
-    let subscriber = desired::Subscriber {
-        prefix: prefix.0,
-        class: body.class,
-        origin: body.source,
-        expires_s: body.expires.map(|expires| expires.seconds),
-    };
-    change(&app, conditions, Change::PutSubscriber(subscriber.clone()), Subscriber::from(subscriber)).await
-}
-
-#[utoipa::path(delete, path = paths::SUBSCRIBER, tag = "subscribers", params(("prefix" = String, Path, description = PREFIX_IN_PATH)),
-    responses((status = 204), (status = 404, body = Problem), (status = 422, body = Problem)))]
-async fn delete_subscriber(
-    State(app): App,
-    conditions: Conditions,
-    Key(Prefix(prefix)): Key<Prefix>,
-) -> Result<Response, ApiError> {
-    change(&app, conditions, Change::DeleteSubscriber(prefix), ()).await
 }
 
 // Classes
@@ -573,6 +517,12 @@ async fn explain(State(app): App, Params(query): Params<ExplainQuery>) -> Result
     let server = probe.server;
     let explained = app.reconciler.explain(probe).await?;
     let tables = app.store.snapshot().tables;
+    let prefix = explained.subscriber.map(|(prefix, _)| prefix);
+    let facts = match prefix {
+        Some(prefix) => app.store.subscriber(prefix).await?,
+        None => None,
+    };
+    let facts = facts.and_then(|subscriber| types::Subscriber::whole(subscriber, app.store.priorities()));
     let verdict = explained.reason.verdict();
     let delivery = match verdict {
         Verdict::Redirect => Some(FlowDelivery::Rewrite),
@@ -591,7 +541,8 @@ async fn explain(State(app): App, Params(query): Params<ExplainQuery>) -> Result
         verdict: verdict.name().to_owned(),
         reason: explained.reason.name().to_owned(),
         text: explained.reason.text().to_owned(),
-        prefix: explained.subscriber.map(|(prefix, _)| Prefix(prefix)),
+        prefix: prefix.map(Prefix),
+        facts: facts.map(|subscriber| subscriber.facts).unwrap_or_default(),
         class: class_name(&tables, explained.class),
         limits,
         open: limits.and_then(|limits| limits.open_max).map(|_| explained.open),
@@ -782,15 +733,20 @@ struct Done {
 }
 
 impl Done {
-    fn answer(&self, body: impl serde::Serialize) -> Response {
-        let status = match self.outcome {
+    fn status(&self) -> StatusCode {
+        match self.outcome {
             Outcome::Created => StatusCode::CREATED,
-            Outcome::Replaced | Outcome::Unchanged => StatusCode::OK,
+            Outcome::Replaced | Outcome::Unchanged | Outcome::Imported(_) | Outcome::ImportedBefore { .. } => {
+                StatusCode::OK
+            }
             Outcome::Deleted | Outcome::Expired(_) | Outcome::Removed(_) => StatusCode::NO_CONTENT,
-        };
+        }
+    }
+
+    fn answer(&self, body: impl serde::Serialize) -> Response {
         match self.resource {
-            Some(revision) => self.with_headers(status, Versioned { resource: body, revision }),
-            None => self.with_headers(status, body),
+            Some(revision) => self.with_headers(self.status(), Versioned { resource: body, revision }),
+            None => self.with_headers(self.status(), body),
         }
     }
 
@@ -812,8 +768,14 @@ impl Done {
 
 async fn commit(app: &AppState, conditions: Conditions, change: Change) -> Result<Done, ApiError> {
     let Committed { revision, resource, outcome } = app.store.change_if(change, conditions).await?;
-    let applied = app.reconciler.applied(revision, limits::API_APPLY_WAIT).await;
-    Ok(Done { revision, resource, outcome, applied })
+    let done = apply_within(app, revision, limits::API_APPLY_WAIT).await;
+    Ok(Done { resource, outcome, ..done })
+}
+
+/// Waits until the kernel holds a revision.
+async fn apply_within(app: &AppState, revision: u64, wait: Duration) -> Done {
+    let applied = app.reconciler.applied(revision, wait).await;
+    Done { revision, resource: None, outcome: Outcome::Unchanged, applied }
 }
 
 async fn change(
@@ -826,7 +788,7 @@ async fn change(
 }
 
 fn all<T>(items: impl Iterator<Item = T>) -> Json<Page<T>> {
-    Json(Page { items: items.collect(), next_cursor: None })
+    Json(Page { items: items.collect(), next_cursor: None, count: None })
 }
 
 fn not_found(kind: Kind, key: &impl ToString) -> ApiError {
@@ -855,14 +817,23 @@ fn page_rows(limit: Option<u32>) -> Result<u32, ApiError> {
 
 /// A page of `rows_max` rows; one row more than that tells that there is another page, which begins after the cursor of the last.
 fn paged<R, T: From<R>>(
-    mut rows: Vec<Versioned<R>>,
+    rows: Vec<Versioned<R>>,
     rows_max: u32,
     cursor: impl Fn(&R) -> String,
 ) -> Json<Page<Versioned<T>>> {
+    paged_as(rows, rows_max, |last: &Versioned<R>| cursor(last), |row| row.map(T::from))
+}
+
+fn paged_as<R, T>(
+    mut rows: Vec<R>,
+    rows_max: u32,
+    cursor: impl Fn(&R) -> String,
+    convert: impl Fn(R) -> T,
+) -> Json<Page<T>> {
     let more = rows.len() > rows_max as usize;
     rows.truncate(rows_max as usize);
-    let next_cursor = rows.last().filter(|_| more).map(|last| cursor(last));
-    Json(Page { items: rows.into_iter().map(|row| row.map(T::from)).collect(), next_cursor })
+    let next_cursor = rows.last().filter(|_| more).map(cursor);
+    Json(Page { items: rows.into_iter().map(convert).collect(), next_cursor, count: None })
 }
 
 fn in_query<T>(name: &str, value: Result<T, Invalid>) -> Result<T, ApiError> {

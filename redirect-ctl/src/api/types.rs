@@ -3,6 +3,8 @@
 //! Bodies of requests refuse members that they do not know; a member that only answers have (`status`, or the `source` of what a file may
 //! own) is let through and ignored, so that an answer can be edited and sent back.
 
+mod subscribers;
+
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6},
@@ -17,12 +19,13 @@ use redirect_relay::{
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+pub use self::subscribers::*;
 use crate::{
     clients::{self, Username},
     dataplane::{FlowDelivery, FlowState, Hook, InterfaceCounter, MapMemory, Mode, RelayId, Role, words},
     desired::{
-        self, Action, Counted, Delivery, Fallback, InterfaceName, Limits, Name, OnClassChange, OnDaemonDown, Origin,
-        PoolRelay, Prefix, RelayStatus, Source, Tables, Time,
+        self, Action, Counted, Delivery, Fallback, InterfaceName, Limits, Name, OnClassChange, OnDaemonDown, PoolRelay,
+        Prefix, RelayStatus, Source, Tables, Time,
     },
     health::{self, Health, HealthState},
     limits,
@@ -35,6 +38,9 @@ use crate::{
 pub mod paths {
     pub const SUBSCRIBERS: &str = "/v1/subscribers";
     pub const SUBSCRIBER: &str = "/v1/subscribers/{prefix}";
+    pub const SUBSCRIBERS_DELETE: &str = "/v1/subscribers:delete";
+    pub const SUBSCRIBERS_IMPORT: &str = "/v1/subscribers:import";
+    pub const SUBSCRIBERS_EXPORT: &str = "/v1/subscribers:export";
     pub const CLASSES: &str = "/v1/classes";
     pub const CLASS: &str = "/v1/classes/{name}";
     pub const RELAYS: &str = "/v1/relays";
@@ -80,6 +86,9 @@ pub mod paths {
     pub const ALL: &[&str] = &[
         SUBSCRIBERS,
         SUBSCRIBER,
+        SUBSCRIBERS_DELETE,
+        SUBSCRIBERS_IMPORT,
+        SUBSCRIBERS_EXPORT,
         CLASSES,
         CLASS,
         RELAYS,
@@ -138,66 +147,9 @@ pub struct Page<T> {
     pub items: Vec<T>,
     /// Give it as `cursor` to get the next page; null on the last one.
     pub next_cursor: Option<String>,
-}
-
-/// A prefix and its class. The longest prefix that covers an address decides.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Subscriber {
-    pub prefix: Prefix,
-    pub class: Name,
-    pub source: Origin,
-    /// The subscriber is removed at this time.
-    pub expires: Option<Time>,
-}
-
-impl From<desired::Subscriber> for Subscriber {
-    fn from(subscriber: desired::Subscriber) -> Self {
-        Self {
-            prefix: Prefix(subscriber.prefix),
-            class: subscriber.class,
-            source: subscriber.origin,
-            expires: subscriber.expires_s.map(|seconds| Time { seconds }),
-        }
-    }
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct SubscriberPut {
-    /// If given, the same as in the path.
+    /// How many there are in all, where that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub prefix: Option<Prefix>,
-    pub class: Name,
-    #[serde(default = "operator")]
-    pub source: Origin,
-    #[serde(default)]
-    pub expires: Option<Time>,
-    /// Ignored.
-    #[serde(default, skip_serializing)]
-    #[schema(value_type = Option<u64>, read_only)]
-    pub revision: Option<serde_json::Value>,
-}
-
-fn operator() -> Origin {
-    Origin::Operator
-}
-
-#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-#[serde(deny_unknown_fields)]
-pub struct SubscriberListQuery {
-    /// Rows of the page; 100 where not given, 1000 at most.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub limit: Option<u32>,
-    /// `next_cursor` of the page before.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cursor: Option<String>,
-    /// Only subscribers of this class.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub class: Option<String>,
-    /// Only prefixes inside this one, itself included.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub within: Option<String>,
+    pub count: Option<u64>,
 }
 
 /// A named policy.
@@ -1068,6 +1020,9 @@ pub struct Explanation {
     pub text: String,
     /// The subscriber that the source belongs to, its longest prefix.
     pub prefix: Option<Prefix>,
+    /// What each source says of the prefix, by rank: the first one decides.
+    #[serde(default)]
+    pub facts: Vec<Contender>,
     pub class: Option<String>,
     /// What the class allows one subscriber; null without a class.
     pub limits: Option<Limits>,

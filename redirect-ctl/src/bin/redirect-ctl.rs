@@ -17,6 +17,7 @@ async fn main() -> ExitCode {
         stdin: &mut io::stdin().lock(),
         getenv: &|name| env::var(name).ok(),
         is_terminal: io::stdout().is_terminal(),
+        progress: io::stderr().is_terminal(),
     };
     ExitCode::from(commands::run(&mut env, &args).await)
 }

@@ -6,7 +6,7 @@ use super::{
     output::{Table, duration, joined, or_dash},
 };
 use crate::{
-    api::types::{ExplainQuery, Explanation, PoolState, RouteExplainQuery},
+    api::types::{Contender, ExplainQuery, Explanation, PoolState, RouteExplainQuery},
     cli,
 };
 
@@ -48,6 +48,7 @@ fn table(explanation: &Explanation) -> Table {
         ["verdict".to_owned(), explanation.verdict.clone()],
         ["reason".to_owned(), format!("{}: {}", explanation.reason, explanation.text)],
         ["prefix".to_owned(), or_dash(explanation.prefix.as_ref())],
+        ["facts".to_owned(), or_dash(Some(joined(explanation.facts.iter().map(contender))))],
         ["class".to_owned(), or_dash(explanation.class.as_ref())],
         ["limits".to_owned(), or_dash(explanation.limits.as_ref().map(limits))],
         ["open".to_owned(), or_dash(explanation.open)],
@@ -60,6 +61,12 @@ fn table(explanation: &Explanation) -> Table {
         ["revision".to_owned(), explanation.revision.to_string()],
     ];
     Table::new(["FACT", "VALUE"], rows)
+}
+
+/// What a source says, how much that weighs, and until when.
+fn contender(fact: &Contender) -> String {
+    let until = fact.expires.map(|expires| format!(",until {expires}")).unwrap_or_default();
+    format!("{}={}({}{until})", fact.source, fact.class, fact.priority)
 }
 
 /// A relay with its weight where that says something, whether it takes flows, and whether it lives.

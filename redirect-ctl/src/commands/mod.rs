@@ -59,6 +59,8 @@ pub struct Env<'a> {
     pub getenv: &'a dyn Fn(&str) -> Option<String>,
     /// Whether somebody looks at `stdout` as it is written.
     pub is_terminal: bool,
+    /// Whether somebody looks at `stderr`.
+    pub progress: bool,
 }
 
 /// Exit codes, as `--help` documents them.
@@ -69,6 +71,7 @@ pub mod exit {
     pub const NOT_FOUND: u8 = 3;
     pub const CONFLICT: u8 = 4;
     pub const UNREACHABLE: u8 = 5;
+    pub const DIFFERS: u8 = 6;
 }
 
 /// Why a command failed.
@@ -82,12 +85,16 @@ pub enum Error {
     Usage(String),
     #[error("{0}")]
     Failed(String),
+    /// Two things that were compared; what differs was printed.
+    #[error("there are differences")]
+    Differs,
 }
 
 impl Error {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => exit::USAGE,
+            Self::Differs => exit::DIFFERS,
             Self::Client(client::Error::Unreachable { .. } | client::Error::Timeout { .. }) => exit::UNREACHABLE,
             Self::Client(client::Error::Problem(problem)) => match problem.status {
                 404 => exit::NOT_FOUND,
@@ -109,6 +116,7 @@ pub async fn run(env: &mut Env<'_>, args: &[String]) -> u8 {
         Ok(()) => exit::OK,
         // Whoever reads us has seen enough (`| head`); not our error.
         Err(Error::Print(error)) if error.kind() == io::ErrorKind::BrokenPipe => exit::OK,
+        Err(Error::Differs) => exit::DIFFERS,
         Err(error) => {
             let line = error.to_string().replace(['\n', '\r'], " ");
             // If even that cannot be said, the exit code says it.
@@ -144,6 +152,7 @@ async fn dispatch(env: &mut Env<'_>, cli: Cli) -> Result<(), Error> {
         output: cli.output,
         headers: !cli.no_headers,
         is_terminal: env.is_terminal,
+        progress: env.progress,
     };
     match cli.noun {
         Noun::Status => status::run(&mut context).await,
@@ -200,6 +209,7 @@ struct Context<'a> {
     output: Output,
     headers: bool,
     is_terminal: bool,
+    progress: bool,
 }
 
 impl Context<'_> {

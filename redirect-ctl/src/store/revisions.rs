@@ -94,8 +94,8 @@ impl Change {
     /// The one resource that it is about; `None` where it is about several.
     pub(super) fn resource(&self) -> Option<Resource<'_>> {
         Some(match self {
-            Self::PutSubscriber(subscriber) => Resource::Subscriber(subscriber.prefix),
-            Self::DeleteSubscriber(prefix) => Resource::Subscriber(*prefix),
+            Self::PutFact { fact, .. } => Resource::Subscriber(fact.prefix),
+            Self::DeleteFacts { filter, .. } => Resource::Subscriber(filter.prefix?),
             Self::PutClass(spec) => Resource::Named(Kind::Class, spec.name.as_str()),
             Self::DeleteClass(name) => Resource::Named(Kind::Class, name.as_str()),
             Self::PutRelay(spec) => Resource::Named(Kind::Relay, spec.name.as_str()),
@@ -114,7 +114,9 @@ impl Change {
             Self::DeleteInterface(name) => Resource::Named(Kind::Interface, name.as_str()),
             Self::PutRoute(route) => Resource::Route(RouteKey::of(route)),
             Self::DeleteRoute(key) => Resource::Route(key.clone()),
-            Self::DeleteRoutes { .. } | Self::ImportRoutes { .. } | Self::Expire { .. } => return None,
+            Self::DeleteRoutes { .. } | Self::ImportRoutes { .. } | Self::ImportFacts(_) | Self::Expire { .. } => {
+                return None;
+            }
         })
     }
 }
@@ -123,9 +125,10 @@ impl Step<'_> {
     /// The revision that changed it last; `None` where it is not there.
     pub(super) fn revision_of(&self, resource: &Resource<'_>) -> Result<Option<u64>, Error> {
         match resource {
-            Resource::Subscriber(prefix) => {
-                self.revision("SELECT revision FROM subscribers WHERE prefix = ?1", [desired::prefix_key(prefix)])
-            }
+            Resource::Subscriber(prefix) => self.revision(
+                "SELECT revision FROM facts WHERE prefix = ?1 AND effective = 1",
+                [desired::prefix_key(prefix)],
+            ),
             Resource::Route(key) => self.revision(
                 "SELECT revision FROM routes WHERE place = ?1 AND key = ?2",
                 params![key.place(), key.to_string()],

@@ -56,10 +56,11 @@ async fn a_subscriber_comes_changes_and_goes() {
     let lab = Lab::start().await;
     let put = lab.put("/v1/subscribers/10.20.0.0%2F16", r#"{"class":"configured"}"#).await.expect(201);
     let revision: u64 = put.header("etag").unwrap().trim_matches('"').parse().unwrap();
-    let whole = json!({"prefix": "10.20.0.0/16", "class": "configured", "source": "operator", "expires": null,
-        "revision": revision});
+    let fact = json!({"source": "operator", "priority": 400, "class": "configured", "effective": true, "session": null, "user": null,
+        "mac": null, "expires": null, "labels": {}, "revision": revision});
+    let whole = json!({"prefix": "10.20.0.0/16", "class": "configured", "source": "operator", "expires": null, "revision": revision,
+        "facts": [fact]});
     assert_eq!(put.json(), whole);
-    assert_eq!(put.header("redirect-revision"), Some(revision.to_string().as_str()));
     assert_eq!(put.header("redirect-applied"), Some("true"));
 
     // After the answer the kernel holds it: nobody has to wait.
@@ -72,8 +73,8 @@ async fn a_subscriber_comes_changes_and_goes() {
     assert_eq!(again.header("etag"), Some(format!("\"{revision}\"").as_str()));
 
     let replaced =
-        lab.put("/v1/subscribers/10.20.0.0_16", r#"{"class":"blocked","source":"radius"}"#).await.expect(200);
-    assert_eq!(replaced.json()["source"], "radius");
+        lab.put("/v1/subscribers/10.20.0.0_16", r#"{"class":"blocked","labels":{"why":"spam"}}"#).await.expect(200);
+    assert_eq!(replaced.json()["labels"], json!({"why": "spam"}));
     assert_eq!(replaced.header("etag"), Some(format!("\"{}\"", revision + 1).as_str()));
     assert_eq!(lab.model.state().subscribers.get(&prefix), Some(&policy::Subscriber::new(5, 16)));
     assert_eq!(lab.get("/v1/subscribers/10.20.0.0%2f16").await.expect(200).json()["class"], "blocked");

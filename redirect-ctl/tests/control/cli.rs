@@ -112,10 +112,11 @@ async fn json_is_the_resource_and_nothing_else() {
         assert_eq!((output.code, output.stderr.as_str()), (0, ""), "{args}");
         serde_json::from_str(&output.stdout).unwrap()
     };
-    let bypass = json!({"prefix": "10.1.2.3/32", "class": "bypass", "source": "operator", "expires": null,
-        "revision": 3});
-    assert_eq!(json("subscriber set 10.1.2.3 --class bypass").await, bypass);
-    assert_eq!(json("subscriber get 10.1.2.3").await, bypass);
+    let bypass =
+        json!({"prefix": "10.1.2.3/32", "class": "bypass", "source": "operator", "expires": null, "revision": 3});
+    let whole = json("subscriber set 10.1.2.3 --class bypass").await;
+    assert_eq!(json("subscriber get 10.1.2.3").await, whole);
+    assert_eq!(whole["facts"][0]["class"], "bypass");
     assert_eq!(json("subscriber list").await, json!([bypass]));
     assert_eq!(json("subscriber delete 10.1.2.3").await, json!({"revision": 4, "applied": true}));
     assert_eq!(json("flow list").await, json!([]));

@@ -322,7 +322,14 @@ async fn the_command_prints_sessions_as_columns_or_as_objects() {
     let run = async |stdout: &mut Shared, args: &[&str]| {
         let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
         let (mut stderr, mut stdin) = (Vec::new(), std::io::empty());
-        let mut env = Env { stdout, stderr: &mut stderr, stdin: &mut stdin, getenv: &getenv, is_terminal: false };
+        let mut env = Env {
+            stdout,
+            stderr: &mut stderr,
+            stdin: &mut stdin,
+            getenv: &getenv,
+            is_terminal: false,
+            progress: false,
+        };
         let code = commands::run(&mut env, &args).await;
         (code, String::from_utf8(stderr).unwrap())
     };

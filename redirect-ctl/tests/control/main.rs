@@ -14,4 +14,5 @@ mod mail;
 mod observe;
 mod reconcile;
 mod store;
+mod subscribers;
 mod support;

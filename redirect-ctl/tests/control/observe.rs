@@ -128,6 +128,8 @@ async fn an_explanation_names_what_decided() {
             "source": "10.20.0.7", "sport": 40000, "destination": "203.0.113.9:25", "interface": "lan0", "mode": "tcx",
             "verdict": "redirect", "reason": "flow_new", "text": "A SYN that opens a redirected flow.",
             "prefix": "10.20.0.0/16", "class": "gold",
+            "facts": [{"source": "operator", "priority": 400, "class": "gold", "effective": true, "session": null, "user": null,
+                "mac": null, "expires": null, "labels": {}, "revision": 5}],
             "limits": {"rate": null, "burst": null, "open_max": null, "lock_after": null, "lock_s": null},
             "open": null, "lock_left_s": null,
             "relays": [{"name": "postfix", "weight": 1, "status": "enabled", "health": null}],

@@ -161,7 +161,7 @@ async fn a_start_compares_everything() {
             let [_, a, b, c] = number.to_be_bytes();
             transaction
                 .execute(
-                    "INSERT INTO subscribers (prefix, class, origin) VALUES (?1, 4, 'operator')",
+                    "INSERT INTO facts (prefix, source, class, effective, revision) VALUES (?1, 'operator', 4, 1, 1)",
                     [vec![4_u8, 10, a, b, c, 32]],
                 )
                 .unwrap();

@@ -1,6 +1,7 @@
 //! The store by itself: what was acknowledged survives, numbers are reused with care.
 
 use std::{
+    collections::BTreeSet,
     io::{BufRead, BufReader},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -11,10 +12,13 @@ use std::{
 use redirect_ctl::{
     desired::{
         Action, ClassSpec, Fallback, Interface, InterfaceName, Limits, OnClassChange, OnDaemonDown, Origin,
-        RelayStatus, Source, Subscriber,
+        RelayStatus, Source,
     },
     smtp::{Smtp, SmtpAuth},
-    store::{self, Change, Error, FileResources, Outcome, Scope, Store, Subscribers},
+    store::{
+        self, Change, Error, FactFilter, FactQuery, FileResources, Import, Outcome, Scope, Staging, Store, Subscribers,
+    },
+    subscribers::{Fact, Labels, Record},
 };
 use redirect_relay::{
     gateway::{Encryption, Gateway},
@@ -32,6 +36,10 @@ fn open(path: &Path) -> (Store, thread::JoinHandle<()>) {
     (store, thread::spawn(|| writer.run()))
 }
 
+/// Undoes what the schema has of facts.
+const NO_FACTS: &str = "DROP TABLE facts; DROP TABLE priorities; DROP TABLE imports;
+    CREATE TABLE subscribers (prefix BLOB PRIMARY KEY, class INTEGER NOT NULL, origin TEXT NOT NULL, expires_s INTEGER) STRICT, WITHOUT ROWID;";
+
 fn class(name: &str) -> Change {
     let name = name.parse().unwrap();
     Change::PutClass(ClassSpec {
@@ -48,12 +56,20 @@ fn class(name: &str) -> Change {
 }
 
 fn subscriber(prefix: &str, class: &str) -> Change {
-    Change::PutSubscriber(Subscriber {
-        prefix: prefix.parse().unwrap(),
-        class: class.parse().unwrap(),
-        origin: Origin::Operator,
-        expires_s: None,
-    })
+    Change::PutFact {
+        fact: Box::new(Fact {
+            prefix: prefix.parse().unwrap(),
+            source: Origin::Operator,
+            class: class.parse().unwrap(),
+            priority: None,
+            expires_s: None,
+            session: None,
+            user: None,
+            mac: None,
+            labels: Labels::default(),
+        }),
+        now_s: 0,
+    }
 }
 
 fn class_id(store: &Store, name: &str) -> u16 {
@@ -78,7 +94,10 @@ async fn what_was_acknowledged_is_there_after_reopening() {
 
     let (store, _writer) = open(&path);
     assert_eq!(store.snapshot(), before, "opening again made a difference");
-    assert_eq!(store.subscriber("10.0.0.0/8".parse().unwrap()).await.unwrap().unwrap().class.as_str(), "gold");
+    assert_eq!(
+        store.subscriber("10.0.0.0/8".parse().unwrap()).await.unwrap().unwrap().facts[0].fact.class.as_str(),
+        "gold"
+    );
 }
 
 #[tokio::test]
@@ -128,7 +147,8 @@ async fn interfaces_of_an_earlier_version_serve_no_foreign_sources() {
     drop(store);
     writer.join().unwrap();
     let old = rusqlite::Connection::open(&path).unwrap();
-    old.execute_batch(&without_revisions(&["subscribers", "classes", "relays", "interfaces", "targets"])).unwrap();
+    old.execute_batch(&without_revisions(&["classes", "relays", "interfaces", "targets"])).unwrap();
+    old.execute_batch(NO_FACTS).unwrap();
     old.execute_batch(
         "ALTER TABLE interfaces DROP COLUMN foreign_sources; ALTER TABLE classes DROP COLUMN smtp;
          ALTER TABLE classes DROP COLUMN on_daemon_down;
@@ -155,8 +175,9 @@ async fn rules_of_an_earlier_version_go_on() {
     drop(store);
     writer.join().unwrap();
     let old = rusqlite::Connection::open(&path).unwrap();
-    let all = ["subscribers", "classes", "relays", "interfaces", "targets", "routes", "managed_domains"];
+    let all = ["classes", "relays", "interfaces", "targets", "routes", "managed_domains"];
     old.execute_batch(&without_revisions(&all)).unwrap();
+    old.execute_batch(NO_FACTS).unwrap();
     old.execute_batch(
         r#"ALTER TABLE classes DROP COLUMN on_daemon_down; ALTER TABLE classes DROP COLUMN certificate; DROP TABLE certificates; DROP TABLE users;
            UPDATE classes SET smtp = '{"tls":"none","auth":"accept_any","auth_cleartext":false,"refuse_literals":true}' WHERE name = 'gold';
@@ -210,7 +231,8 @@ async fn a_view_holds_what_was_touched_or_everything() {
     };
     store.change(subscriber("10.0.0.1/32", "bypass")).await.unwrap();
     store.change(subscriber("10.0.0.2/32", "bypass")).await.unwrap();
-    store.change(Change::DeleteSubscriber("10.0.0.1/32".parse().unwrap())).await.unwrap();
+    let filter = FactFilter { prefix: Some("10.0.0.1/32".parse().unwrap()), ..FactFilter::default() };
+    store.change(Change::DeleteFacts { filter: Box::new(filter), count: None }).await.unwrap();
     store.change(subscriber("10.0.0.3/32", "bypass")).await.unwrap();
     let first = touched(&store);
     assert_eq!(first.len(), 3, "the newest change counts too: {first:?}");
@@ -319,7 +341,10 @@ async fn a_store_of_the_first_schema_keeps_its_classes_and_relays() {
     assert_eq!(gold.gateway.as_ref(), Some(&mx.name));
     let query = Query { domain: None, sender: None, class: "gold", size: 0, priority: 0 };
     assert_eq!(snapshot.routing.decide(&query).unwrap().target, &Target::Gateway(mx.name));
-    assert_eq!(store.subscriber("10.0.0.0/8".parse().unwrap()).await.unwrap().unwrap().class.as_str(), "gold");
+    let subscriber = store.subscriber("10.0.0.0/8".parse().unwrap()).await.unwrap().unwrap();
+    let [known] = subscriber.facts.as_slice() else { panic!("one fact") };
+    assert_eq!((known.fact.class.as_str(), known.fact.source), ("gold", Origin::Portal));
+    assert_eq!((known.effective, known.revision), (true, 41));
 
     // What holds of a store that was made today holds of this one: users keep what they use.
     let refused = store.change(Change::DeleteRelay("postfix".parse().unwrap())).await;
@@ -384,4 +409,94 @@ fn killed_at_any_moment_it_keeps_what_was_acknowledged() {
         let Subscribers::All(all) = store.view(Scope::All).unwrap().subscribers else { panic!("not everything") };
         assert_eq!(all.len() as u64, revision - 1, "content and revision differ");
     }
+}
+
+/// The victim of the next test: replaces everything again and again, and puts a fact in between.
+#[test]
+#[ignore = "run by the test that kills it"]
+fn import_until_killed() {
+    let Ok(path) = std::env::var("REDIRECT_TEST_STORE") else { return };
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let (store, _writer) = open(Path::new(&path));
+        let bypass = "bypass".parse().unwrap();
+        let first = u32::try_from(store.snapshot().revision).unwrap();
+        println!("acknowledged {first}");
+        for number in first.. {
+            let change = if number % 4 == 0 {
+                subscriber(&format!("10.9.9.{}/32", number % 256), "bypass")
+            } else {
+                let user = number.to_string();
+                let mut staging = Staging::default();
+                for host in 0..IMPORTED {
+                    let record = Record {
+                        prefix: format!("10.0.{}.{}/32", host / 256, host % 256).parse().unwrap(),
+                        source: Origin::Radius,
+                        class: &bypass,
+                        priority: None,
+                        expires_s: None,
+                        session: None,
+                        user: Some(&user),
+                        mac: None,
+                        labels: Labels::default(),
+                    };
+                    staging.push(host + 1, &record).unwrap();
+                }
+                staging.sort(|_, _| panic!("they are distinct"));
+                Change::ImportFacts(Box::new(Import {
+                    staging,
+                    replace: true,
+                    source: Some(Origin::Radius),
+                    key: None,
+                    now_s: 0,
+                }))
+            };
+            let committed = store.change(change).await.unwrap();
+            println!("acknowledged {}", committed.revision);
+        }
+    });
+}
+
+const IMPORTED: u32 = 2_000;
+
+#[tokio::test]
+async fn killed_during_imports_it_keeps_all_of_one_or_nothing() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("redirect.db");
+    let mut cut = 0;
+    for round in 0..100_u64 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["store::import_until_killed", "--exact", "--ignored", "--nocapture"])
+            .env("REDIRECT_TEST_STORE", &path)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let number =
+            |line: &String| line.rsplit_once("acknowledged ").map(|(_, number)| number.parse::<u64>().unwrap());
+        let mut acknowledged = lines.find_map(|line| number(&line)).unwrap();
+        thread::sleep(std::time::Duration::from_millis(round * 7 % 60));
+        child.kill().unwrap();
+        // What it said before it died counts.
+        acknowledged = lines.filter_map(|line| number(&line)).last().unwrap_or(acknowledged);
+        child.wait().unwrap();
+        let (store, writer) = open(&path);
+        let revision = store.snapshot().revision;
+        assert!(
+            revision == acknowledged || revision == acknowledged + 1,
+            "round {round}: acknowledged {acknowledged}, found {revision}"
+        );
+        cut += u32::from(revision > acknowledged);
+        let facts = store.facts(FactQuery { contenders: true, ..FactQuery::default() }).await.unwrap();
+        let imported: Vec<_> = facts.iter().filter(|known| known.fact.source == Origin::Radius).collect();
+        assert!(imported.is_empty() || imported.len() == IMPORTED as usize, "round {round}: {} facts", imported.len());
+        let users: BTreeSet<_> = imported.iter().map(|known| (known.fact.user.clone(), known.revision)).collect();
+        assert!(users.len() <= 1, "round {round}: a mix of imports: {users:?}");
+        let Subscribers::All(all) = store.view(Scope::All).unwrap().subscribers else { panic!("not everything") };
+        assert_eq!(all.len(), facts.len(), "round {round}");
+        drop(store);
+        writer.join().unwrap();
+    }
+    eprintln!("{cut} of 100 kills met a change that was on disk and not acknowledged");
 }

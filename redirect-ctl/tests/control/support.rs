@@ -14,6 +14,7 @@ use redirect_ctl::{
     dataplane::{Hook, OnExit, Role, model::ModelDataplane},
     desired::{Delivery, Interface, Source},
     host::Numbers,
+    subscribers::Priorities,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -51,6 +52,7 @@ pub(crate) fn settings(dir: &TempDir) -> Settings {
             on_exit: OnExit::Keep,
             daemon_timeout_s: 30,
         },
+        priorities: Priorities::default(),
         relay: RelaySettings {
             hostname: "relay.example.net".to_owned(),
             ipv4: None,
@@ -253,6 +255,7 @@ async fn run_ctl(host: &str, args: &[&str], stdin: &str) -> Output {
             stdin: &mut stdin.as_bytes(),
             getenv: &getenv,
             is_terminal: false,
+            progress: false,
         },
         &args,
     )
