@@ -83,12 +83,14 @@ pub(crate) fn open_flow<T: Tables + FamilyTables<A>, A: Address>(
     to: &mut Tuple<A>,
 ) -> Reason {
     let Some(class) = tables.class(number) else { return Reason::NoClass };
-    if let Some(reason) = without_daemon(tables, class) {
+    if moment.daemon_down
+        && let Some(reason) = without_daemon(class)
+    {
         return reason;
     }
     let place = spread(key, 0) as usize;
     let relay_id = A::relay(class, place);
-    let relay = tables.relay(relay_id.into()).filter(|relay| lives(tables, relay));
+    let relay = tables.relay(relay_id.into()).filter(|relay| !(moment.daemon_down && relay.is_embedded()));
     let fallback = class.on_relay_down();
     let down = match fallback {
         Fallback::Pass => Reason::RelayDownPass,
@@ -123,27 +125,20 @@ pub(crate) fn open_flow<T: Tables + FamilyTables<A>, A: Address>(
     }
 }
 
-/// What the class says of flows while the daemon is down, where it is and the class says anything.
+/// What the class says of flows while the daemon is down, if anything.
 #[inline(always)]
-fn without_daemon<T: Tables>(tables: &T, class: &Class) -> Option<Reason> {
-    let reason = match class.on_daemon_down() {
-        OnDaemonDown::Keep => return None,
-        OnDaemonDown::Pass => Reason::DaemonDownPass,
-        OnDaemonDown::Block => Reason::DaemonDownBlock,
-        OnDaemonDown::Reject => Reason::DaemonDownReject,
-    };
-    daemon_is_down(tables).then_some(reason)
-}
-
-/// A relay that the daemon serves goes with it, whatever the pool says.
-#[inline(always)]
-fn lives<T: Tables>(tables: &T, relay: &Relay) -> bool {
-    !relay.is_embedded() || !daemon_is_down(tables)
+const fn without_daemon(class: &Class) -> Option<Reason> {
+    match class.on_daemon_down() {
+        OnDaemonDown::Keep => None,
+        OnDaemonDown::Pass => Some(Reason::DaemonDownPass),
+        OnDaemonDown::Block => Some(Reason::DaemonDownBlock),
+        OnDaemonDown::Reject => Some(Reason::DaemonDownReject),
+    }
 }
 
 /// Not inlined, for smaller frames of its callers.
 #[inline(never)]
-fn daemon_is_down<T: Tables>(tables: &T) -> bool {
+pub(crate) fn daemon_is_down<T: Tables>(tables: &T) -> bool {
     tables.is_daemon_down()
 }
 
@@ -208,7 +203,7 @@ fn join_flow<T: Tables + FamilyTables<A>, A: Address>(
     on_class_change: OnClassChange,
     moment: &Moment,
 ) -> Reason {
-    let Moment { now_s, epoch, steering } = *moment;
+    let Moment { now_s, epoch, steering, .. } = *moment;
     let socket = if steering { tables.socket(&segment.tuple) } else { Socket::None };
     match (socket, on_class_change) {
         (Socket::Connected, _) => promote_steered(tables, &segment.tuple, class, epoch, now_s),
@@ -236,7 +231,9 @@ fn would_pass<T: Tables + FamilyTables<A>, A: Address>(
     }
     let relay = tables.relay(A::relay(class, spread(key, 0) as usize).into());
     let takes = |relay: &Relay| {
-        A::endpoint(relay).is_some() && (relay.is_rewritten() || steering && relay.is_steered()) && lives(tables, relay)
+        A::endpoint(relay).is_some()
+            && (relay.is_rewritten() || steering && relay.is_steered())
+            && !(relay.is_embedded() && daemon_is_down(tables))
     };
     class.on_relay_down() == Fallback::Pass && !relay.is_some_and(takes)
 }

@@ -7,7 +7,7 @@ use core::hint::black_box;
 use crate::{
     SMTP_PORT,
     address::{Address, V4, V6},
-    admit::{admit, open_flow},
+    admit::{admit, daemon_is_down, open_flow},
     edit::{Edit, EditError},
     event::Event,
     flow::{Direction, Flow, Tuple},
@@ -47,6 +47,8 @@ pub(crate) struct Moment {
     pub(crate) epoch: u32,
     /// Whether the packet could be handed to a socket of this host.
     pub(crate) steering: bool,
+    /// Whether no daemon looks after the relays. Known only once a new flow is to be opened: it takes a clock call.
+    pub(crate) daemon_down: bool,
 }
 
 /// Decides a frame that goes in `direction`, edits it, and counts it by interface, class and reason. The reason's verdict is what happens
@@ -243,23 +245,25 @@ where
         None => None,
     };
     let Pulse { now_s, epoch, .. } = pulse;
-    let moment = &Moment { now_s, epoch, steering: can_be_steered && tables.is_steering() };
+    let steering = can_be_steered && tables.is_steering();
+    let mut moment = Moment { now_s, epoch, steering, daemon_down: false };
     if let Some(class) = known
-        && let Some(reason) = judge(tables, segment, moment, to)
+        && let Some(reason) = judge(tables, segment, &moment, to)
     {
         return Outcome::new(reason, class);
     }
     if !segment.flags.opens()
-        && let Some(outcome) = shake_hands(tables, segment, moment, to)
+        && let Some(outcome) = shake_hands(tables, segment, &moment, to)
     {
         return outcome;
     }
-    let admitted = admit(tables, segment, moment);
+    let admitted = admit(tables, segment, &moment);
     if admitted.reason != Reason::FlowNew {
         return admitted;
     }
+    moment.daemon_down = daemon_is_down(tables);
     // Apart from admitting it, so that the two do not add up on the stack.
-    Outcome::new(open_flow(tables, &segment.tuple, admitted.class, moment, to), admitted.class)
+    Outcome::new(open_flow(tables, &segment.tuple, admitted.class, &moment, to), admitted.class)
 }
 
 /// The established flow of a segment from a subscriber: whether the segment only has to be sent on, then with the tuple `to`; whether the flow

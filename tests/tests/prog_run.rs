@@ -452,14 +452,17 @@ fn differential(ingress: Hook, egress: Hook, frames: u32, seed: u64, connected: 
     Reason::ALL.iter().copied().filter(|reason| !taken.contains(reason)).collect()
 }
 
-/// Those that have tests of their own, below.
-const NEVER_SEEN: [Reason; 6] = [
+/// Those that have tests of their own, below and in `heartbeat.rs`.
+const NEVER_SEEN: [Reason; 9] = [
     Reason::EditFailed,
     Reason::ClashPass,
     Reason::ClashBlock,
     Reason::ClashReject,
     Reason::RejectLimited,
     Reason::ReplyForwarded,
+    Reason::DaemonDownPass,
+    Reason::DaemonDownBlock,
+    Reason::DaemonDownReject,
 ];
 
 /// Frames for each pair of programs: `FRAMES=1000000 cargo test …` runs a million.
