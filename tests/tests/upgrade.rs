@@ -163,7 +163,10 @@ fn another_program(lab: &Lab) -> PathBuf {
 fn broken_program(lab: &Lab) -> PathBuf {
     // In network byte order, as in the packet.
     let port = |port: u16| u32::from(u16::from_le_bytes(port.to_be_bytes()));
-    variant(lab, "broken.o", |object| replace(object, port(25), port(26)))
+    variant(lab, "broken.o", |object| {
+        // Of a word that holds both ports, it is the second half.
+        replace(object, port(25), port(26)) + replace(object, port(25) << 16, port(26) << 16)
+    })
 }
 
 /// Speaks now and then until told to stop; returns how often. Any failure is an error.

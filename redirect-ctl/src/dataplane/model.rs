@@ -150,7 +150,7 @@ impl State {
                 let mode = if *hook == Hook::Xdp { Mode::Xdp } else { Mode::Tcx };
                 let before = self
                     .interfaces
-                    .insert(name.clone(), Attachment { role: *role, hook: *hook, mode, restart_safe: false });
+                    .insert(name.clone(), Attachment { role: *role, hook: *hook, mode, restart_safe: true });
                 assert!(before.is_none(), "{name} is attached twice");
             }
             Operation::Detach { name } => {
