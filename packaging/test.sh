@@ -73,8 +73,9 @@ END
 python3 "$root/tmp/notify.py" "$root/run/notify" > "$root/tmp/notified" &
 wait_for "socket for notices" test -S "$root/run/notify"
 start() {
-    inside NOTIFY_SOCKET=/run/notify WATCHDOG_USEC=1000000 setpriv --reuid "$user" --regid "$user" --clear-groups \
-        --no-new-privs --inh-caps="-all,$set" --ambient-caps="-all,$set" --bounding-set="-all,$set" \
+    # Not by a function: its process is to become the daemon.
+    chroot "$root" env -i NOTIFY_SOCKET=/run/notify WATCHDOG_USEC=1000000 setpriv --reuid "$user" --regid "$user" \
+        --clear-groups --no-new-privs --inh-caps="-all,$set" --ambient-caps="-all,$set" --bounding-set="-all,$set" \
         "$(setting ExecStart)" > "$root/tmp/redirectd.log" 2>&1 &
     daemon=$!
     wait_for "status" inside redirect-ctl status > "$root/tmp/status"
@@ -83,8 +84,8 @@ start() {
 start
 grep -q "^READY=1" "$root/tmp/notified" || fail "READY=1 was not said"
 wait_for "watchdog" grep -q "^WATCHDOG=1" "$root/tmp/notified"
-[ "$(stat -c %U "/proc/$daemon")" != root ] || fail "it runs as root"
-granted=$(sed -n 's/^CapEff:\t//p' "/proc/$daemon/status")
+[ "$(stat -c %u "$root/proc/$daemon")" != 0 ] || fail "it runs as root"
+granted=$(sed -n 's/^CapEff:\t//p' "$root/proc/$daemon/status")
 # CAP_NET_ADMIN 12, CAP_PERFMON 38, CAP_BPF 39 (include/uapi/linux/capability.h).
 [ "$granted" = 000000c000001000 ] || fail "capabilities $granted"
 [ "$(cat /proc/sys/net/ipv4/conf/lan0/proxy_arp)" = 1 ] || fail "no setting of the interface was changed"

@@ -56,7 +56,6 @@ pub(crate) fn build(profile: &str) -> Result<PathBuf> {
             setup::apt_install(&[package])?;
         }
     }
-    setup::ensure()?;
     exec::say(format!("building the programs (profile {profile})"));
     let built = exec::cargo().args(["build", "--package", "redirect-ctl", "--bins", "--profile", profile]).status()?;
     if !built.success() {
