@@ -405,6 +405,9 @@ fn a_syn_on_a_live_flow_changes_nothing_and_on_a_closed_one_asks_policy_again() 
         up(&tables, &FrameBuilder { flags: Flags::FIN | Flags::ACK, ..ack(&syn) }, Reason::FlowEstablished);
         tables.classes.insert(REDIRECT, Class::new(Action::Block, Fallback::Pass, 0));
         send(&tables, &syn.build(), Direction::Forward, REDIRECT, Reason::ClassBlock);
+        assert_eq!(entries(&tables), (0, 2), "nothing is looked up for a SYN that is refused");
+        tables.classes.insert(REDIRECT, Class::new(Action::Pass, Fallback::Pass, 0));
+        send(&tables, &syn.build(), Direction::Forward, REDIRECT, Reason::ClassPass);
         assert_eq!(entries(&tables), (0, 0), "the closed flow is gone");
     }
 }

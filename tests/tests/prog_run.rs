@@ -660,14 +660,20 @@ fn a_syn_on_a_live_flow_is_explained_as_it_is_decided() {
         kernel.run(Hook::TcIngress, &syn.build()).unwrap();
         kernel.run(Hook::TcEgress, &relay_answer(&answer)).unwrap();
         kernel.run(Hook::TcIngress, &ack.build()).unwrap();
-        // The daemon is not done with it, so the flow goes on.
-        for client in WAVERING.map(|client| client.parse::<IpAddr>().unwrap()) {
-            kernel.set_subscriber(client, if client.is_ipv4() { 32 } else { 128 }, BLOCK);
+        // The daemon is not done with it, so the flow goes on; but no class that refuses connections lets a SYN get there.
+        for (class, counts_for, reason) in [
+            (PASS, REDIRECT, Reason::FlowEstablished),
+            (BLOCK, BLOCK, Reason::ClassBlock),
+            (REJECT, REJECT, Reason::ClassReject),
+        ] {
+            for client in WAVERING.map(|client| client.parse::<IpAddr>().unwrap()) {
+                kernel.set_subscriber(client, if client.is_ipv4() { 32 } else { 128 }, class);
+            }
+            assert_eq!(kernel.explain(&syn.build()), reason, "{ip:?}");
+            assert_eq!(kernel.count(counts_for, reason).packets, 0, "nothing has happened");
+            kernel.run(Hook::TcIngress, &syn.build()).unwrap();
+            assert_eq!(kernel.count(counts_for, reason).packets, 1);
         }
-        assert_eq!(kernel.explain(&syn.build()), Reason::FlowEstablished, "{ip:?}");
-        assert_eq!(kernel.count(REDIRECT, Reason::FlowEstablished).packets, 0, "nothing has happened");
-        kernel.run(Hook::TcIngress, &syn.build()).unwrap();
-        assert_eq!(kernel.count(REDIRECT, Reason::FlowEstablished).packets, 1);
     }
 }
 

@@ -26,6 +26,7 @@ const STEER: u16 = 3;
 const KEEP: u16 = 4;
 /// As `REDIRECT`, by another number.
 const OTHER: u16 = 5;
+const REJECT: u16 = 6;
 const RELAY_PORT: u16 = 2525;
 
 fn redirecting() -> Class {
@@ -40,6 +41,7 @@ fn tables(class: u16) -> MemoryTables {
     tables.classes = [
         (REDIRECT, redirecting()),
         (BLOCK, Class::new(Action::Block, Fallback::Pass, 0)),
+        (REJECT, Class::new(Action::Reject, Fallback::Pass, 0)),
         (STEER, Class::new(Action::Redirect, Fallback::Pass, 2)),
         (OTHER, redirecting()),
         (KEEP, redirecting().with_on_class_change(OnClassChange::Keep)),
