@@ -10,7 +10,7 @@ use crate::{
     address::Address,
     edit::EditError,
     flow::{Direction, Tuple},
-    handle::{Outcome, class_number},
+    handle::Outcome,
     packet::PacketMut,
     parse::Headers,
     policy::{Action, Fallback},
@@ -108,7 +108,7 @@ where
     if direction == Direction::Reply {
         return Outcome::unclassed(Reason::Fragment);
     }
-    let number = class_number(tables, &datagram.addresses[0]);
+    let number = tables.class_number(&datagram.addresses[0]);
     let Some(class) = tables.class(number) else { return Outcome::unclassed(Reason::Fragment) };
     let passes = match class.action() {
         Action::Pass => true,

@@ -15,7 +15,7 @@ use crate::{
     icmp::translate_error,
     packet::PacketMut,
     parse::{Family, Headers, Kind, L3_MASK, Link, Segment, Sight, glance, parse_pulling},
-    policy::{Action, Class, Fallback, Subscriber},
+    policy::{Action, Class, Fallback},
     reason::{Reason, Verdict},
     tables::{FamilyTables, InsertError, Pulse, Socket, Table, Tables},
     wire::Tcp,
@@ -214,7 +214,7 @@ where
 {
     let frame = black_box(frame);
     let Some(segment) = Segment::<A>::read_plain(frame, l3) else { return false };
-    outcome.class = class_number(tables, &segment.tuple.addresses[0]);
+    outcome.class = tables.class_number(&segment.tuple.addresses[0]);
     outcome.reason = match refusal(tables, outcome.class) {
         Some(Reason::ClassReject) if !tables.take_reset(tables.now_s()) => Reason::RejectLimited,
         Some(reason) => reason,
@@ -306,10 +306,10 @@ where
     {
         return outcome;
     }
-    // As with the headers.
+    // As with the headers, because the walk through all prefixes that follows is long.
     let known = outcome.class.wrapping_add(zero as u16);
     if class == 0 {
-        moment.class = class_number(tables, &segment.tuple.addresses[0]);
+        moment.class = tables.class_number(&segment.tuple.addresses[0]);
     }
     if segment.flags.opens()
         && let Some(reason) = refusal(tables, moment.class)
@@ -546,12 +546,6 @@ fn count_open<T: Tables + FamilyTables<A>, A: Address>(tables: &T, key: &Tuple<A
     if limited && tables.add_open(key.addresses[0].host()) {
         tables.flow(Table::Established, key, |flow| flow.set_counted(true));
     }
-}
-
-/// The number of a source's class, which may not be there; 0 for none.
-#[inline(never)]
-pub(crate) fn class_number<T: FamilyTables<A>, A: Address>(tables: &T, source: &A) -> u16 {
-    tables.subscriber(source).map_or(0, Subscriber::class)
 }
 
 /// Why no connection of a class is opened, where it refuses all of them.

@@ -6,7 +6,7 @@ use redirect_common::{
     address::V4,
     flow::{Direction, Flags, Flow, Tuple},
     parse::Link,
-    policy::{Action, Class, Fallback, Relay, Subscriber},
+    policy::{Action, Class, Fallback, Relay},
     reason::{Reason, Verdict},
     testkit::{FrameBuilder, Ip, MemoryTables, internet_checksum, process},
 };
@@ -24,12 +24,12 @@ fn tables() -> MemoryTables {
     tables.classes.insert(PASS, Class::new(Action::Pass, Fallback::Pass, 0));
     tables.classes.insert(BLOCK, Class::new(Action::Block, Fallback::Pass, 0));
     for (network, len, class) in [("10.20.0.0", 16, REDIRECT), ("10.20.1.0", 24, PASS), ("10.20.1.7", 32, BLOCK)] {
-        tables.v4.borrow_mut().prefixes.insert((len, network.parse().unwrap()), Subscriber::new(class, len));
+        tables.v4.borrow_mut().prefixes.insert((len, network.parse().unwrap()), class);
     }
     for (network, len, class) in
         [("fd00:20::", 64, REDIRECT), ("fd00:20::1:0", 112, PASS), ("fd00:20::1:7", 128, BLOCK)]
     {
-        tables.v6.borrow_mut().prefixes.insert((len, network.parse().unwrap()), Subscriber::new(class, len));
+        tables.v6.borrow_mut().prefixes.insert((len, network.parse().unwrap()), class);
     }
     tables
 }

@@ -25,7 +25,7 @@ use redirect_common::{
     limit::Rate,
     maps::{RESETS_PER_SECOND_MAX, Resets, names},
     parse::Link,
-    policy::{Action, Class, Fallback, Limits, OnClassChange, Relay, Subscriber},
+    policy::{Action, Class, Fallback, Limits, OnClassChange, Relay},
     reason::{Reason, Verdict},
     tables::Socket,
     testkit::{FrameBuilder, Ip, MemoryTables, process},
@@ -389,10 +389,9 @@ fn run_daemon(number: u32, kernel: &mut Kernel, host: &mut MemoryTables, random:
             let class = random.pick(&[REDIRECT, PASS, BLOCK, KEEP, STEER, OPEN]);
             let len = if client.is_ipv4() { 32 } else { 128 };
             kernel.set_subscriber(client, len, class);
-            let subscriber = Subscriber::new(class, len);
             match client {
-                IpAddr::V4(_) => host.v4.borrow_mut().prefixes.insert((len, client), subscriber),
-                IpAddr::V6(_) => host.v6.borrow_mut().prefixes.insert((len, client), subscriber),
+                IpAddr::V4(_) => host.v4.borrow_mut().prefixes.insert((len, client), class),
+                IpAddr::V6(_) => host.v6.borrow_mut().prefixes.insert((len, client), class),
             };
         }
     }

@@ -13,7 +13,7 @@ use redirect_common::{
     address::Host,
     event::Event,
     parse::Family,
-    policy::{Class, Relay, Subscriber},
+    policy::{Class, Relay},
     reason::Reason,
 };
 
@@ -28,8 +28,8 @@ pub type RelayId = u16;
 pub trait Dataplane: Send {
     fn relays(&self) -> Result<BTreeMap<RelayId, Relay>, Error>;
     fn classes(&self) -> Result<BTreeMap<ClassId, Class>, Error>;
-    fn subscribers(&self) -> Result<BTreeMap<IpNet, Subscriber>, Error>;
-    fn subscriber(&self, prefix: &IpNet) -> Result<Option<Subscriber>, Error>;
+    fn subscribers(&self) -> Result<BTreeMap<IpNet, ClassId>, Error>;
+    fn subscriber(&self, prefix: &IpNet) -> Result<Option<ClassId>, Error>;
     fn interfaces(&self) -> BTreeMap<String, Attachment>;
     fn revision(&self) -> Result<u64, Error>;
 
@@ -121,7 +121,7 @@ pub enum Operation {
     },
     SetSubscriber {
         prefix: IpNet,
-        subscriber: Subscriber,
+        class: ClassId,
     },
     RemoveSubscriber {
         prefix: IpNet,

@@ -18,7 +18,7 @@
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
-use redirect_common::policy::{Class, Relay, Subscriber};
+use redirect_common::policy::{Class, Relay};
 
 use crate::dataplane::{Attachment, ClassId, Hook, Operation, RelayId, Role};
 
@@ -28,7 +28,7 @@ pub struct Desired {
     pub revision: u64,
     pub relays: BTreeMap<RelayId, Relay>,
     pub classes: BTreeMap<ClassId, Class>,
-    pub subscribers: BTreeMap<IpNet, Subscriber>,
+    pub subscribers: BTreeMap<IpNet, ClassId>,
     pub interfaces: BTreeMap<String, (Role, Hook)>,
 }
 
@@ -38,7 +38,7 @@ pub struct Actual {
     pub revision: u64,
     pub relays: BTreeMap<RelayId, Relay>,
     pub classes: BTreeMap<ClassId, Class>,
-    pub subscribers: BTreeMap<IpNet, Subscriber>,
+    pub subscribers: BTreeMap<IpNet, ClassId>,
     pub interfaces: BTreeMap<String, Attachment>,
 }
 
@@ -83,9 +83,7 @@ fn detach(desired: &Desired, actual: &Actual) -> Vec<Operation> {
 fn set_subscribers(desired: &Desired, actual: &Actual) -> Vec<Operation> {
     let mut sets: Vec<_> = changed(&desired.subscribers, &actual.subscribers).collect();
     sets.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.prefix_len()));
-    sets.into_iter()
-        .map(|(prefix, subscriber)| Operation::SetSubscriber { prefix: *prefix, subscriber: *subscriber })
-        .collect()
+    sets.into_iter().map(|(prefix, class)| Operation::SetSubscriber { prefix: *prefix, class: *class }).collect()
 }
 
 fn remove_subscribers(desired: &Desired, actual: &Actual) -> Vec<Operation> {
@@ -158,7 +156,7 @@ mod tests {
                     .filter(|(_, class)| classes.contains_key(class))
                     .map(|((host, length), class)| {
                         let prefix = IpNet::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, host)), length).unwrap().trunc();
-                        (prefix, Subscriber::new(class, length))
+                        (prefix, class)
                     })
                     .collect();
                 let interfaces = interfaces.into_iter().map(|(name, hook)| (name, (Role::Subscriber, hook))).collect();
@@ -196,9 +194,9 @@ mod tests {
     }
 
     /// The class of an address by longest prefix, as the data plane finds it.
-    fn class_of(subscribers: &BTreeMap<IpNet, Subscriber>, address: IpAddr) -> Option<u16> {
+    fn class_of(subscribers: &BTreeMap<IpNet, ClassId>, address: IpAddr) -> Option<ClassId> {
         let covering = subscribers.iter().filter(|(prefix, _)| prefix.contains(&address));
-        covering.max_by_key(|(prefix, _)| prefix.prefix_len()).map(|(_, subscriber)| subscriber.class())
+        covering.max_by_key(|(prefix, _)| prefix.prefix_len()).map(|(_, class)| *class)
     }
 
     proptest! {
