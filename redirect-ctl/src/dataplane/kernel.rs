@@ -43,7 +43,7 @@ use self::{
     interface::Attached,
     memory::Memory,
     steering::Steering,
-    subscribers::{SettingsMap, Subscribers},
+    subscribers::{SettingsMap, Subscribers, switch_column},
     table::Table,
 };
 use super::{
@@ -267,6 +267,9 @@ impl Dataplane for KernelDataplane {
                 .map_err(|error| system(&operation.to_string(), error)),
             Operation::SetSubscriber { prefix, class } => self.subscribers.set(prefix, *class, &mut self.settings),
             Operation::RemoveSubscriber { prefix } => self.subscribers.remove(prefix, &mut self.settings),
+            Operation::StageSubscribers(changes) => self.subscribers.stage(changes, &mut self.settings),
+            Operation::SwitchSubscribers => switch_column(&mut self.settings),
+            Operation::SettleSubscribers(changes) => self.subscribers.settle(changes, &mut self.settings),
             Operation::Attach { name, role, hook } => {
                 // Whatever is there is of an interface that is gone, or with another hook.
                 self.detach(name)?;

@@ -37,6 +37,8 @@ pub struct State {
     pub relays: BTreeMap<RelayId, Relay>,
     pub classes: BTreeMap<ClassId, Class>,
     pub subscribers: BTreeMap<IpNet, ClassId>,
+    /// What the column that does not count says, where that is something else.
+    pub idle: BTreeMap<IpNet, Option<ClassId>>,
     pub interfaces: BTreeMap<String, Attachment>,
     /// Relays, and whether by IPv6, whose sockets flows are steered to.
     pub sockets: BTreeSet<(RelayId, bool)>,
@@ -94,6 +96,19 @@ impl State {
         }
     }
 
+    /// Entries of the tables of subscribers.
+    pub fn held(&self) -> usize {
+        self.subscribers.len() + self.idle.keys().filter(|prefix| !self.subscribers.contains_key(prefix)).count()
+    }
+
+    fn make_room(&self, prefix: &IpNet) -> Result<(), Error> {
+        let is_there = self.subscribers.contains_key(prefix) || self.idle.contains_key(prefix);
+        if !is_there && self.subscribers_max.is_some_and(|max| self.held() >= max) {
+            return Err(Error::Full { table: "the model", key: "dataplane.subscribers_max" });
+        }
+        Ok(())
+    }
+
     fn apply(&mut self, operation: &Operation) -> Result<(), Error> {
         match operation {
             Operation::SetRelay { id, relay } => {
@@ -114,21 +129,44 @@ impl State {
             Operation::ClearClass { id } => {
                 // At a million subscribers this scan is slow, and only the model does it.
                 assert!(
-                    !self.subscribers.values().any(|class| class == id),
+                    !self.subscribers.values().chain(self.idle.values().flatten()).any(|class| class == id),
                     "class {id} is cleared under a subscriber"
                 );
                 self.classes.remove(id);
             }
             Operation::SetSubscriber { prefix, class } => {
                 assert!(self.classes.contains_key(class), "subscriber {prefix} before its class {class}");
-                let full = self.subscribers_max.is_some_and(|max| self.subscribers.len() >= max);
-                if full && !self.subscribers.contains_key(prefix) {
-                    return Err(Error::Full { table: "the model", key: "dataplane.subscribers_max" });
-                }
+                self.make_room(prefix)?;
                 self.subscribers.insert(*prefix, *class);
+                self.idle.remove(prefix);
             }
             Operation::RemoveSubscriber { prefix } => {
                 self.subscribers.remove(prefix);
+                self.idle.remove(prefix);
+            }
+            Operation::StageSubscribers(changes) => {
+                for (prefix, class) in changes {
+                    self.make_room(prefix)?;
+                    if self.subscribers.get(prefix).copied() == *class {
+                        self.idle.remove(prefix);
+                    } else {
+                        self.idle.insert(*prefix, *class);
+                    }
+                }
+            }
+            Operation::SwitchSubscribers => {
+                for (prefix, class) in &mut self.idle {
+                    *class = match class.take() {
+                        Some(class) => self.subscribers.insert(*prefix, class),
+                        None => self.subscribers.remove(prefix),
+                    };
+                }
+            }
+            Operation::SettleSubscribers(changes) => {
+                for (prefix, class) in changes {
+                    assert_eq!(self.subscribers.get(prefix), class.as_ref(), "{prefix} is settled before it holds");
+                    self.idle.remove(prefix);
+                }
             }
             Operation::Attach { name, role, hook } => {
                 if self.existing.as_ref().is_some_and(|existing| !existing.contains(name)) {
@@ -160,11 +198,14 @@ impl Dataplane for ModelDataplane {
     fn subscribers(&self) -> Result<BTreeMap<IpNet, ClassId>, Error> {
         let mut state = self.attempt("read subscribers")?;
         state.full_reads += 1;
-        Ok(state.subscribers.clone())
+        let mut subscribers = state.subscribers.clone();
+        subscribers.extend(state.idle.keys().map(|prefix| (*prefix, 0)));
+        Ok(subscribers)
     }
 
     fn subscriber(&self, prefix: &IpNet) -> Result<Option<ClassId>, Error> {
-        Ok(self.attempt("read subscriber")?.subscribers.get(prefix).copied())
+        let state = self.attempt("read subscriber")?;
+        Ok(if state.idle.contains_key(prefix) { Some(0) } else { state.subscribers.get(prefix).copied() })
     }
 
     fn interfaces(&self) -> BTreeMap<String, Attachment> {

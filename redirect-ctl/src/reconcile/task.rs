@@ -393,7 +393,7 @@ impl<D: Dataplane> Reconciler<D> {
             }
             other => other,
         };
-        self.order = Order::SetsFirst;
+        self.order = Order::AtOnce;
         match result {
             Ok(Synced { revision, stage, full }) => {
                 if self.retry.take().is_some() {
@@ -679,6 +679,9 @@ fn interface_of(operation: &Operation) -> Option<&str> {
         | Operation::ClearClass { .. }
         | Operation::SetSubscriber { .. }
         | Operation::RemoveSubscriber { .. }
+        | Operation::StageSubscribers(_)
+        | Operation::SwitchSubscribers
+        | Operation::SettleSubscribers(_)
         | Operation::SetRevision(_) => None,
     }
 }

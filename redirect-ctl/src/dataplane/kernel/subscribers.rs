@@ -1,6 +1,6 @@
 //! The subscriber maps: hosts and prefixes of both families, the lengths of prefixes in use, and the column that counts.
 
-use std::{collections::BTreeMap, io, net::IpAddr};
+use std::{collections::BTreeMap, io, net::IpAddr, thread};
 
 use aya::{
     Ebpf, Pod,
@@ -15,11 +15,12 @@ use redirect_common::{
 };
 
 use super::{
-    super::{ClassId, Error},
+    super::{ClassId, Error, SubscriberChange},
     system,
     table::Table,
     take,
 };
+use crate::limits;
 
 /// The one entry of the settings map.
 pub(super) struct SettingsMap(Array<MapData, Settings>);
@@ -93,11 +94,46 @@ impl Subscribers {
         }
     }
 
+    /// Writes changes into the column that does not count.
+    pub(super) fn stage(&mut self, changes: &[SubscriberChange], settings: &mut SettingsMap) -> Result<(), Error> {
+        let (v4, v6) = by_family(changes);
+        self.v4.stage(&v4, settings)?;
+        self.v6.stage(&v6, settings)
+    }
+
+    /// Writes changes that the column that counts has into the other one, and removes what is in neither.
+    pub(super) fn settle(&mut self, changes: &[SubscriberChange], settings: &mut SettingsMap) -> Result<(), Error> {
+        let (v4, v6) = by_family(changes);
+        self.v4.settle(&v4, settings)?;
+        self.v6.settle(&v6, settings)
+    }
+
     pub(super) fn remove(&mut self, prefix: &IpNet, settings: &mut SettingsMap) -> Result<(), Error> {
         match prefix {
             IpNet::V4(net) => self.v4.remove(net.network().into(), net.prefix_len(), settings),
             IpNet::V6(net) => self.v6.remove(net.network().into(), net.prefix_len(), settings),
         }
+    }
+}
+
+/// Has the other column count. No packet is being decided by the one that counted once this returns, so that it may be written.
+pub(super) fn switch_column(settings: &mut SettingsMap) -> Result<(), Error> {
+    // A packet sees what was staged if it sees the switch, on a processor that reorders reads too.
+    wait_for_programs();
+    settings.change(|settings| settings.column ^= 1)?;
+    wait_for_programs();
+    Ok(())
+}
+
+/// Returns once every program that was running has ended: the kernel runs them within RCU's read-side sections, and this waits for those.
+fn wait_for_programs() {
+    /// `MEMBARRIER_CMD_GLOBAL` (include/uapi/linux/membarrier.h), which is `synchronize_rcu`.
+    const GLOBAL: libc::c_int = 1;
+    // SAFETY: the call takes no address.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, GLOBAL, 0, 0) };
+    if result != 0 {
+        // Not on a kernel with CPUs that have no tick (`nohz_full`).
+        thread::sleep(limits::PROGRAM_RUN_MAX);
     }
 }
 
@@ -119,15 +155,21 @@ where
     ) -> Result<Self, Error> {
         let (hosts, prefixes) = (Table::take(object, hosts)?, Table::take(object, prefixes)?);
         let mut family = Self { hosts, prefixes, by_length: [0; 128] };
-        for key in family.prefixes.list()?.into_keys() {
-            family.by_length[usize::from(A::of_prefix(key).1)] += 1;
+        family.count(settings)?;
+        Ok(family)
+    }
+
+    /// Finds out which lengths are in use.
+    fn count(&mut self, settings: &mut SettingsMap) -> Result<(), Error> {
+        self.by_length = [0; 128];
+        for key in self.prefixes.list()?.into_keys() {
+            self.by_length[usize::from(A::of_prefix(key).1)] += 1;
         }
         settings.change(|settings| {
             for len in 0..A::BITS {
-                settings.lengths.set::<A>(len, family.by_length[usize::from(len)] != 0);
+                settings.lengths.set::<A>(len, self.by_length[usize::from(len)] != 0);
             }
-        })?;
-        Ok(family)
+        })
     }
 
     fn longest_match(&self, address: A, settings: &Settings) -> Result<Option<(IpNet, ClassId)>, Error> {
@@ -178,6 +220,48 @@ where
         self.spare_length(len, settings)
     }
 
+    fn stage(&mut self, changes: &[Change<A>], settings: &mut SettingsMap) -> Result<(), Error> {
+        let idle = settings.get()?.column ^ 1;
+        let (mut hosts, mut prefixes) = (Vec::new(), Vec::new());
+        let mut new = [0; 128];
+        for (address, len, class) in changes {
+            let before = self.get(*address, *len)?;
+            let subscriber = before.unwrap_or_default().with_class(idle, class.unwrap_or(0));
+            if *len == A::BITS {
+                hosts.push((*address, subscriber));
+            } else {
+                prefixes.push((address.prefix(*len), subscriber));
+                new[usize::from(*len)] += u32::from(before.is_none());
+            }
+        }
+        for len in lengths::<A>(&new) {
+            self.use_length(len, settings)?;
+        }
+        self.hosts.set_all(&hosts).map_err(full)?;
+        if let Err(error) = self.prefixes.set_all(&prefixes) {
+            // Some are there, and some are not.
+            self.count(settings)?;
+            return Err(full(error));
+        }
+        for len in lengths::<A>(&new) {
+            self.by_length[usize::from(len)] += new[usize::from(len)];
+        }
+        Ok(())
+    }
+
+    fn settle(&mut self, changes: &[Change<A>], settings: &mut SettingsMap) -> Result<(), Error> {
+        let (mut hosts, mut prefixes) = (Vec::new(), Vec::new());
+        for (address, len, class) in changes {
+            match class {
+                Some(class) if *len == A::BITS => hosts.push((*address, Subscriber::new(*class))),
+                Some(class) => prefixes.push((address.prefix(*len), Subscriber::new(*class))),
+                None => self.remove(*address, *len, settings)?,
+            }
+        }
+        self.hosts.set_all(&hosts).map_err(full)?;
+        self.prefixes.set_all(&prefixes).map_err(full)
+    }
+
     /// Packets look for prefixes of a length from before the first one is there,
     fn use_length(&self, len: u8, settings: &mut SettingsMap) -> Result<(), Error> {
         if self.by_length[usize::from(len)] != 0 {
@@ -193,6 +277,25 @@ where
         }
         settings.change(|settings| settings.lengths.set::<A>(len, false))
     }
+}
+
+/// A [`SubscriberChange`] of one family.
+type Change<A> = (A, u8, Option<ClassId>);
+
+fn by_family(changes: &[SubscriberChange]) -> (Vec<Change<V4>>, Vec<Change<V6>>) {
+    let (mut v4, mut v6) = (Vec::new(), Vec::new());
+    for (prefix, class) in changes {
+        match prefix {
+            IpNet::V4(net) => v4.push((net.network().into(), net.prefix_len(), *class)),
+            IpNet::V6(net) => v6.push((net.network().into(), net.prefix_len(), *class)),
+        }
+    }
+    (v4, v6)
+}
+
+/// The lengths of prefixes that are counted at all.
+fn lengths<A: Address>(counts: &[u32; 128]) -> impl Iterator<Item = u8> + '_ {
+    (0..A::BITS).filter(|len| counts[usize::from(*len)] != 0)
 }
 
 /// A table that is full is for the operator to make larger.
