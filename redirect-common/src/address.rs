@@ -11,6 +11,7 @@ use core::{
 use crate::{
     checksum::Delta,
     policy::{Class, Relay},
+    subscriber::{Lengths, PrefixV4, PrefixV6, longest_v4, longest_v6},
     wire::{Ipv4, Ipv6, Wire},
 };
 
@@ -55,8 +56,12 @@ pub trait Address: Copy + Debug + Default + Eq + Ord + 'static {
     type Octets: Wire;
     /// The IP header, without options.
     type Header: Wire;
+    /// A prefix shorter than an address, as the key of a hash.
+    type Prefix: Copy + Debug + Ord + 'static;
     /// 4 or 6.
     const FAMILY: u8;
+    /// Length of an address, in bits.
+    const BITS: u8;
     /// The unspecified address.
     const ZERO: Self;
     /// Offset of the source address in the IP header, in bytes; the destination follows it.
@@ -73,6 +78,15 @@ pub trait Address: Copy + Debug + Default + Eq + Ord + 'static {
     fn datagram_len(header: &Self::Header) -> usize;
 
     fn octets(self) -> Self::Octets;
+
+    /// The first `len` bits, less than [`Self::BITS`].
+    fn prefix(self, len: u8) -> Self::Prefix;
+
+    /// The first address of a prefix, and its length in bits.
+    fn of_prefix(prefix: Self::Prefix) -> (Self, u8);
+
+    /// What `look_up` finds for the prefixes of the address that have one of `lengths`, the longest first.
+    fn longest_match<R>(self, lengths: &Lengths, look_up: impl Fn(&Self::Prefix) -> Option<R>) -> Option<R>;
 
     /// The relay's endpoint in this family.
     fn endpoint(relay: &Relay) -> Option<(Self, [u8; 2])>;
@@ -101,7 +115,9 @@ pub trait Address: Copy + Debug + Default + Eq + Ord + 'static {
 impl Address for V4 {
     type Octets = [u8; 4];
     type Header = Ipv4;
+    type Prefix = PrefixV4;
     const FAMILY: u8 = 4;
+    const BITS: u8 = 32;
     const ZERO: Self = Self(0);
     const OFFSET: usize = 12;
     const HEADER_CHECKSUM: Option<usize> = Some(10);
@@ -114,6 +130,20 @@ impl Address for V4 {
     #[inline(always)]
     fn octets(self) -> [u8; 4] {
         self.0.to_ne_bytes()
+    }
+
+    fn prefix(self, len: u8) -> PrefixV4 {
+        PrefixV4::new(u32::from_be(self.0), 1 << 31 >> len)
+    }
+
+    fn of_prefix(prefix: PrefixV4) -> (Self, u8) {
+        let (bits, len) = prefix.parts();
+        (Self(bits.to_be()), len)
+    }
+
+    #[inline(always)]
+    fn longest_match<R>(self, lengths: &Lengths, look_up: impl Fn(&PrefixV4) -> Option<R>) -> Option<R> {
+        longest_v4(u32::from_be(self.0), lengths.v4, look_up)
     }
 
     #[inline(always)]
@@ -192,7 +222,9 @@ const fn pair(first: u32, second: u32) -> u64 {
 impl Address for V6 {
     type Octets = [u8; 16];
     type Header = Ipv6;
+    type Prefix = PrefixV6;
     const FAMILY: u8 = 6;
+    const BITS: u8 = 128;
     const ZERO: Self = Self([0; 2]);
     const OFFSET: usize = 8;
     const HEADER_CHECKSUM: Option<usize> = None;
@@ -210,6 +242,21 @@ impl Address for V6 {
         let [a, b, c, d, e, f, g, h] = self.0[0].to_ne_bytes();
         let [i, j, k, l, m, n, o, p] = self.0[1].to_ne_bytes();
         [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
+    }
+
+    fn prefix(self, len: u8) -> PrefixV6 {
+        let (bits, mark) = (self.0.map(u64::from_be), 1 << 63 >> (len % 64));
+        if len < 64 { PrefixV6::short(bits, mark) } else { PrefixV6::long(bits, mark) }
+    }
+
+    fn of_prefix(prefix: PrefixV6) -> (Self, u8) {
+        let (bits, len) = prefix.parts();
+        (Self(bits.map(u64::to_be)), len)
+    }
+
+    #[inline(always)]
+    fn longest_match<R>(self, lengths: &Lengths, look_up: impl Fn(&PrefixV6) -> Option<R>) -> Option<R> {
+        longest_v6(self.0.map(u64::from_be), lengths.v6, look_up)
     }
 
     #[inline(always)]

@@ -3,7 +3,7 @@
 use crate::{
     address::Address,
     flow::{Flow, Tuple},
-    handle::{Moment, Outcome, class_of, promote_steered},
+    handle::{Moment, Outcome, promote_steered},
     parse::Segment,
     policy::{Action, Class, Fallback, OnClassChange, OnDaemonDown, Relay},
     reason::Reason,
@@ -21,9 +21,8 @@ pub(crate) fn admit<T: Tables + FamilyTables<A>, A: Address>(
     segment: &Segment<A>,
     moment: &Moment,
 ) -> Outcome {
-    let Some((number, class)) = class_of(tables, &segment.tuple.addresses[0]) else {
-        return Outcome::unclassed(Reason::NoClass);
-    };
+    let number = moment.class;
+    let Some(class) = tables.class(number) else { return Outcome::unclassed(Reason::NoClass) };
     let opens = segment.flags.opens();
     let reason = match class.action() {
         Action::Block => Reason::ClassBlock,

@@ -8,7 +8,7 @@ use crate::{
     flow::{Flow, Tuple},
     fragment::{Datagram, Fate},
     limit::Rate,
-    policy::{Class, Relay, Subscriber},
+    policy::{Class, Relay},
     reason::Reason,
     tables::{FamilyTables, InsertError, Socket, Table, Tables},
 };
@@ -42,8 +42,8 @@ impl<T> DryRun<T> {
 
 impl<T: FamilyTables<A>, A: Address> FamilyTables<A> for DryRun<T> {
     #[inline(always)]
-    fn subscriber(&self, source: &A) -> Option<Subscriber> {
-        self.tables.subscriber(source)
+    fn class_number(&self, source: &A) -> u16 {
+        self.tables.class_number(source)
     }
 
     #[inline(always)]

@@ -10,7 +10,7 @@ use crate::{
     address::Address,
     edit::EditError,
     flow::{Direction, Tuple},
-    handle::{Outcome, class_of},
+    handle::Outcome,
     packet::PacketMut,
     parse::Headers,
     policy::{Action, Fallback},
@@ -105,9 +105,11 @@ where
         return Outcome::unclassed(Reason::Truncated);
     };
     let datagram = &Datagram::new(addresses.map(A::from_octets), headers.fragment_id);
-    let (Direction::Forward, Some((number, class))) = (direction, class_of(tables, &datagram.addresses[0])) else {
+    if direction == Direction::Reply {
         return Outcome::unclassed(Reason::Fragment);
-    };
+    }
+    let number = tables.class_number(&datagram.addresses[0]);
+    let Some(class) = tables.class(number) else { return Outcome::unclassed(Reason::Fragment) };
     let passes = match class.action() {
         Action::Pass => true,
         Action::Redirect => class.on_relay_down() == Fallback::Pass,

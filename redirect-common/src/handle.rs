@@ -15,7 +15,7 @@ use crate::{
     icmp::translate_error,
     packet::PacketMut,
     parse::{Family, Headers, Kind, L3_MASK, Link, Segment, Sight, glance, parse_pulling},
-    policy::{Class, Fallback},
+    policy::{Action, Class, Fallback},
     reason::{Reason, Verdict},
     tables::{FamilyTables, InsertError, Pulse, Socket, Table, Tables},
     wire::Tcp,
@@ -49,6 +49,8 @@ pub(crate) struct Moment {
     pub(crate) steering: bool,
     /// Whether no daemon looks after the relays. Known only once a new flow is to be opened: it takes a clock call.
     pub(crate) daemon_down: bool,
+    /// The number of the source's class, which may not be there; 0 for none.
+    pub(crate) class: u16,
 }
 
 /// Decides a frame that goes in `direction`, edits it, and counts it by interface, class and reason. The reason's verdict is what happens
@@ -70,13 +72,13 @@ pub fn handle<P: PacketMut, T: Tables>(frame: &mut P, link: Link, tables: &T, di
         return Outcome::unclassed(reason);
     }
     let mut outcome = Outcome::unclassed(Reason::OtherPort);
-    let sent_on = match glance.sight {
-        Sight::Ipv4 => send_on::<P, T, V4>(frame, glance.l3, tables, direction, &mut outcome),
-        Sight::Ipv6 => send_on::<P, T, V6>(frame, glance.l3, tables, direction, &mut outcome),
+    let decided = match glance.sight {
+        Sight::Ipv4 => decide_plain::<P, T, V4>(frame, glance.l3, tables, direction, &mut outcome),
+        Sight::Ipv6 => decide_plain::<P, T, V6>(frame, glance.l3, tables, direction, &mut outcome),
         Sight::NotTcp | Sight::Unclear => false,
     };
-    if !sent_on {
-        outcome = look_closely(frame, link, tables, direction);
+    if !decided {
+        look_closely(frame, link, tables, direction, &mut outcome);
     }
     tables.count(frame.ifindex(), outcome.class, outcome.reason, bytes);
     outcome
@@ -91,53 +93,85 @@ fn is_ours<T: Tables>(tables: &T, [source, destination]: [[u8; 2]; 2], direction
     }
 }
 
-/// What is neither a bystander nor only to be sent on.
+/// Decides what a look-up or two suffice for. Where more has to be done it is `false`: the segment is as it came, all is to be decided anew, and
+/// `outcome` holds the class of a segment that opens a connection. A glance has found the IP header at `l3` plain.
 #[inline(always)]
-fn look_closely<P, T>(frame: &mut P, link: Link, tables: &T, direction: Direction) -> Outcome
+fn decide_plain<P, T, A>(frame: &mut P, l3: usize, tables: &T, direction: Direction, outcome: &mut Outcome) -> bool
+where
+    P: PacketMut,
+    T: Tables + FamilyTables<A>,
+    A: Address,
+{
+    match send_on::<P, T, A>(frame, l3, tables, direction, outcome) {
+        Sent::On => true,
+        Sent::Opens if direction == Direction::Forward => {
+            // Here, and not in the function, which the verifier then walks once for all tags.
+            let l3 = (l3 + tables.zero()) & L3_MASK;
+            refuse_opening::<P, T, A>(frame, l3, tables, outcome)
+        }
+        Sent::Opens | Sent::Not => false,
+    }
+}
+
+/// What is neither a bystander nor decided by its plain headers. `outcome` holds the number of the source's class where it is known already.
+#[inline(always)]
+fn look_closely<P, T>(frame: &mut P, link: Link, tables: &T, direction: Direction, outcome: &mut Outcome)
 where
     P: PacketMut,
     T: Tables,
 {
     let zero = tables.zero();
+    // As with the headers: the verifier is not to walk the rest once more for those whose class is known.
+    outcome.class = outcome.class.wrapping_add(zero as u16);
     let mut headers = Headers::NONE;
     if let Some(plain) = glance(frame, link).headers(frame) {
         headers = plain.blurred(zero);
     } else {
         if let Some(reason) = parse_pulling(frame, link, zero, &mut headers) {
-            return Outcome::unclassed(reason);
+            *outcome = Outcome::unclassed(reason);
+            return;
         }
         let has_ports = matches!(headers.kind, Kind::Segment | Kind::FirstFragment);
         if has_ports && !is_ours(tables, headers.ports, direction) {
-            return Outcome::unclassed(Reason::OtherPort);
+            *outcome = Outcome::unclassed(Reason::OtherPort);
+            return;
         }
     }
     match headers.family {
-        Family::V4 => handle_datagram::<P, T, V4>(frame, tables, &headers, direction),
-        Family::V6 => handle_datagram::<P, T, V6>(frame, tables, &headers, direction),
+        Family::V4 => handle_datagram::<P, T, V4>(frame, tables, &headers, direction, outcome),
+        Family::V6 => handle_datagram::<P, T, V6>(frame, tables, &headers, direction, outcome),
     }
 }
 
 #[inline(always)]
-fn handle_datagram<P, T, A>(frame: &mut P, tables: &T, headers: &Headers, direction: Direction) -> Outcome
+fn handle_datagram<P, T, A>(frame: &mut P, tables: &T, headers: &Headers, direction: Direction, outcome: &mut Outcome)
 where
     P: PacketMut,
     T: Tables + FamilyTables<A>,
     A: Address,
 {
     match headers.kind {
-        Kind::Segment | Kind::FirstFragment => handle_segment::<P, T, A>(frame, tables, headers, direction),
-        Kind::LaterFragment => follow_first::<P, T, A>(frame, tables, headers),
-        Kind::IcmpError => translate_error::<P, T, A>(frame, tables, headers, direction),
+        Kind::Segment | Kind::FirstFragment => handle_segment::<P, T, A>(frame, tables, headers, direction, outcome),
+        Kind::LaterFragment => *outcome = follow_first::<P, T, A>(frame, tables, headers),
+        Kind::IcmpError => *outcome = translate_error::<P, T, A>(frame, tables, headers, direction),
     }
 }
 
 // From here on, functions are not inlined but for those of the established path: each gets a frame of its own on the BPF stack, which holds 512
 // bytes for the longest chain of calls.
 
-/// Sends a segment of an established flow on, says by what way out, and does no more. `false` where more may have to be done: the segment is as
-/// it came, and all is to be decided anew. A glance has found the IP header at `l3` plain.
+/// Whether a segment was sent on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sent {
+    On,
+    /// No: it opens a connection.
+    Opens,
+    Not,
+}
+
+/// Sends a segment of an established flow on, says by what way out, and does no more.
 #[inline(never)]
-fn send_on<P, T, A>(frame: &mut P, l3: usize, tables: &T, direction: Direction, outcome: &mut Outcome) -> bool
+fn send_on<P, T, A>(frame: &mut P, l3: usize, tables: &T, direction: Direction, outcome: &mut Outcome) -> Sent
 where
     P: PacketMut,
     T: Tables + FamilyTables<A>,
@@ -145,34 +179,57 @@ where
 {
     let pulse = tables.pulse();
     let l3 = (l3 + pulse.zero) & L3_MASK;
-    let Some(segment) = Segment::<A>::read_plain(frame, l3) else { return false };
+    let Some(segment) = Segment::<A>::read_plain(frame, l3) else { return Sent::Not };
     if segment.flags.opens() {
-        return false;
+        return Sent::Opens;
     }
     let mut to = segment.tuple;
     let (reason, class) = match direction {
-        Direction::Forward => match established(tables, &segment, pulse, &mut to) {
+        Direction::Forward => match established(tables, &segment, pulse.now_s, pulse.epoch, &mut to) {
             Some((true, true, class)) => {
                 *outcome = Outcome::new(Reason::SteerEstablished, class);
-                return true;
+                return Sent::On;
             }
             Some((true, false, class)) => (Reason::FlowEstablished, class),
-            Some((false, ..)) | None => return false,
+            Some((false, ..)) | None => return Sent::Not,
         },
         Direction::Reply => {
             match answered(tables, Table::Established, &segment, frame.is_of_this_host(), pulse.now_s, &mut to) {
                 Some((true, class)) => (Reason::ReplyEstablished, class),
-                Some((false, _)) | None => return false,
+                Some((false, _)) | None => return Sent::Not,
             }
         }
     };
     let edited = frame.edit(&Edit { l3, l4: l3 + size_of::<A::Header>(), from: &segment.tuple, to: &to });
     *outcome = Outcome::new(if edited.is_ok() { reason } else { Reason::EditFailed }, class);
+    Sent::On
+}
+
+/// Refuses a segment that opens a connection where its class refuses all of them. Nothing but the class is looked up for that: an older flow
+/// of the same tuple is left to its next segment and to the sweep. `false` where the class does not: then `outcome` holds its number.
+#[inline(never)]
+fn refuse_opening<P, T, A>(frame: &P, l3: usize, tables: &T, outcome: &mut Outcome) -> bool
+where
+    P: PacketMut,
+    T: Tables + FamilyTables<A>,
+    A: Address,
+{
+    let frame = black_box(frame);
+    let Some(segment) = Segment::<A>::read_plain(frame, l3) else { return false };
+    outcome.class = tables.class_number(&segment.tuple.addresses[0]);
+    outcome.reason = match refusal(tables, outcome.class) {
+        Some(Reason::ClassReject) if !tables.take_reset(tables.now_s()) => Reason::RejectLimited,
+        Some(reason) => reason,
+        None => return false,
+    };
+    if outcome.reason.is_reported() {
+        report(tables, frame.ifindex(), outcome, &segment.tuple, &segment.tuple);
+    }
     true
 }
 
 #[inline(never)]
-fn handle_segment<P, T, A>(frame: &mut P, tables: &T, headers: &Headers, direction: Direction) -> Outcome
+fn handle_segment<P, T, A>(frame: &mut P, tables: &T, headers: &Headers, direction: Direction, outcome: &mut Outcome)
 where
     P: PacketMut,
     T: Tables + FamilyTables<A>,
@@ -180,16 +237,20 @@ where
 {
     let fragmented = headers.kind == Kind::FirstFragment;
     if fragmented && headers.l4 + size_of::<Tcp>() > headers.end() {
-        return decide_short::<P, T, A>(frame, tables, headers, direction);
+        *outcome = decide_short::<P, T, A>(frame, tables, headers, direction);
+        return;
     }
-    let Some(segment) = Segment::<A>::read(frame, headers) else { return Outcome::unclassed(Reason::Truncated) };
+    let Some(segment) = Segment::<A>::read(frame, headers) else {
+        *outcome = Outcome::unclassed(Reason::Truncated);
+        return;
+    };
     // Where the decision is to redirect, it also says with which tuple.
     let mut to = segment.tuple;
-    let outcome = match direction {
-        Direction::Forward => forward(tables, &segment, frame.can_be_steered(), &mut to),
+    *outcome = match direction {
+        Direction::Forward => forward(tables, &segment, frame.can_be_steered(), outcome.class, &mut to),
         Direction::Reply => reply(tables, &segment, frame.is_of_this_host(), &mut to),
     };
-    let reason = match outcome.reason.verdict() {
+    outcome.reason = match outcome.reason.verdict() {
         Verdict::Redirect => match edit(frame, headers, &segment.tuple, &to) {
             Ok(()) => outcome.reason,
             Err(EditError) => Reason::EditFailed,
@@ -200,14 +261,12 @@ where
         Verdict::Reject if !tables.take_reset(tables.now_s()) => Reason::RejectLimited,
         Verdict::Pass | Verdict::Drop | Verdict::Reject | Verdict::Steer => outcome.reason,
     };
-    let outcome = Outcome::new(reason, outcome.class);
-    if reason.is_reported() {
-        report(tables, frame.ifindex(), &outcome, &segment.tuple, &to);
+    if outcome.reason.is_reported() {
+        report(tables, frame.ifindex(), outcome, &segment.tuple, &to);
     }
     if fragmented {
-        settle_first(tables, headers, &segment.tuple, &to, &outcome);
+        settle_first(tables, headers, &segment.tuple, &to, outcome);
     }
-    outcome
 }
 
 /// Not inlined, for a smaller frame of `handle_segment`, which is in the longest chain of calls.
@@ -230,32 +289,40 @@ fn report<T: Tables, A: Address>(tables: &T, ifindex: u32, outcome: &Outcome, tu
     tables.report(tables.now_s(), || Event::new(ifindex, outcome.class, outcome.reason, tuple, to));
 }
 
-/// A segment from a subscriber to port 25.
+/// A segment from a subscriber to port 25. `class` is the number of the source's class where it is known, else 0.
 #[inline(always)]
-fn forward<T, A>(tables: &T, segment: &Segment<A>, can_be_steered: bool, to: &mut Tuple<A>) -> Outcome
+fn forward<T, A>(tables: &T, segment: &Segment<A>, can_be_steered: bool, class: u16, to: &mut Tuple<A>) -> Outcome
 where
     T: Tables + FamilyTables<A>,
     A: Address,
 {
-    let pulse = tables.pulse();
-    let known = match established(tables, segment, pulse, to) {
-        Some((true, false, class)) => return Outcome::new(Reason::FlowEstablished, class),
-        Some((true, true, class)) => return Outcome::new(Reason::SteerEstablished, class),
-        Some((false, _, class)) => Some(class),
-        None => None,
-    };
-    let Pulse { now_s, epoch, .. } = pulse;
-    let steering = can_be_steered && tables.is_steering();
-    let mut moment = Moment { now_s, epoch, steering, daemon_down: false };
-    if let Some(class) = known
-        && let Some(reason) = judge(tables, segment, &moment, to)
-    {
-        return Outcome::new(reason, class);
+    let Pulse { now_s, epoch, zero, .. } = tables.pulse();
+    let mut moment = Moment { now_s, epoch, steering: false, daemon_down: false, class };
+    let mut outcome = Outcome::unclassed(Reason::NoFlow);
+    if is_established(tables, segment, &moment, to, &mut outcome) {
+        return outcome;
     }
-    if !segment.flags.opens()
+    if outcome.class == 0
+        && !segment.flags.opens()
         && let Some(outcome) = shake_hands(tables, segment, &moment, to)
     {
         return outcome;
+    }
+    // As with the headers, because the walk through all prefixes that follows is long.
+    let known = outcome.class.wrapping_add(zero as u16);
+    if class == 0 {
+        moment.class = tables.class_number(&segment.tuple.addresses[0]);
+    }
+    if segment.flags.opens()
+        && let Some(reason) = refusal(tables, moment.class)
+    {
+        return Outcome::new(reason, moment.class);
+    }
+    moment.steering = can_be_steered && tables.is_steering();
+    if known != 0
+        && let Some(reason) = judge(tables, segment, &moment, to)
+    {
+        return Outcome::new(reason, known);
     }
     let admitted = admit(tables, segment, &moment);
     if admitted.reason != Reason::FlowNew {
@@ -266,13 +333,41 @@ where
     Outcome::new(open_flow(tables, &segment.tuple, admitted.class, &moment, to), admitted.class)
 }
 
+/// Whether a segment is of an established flow and needs no more than to be sent on. Where it needs more, `outcome` holds the flow's class.
+#[inline(never)]
+fn is_established<T, A>(
+    tables: &T,
+    segment: &Segment<A>,
+    moment: &Moment,
+    to: &mut Tuple<A>,
+    outcome: &mut Outcome,
+) -> bool
+where
+    T: Tables + FamilyTables<A>,
+    A: Address,
+{
+    let Moment { now_s, epoch, .. } = *moment;
+    let (reason, class) = match established(tables, segment, now_s, epoch, to) {
+        Some((true, false, class)) => (Reason::FlowEstablished, class),
+        Some((true, true, class)) => (Reason::SteerEstablished, class),
+        Some((false, _, class)) => {
+            outcome.class = class;
+            return false;
+        }
+        None => return false,
+    };
+    *outcome = Outcome::new(reason, class);
+    true
+}
+
 /// The established flow of a segment from a subscriber: whether the segment only has to be sent on, then with the tuple `to`; whether the flow
 /// is steered; and its class.
 #[inline(always)]
 fn established<T: FamilyTables<A>, A: Address>(
     tables: &T,
     segment: &Segment<A>,
-    Pulse { now_s, epoch, .. }: Pulse,
+    now_s: u32,
+    epoch: u32,
     to: &mut Tuple<A>,
 ) -> Option<(bool, bool, u16)> {
     let flow = tables.flow(Table::Established, &segment.tuple, |flow| {
@@ -302,7 +397,7 @@ where
     let judged = tables.flow(Table::Established, key, |flow| {
         *to = flow.to;
         if flow.epoch() != epoch && !flow.is_doomed() {
-            if survives(tables, &key.addresses[0], flow.class) {
+            if survives(tables, moment.class, flow.class) {
                 flow.set_epoch(epoch);
             } else {
                 flow.doom();
@@ -335,11 +430,11 @@ fn is_reset<T: FamilyTables<A>, A: Address>(tables: &T, key: &Tuple<A>) -> bool 
     tables.flow(Table::Established, &reply_key, |reply| reply.has_reset()) == Some(true)
 }
 
-/// Whether a live flow of the class `number` may go on by the policy as it is.
+/// Whether a live flow that the class `before` redirected may go on by the policy as it is.
 #[inline(always)]
-fn survives<T: Tables + FamilyTables<A>, A: Address>(tables: &T, source: &A, number: u16) -> bool {
+fn survives<T: Tables>(tables: &T, number: u16, before: u16) -> bool {
     // Without a class nobody has a say any more.
-    class_of(tables, source).is_none_or(|(now, class)| class.lets_go_on(now, number))
+    tables.class(number).is_none_or(|class| class.lets_go_on(number, before))
 }
 
 /// Removes an established flow.
@@ -456,14 +551,14 @@ fn count_open<T: Tables + FamilyTables<A>, A: Address>(tables: &T, key: &Tuple<A
     }
 }
 
-/// The class of a source address, and its number.
+/// Why no connection of a class is opened, where it refuses all of them.
 #[inline(always)]
-pub(crate) fn class_of<'t, T: Tables + FamilyTables<A>, A: Address>(
-    tables: &'t T,
-    source: &A,
-) -> Option<(u16, &'t Class)> {
-    let number = tables.subscriber(source)?.class();
-    Some((number, tables.class(number)?))
+fn refusal<T: Tables>(tables: &T, number: u16) -> Option<Reason> {
+    match tables.class(number)?.action() {
+        Action::Block => Some(Reason::ClassBlock),
+        Action::Reject => Some(Reason::ClassReject),
+        Action::Pass | Action::Redirect => None,
+    }
 }
 
 /// A segment from a relay's port: gets back the tuple that the client expects.

@@ -9,7 +9,7 @@
 //!                   SYN?        -> class of the source -> action -> new flow -> edit
 //! ```
 //!
-//! What the maps hold, in shapes shared with user space: [`policy`] (subscribers, classes, relays), [`flow`] (tuples and flows), [`maps`]
+//! What the maps hold, in shapes shared with user space: [`subscriber`], [`policy`] (classes, relays), [`flow`] (tuples and flows), [`maps`]
 //! (names, capacities, the memory they cost). Every way out is a [`reason::Reason`].
 #![cfg_attr(not(any(test, feature = "testkit")), no_std)]
 #![expect(
@@ -34,6 +34,7 @@ pub mod parse;
 pub mod policy;
 pub mod reason;
 pub mod refuse;
+pub mod subscriber;
 pub mod tables;
 #[cfg(any(test, feature = "testkit"))]
 pub mod testkit;

@@ -2,8 +2,8 @@
 //!
 //! | map | kind | key -> value | default entries | memory |
 //! |---|---|---|---|---|
-//! | `HOSTS_V4`, `HOSTS_V6` | hash | address -> [`Subscriber`](crate::policy::Subscriber) | 65,536 | 80 and 88 B an entry |
-//! | `PREFIXES_V4`, `PREFIXES_V6` | LPM trie | prefix -> Subscriber | 65,536 | up to 144 B an entry, inner nodes included; allocated on use |
+//! | `HOSTS_V4`, `HOSTS_V6` | hash | address -> [`Subscriber`](crate::subscriber::Subscriber) | 65,536 | 80 and 88 B an entry |
+//! | `PREFIXES_V4`, `PREFIXES_V6` | hash | [prefix](crate::subscriber::PrefixV4) -> Subscriber | 65,536 | 16 B, and 64 and 72 B more on use |
 //! | `CLASSES`, `RELAYS` | array | number -> [`Class`](crate::policy::Class), [`Relay`](crate::policy::Relay) | 64 | 8 KiB together |
 //! | `HALF_OPEN_V4`, `HALF_OPEN_V6` | LRU hash | tuple -> [`Flow`](crate::flow::Flow) | 65,536 (two a flow) | 112 and 160 B an entry |
 //! | `FLOWS_V4`, `FLOWS_V6` | hash | tuple -> Flow | 131,072 (two a flow) | 112 and 160 B an entry |

@@ -36,6 +36,19 @@ pub enum Kind {
     IcmpError,
 }
 
+impl Kind {
+    /// The same, of which the verifier does not know which.
+    #[inline(always)]
+    const fn blurred(self, zero: usize) -> Self {
+        match (self as u16).wrapping_add(zero as u16) & 3 {
+            0 => Self::Segment,
+            1 => Self::FirstFragment,
+            2 => Self::LaterFragment,
+            _ => Self::IcmpError,
+        }
+    }
+}
+
 /// Where the headers are. Small, because it lives on the BPF stack for as long as a packet is in the program.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +96,16 @@ impl Headers {
     #[inline(always)]
     #[must_use]
     pub const fn blurred(&self, zero: usize) -> Self {
-        Self { l3: (self.l3 + zero) & L3_MASK, l4: (self.l4 + zero) & L4_MASK, end: self.end + zero as u32, ..*self }
+        Self {
+            l3: (self.l3 + zero) & L3_MASK,
+            l4: (self.l4 + zero) & L4_MASK,
+            end: self.end + zero as u32,
+            ports: self.ports,
+            fragment_id: self.fragment_id.wrapping_add(zero as u32),
+            kind: self.kind.blurred(zero),
+            family: self.family,
+            pppoe: (self.pppoe as usize + zero) & 1 == 1,
+        }
     }
 }
 

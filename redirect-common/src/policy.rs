@@ -1,33 +1,11 @@
-//! What the operator decides, in the shape the maps hold it: subscriber -> class -> relay.
+//! What the operator decides, in the shape the maps hold it: [subscriber](crate::subscriber) -> class -> relay.
 //!
 //! Numbers below [`crate::maps::CLASSES_MAX`] and [`crate::maps::RELAYS_MAX`] name classes and relays; 0 names none. Fields are integers
 //! because a map may hold any bytes: the getters turn them into enums and read an unknown number as the harmless choice, pass.
 
 use core::net::{SocketAddrV4, SocketAddrV6};
 
-/// Who a source address is: the value of the subscriber maps.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Subscriber {
-    class: u16,
-    prefix_len: u8,
-    _pad: u8,
-}
-
-impl Subscriber {
-    /// `prefix_len` is the length in bits of the prefix that this value belongs to; a longest-prefix match does not tell it.
-    pub const fn new(class: u16, prefix_len: u8) -> Self {
-        Self { class, prefix_len, _pad: 0 }
-    }
-
-    pub const fn class(self) -> u16 {
-        self.class
-    }
-
-    pub const fn prefix_len(self) -> u8 {
-        self.prefix_len
-    }
-}
+use crate::subscriber::Lengths;
 
 /// What is done with a subscriber's port-25 flows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -354,7 +332,10 @@ pub struct Settings {
     pub resumed_s: u32,
     /// The daemon counts as down when the clock has stood still for longer; 0 where it never does.
     pub daemon_timeout_s: u32,
-    _pad: u32,
+    /// Which column of a [`Subscriber`](crate::subscriber::Subscriber) counts.
+    pub column: u32,
+    /// Of the prefixes that are subscribers.
+    pub lengths: Lengths,
 }
 
 impl Settings {
@@ -377,20 +358,18 @@ impl Settings {
     }
 }
 
-const _: () = assert!(size_of::<Subscriber>() == 4 && size_of::<Class>() == 104);
-const _: () = assert!(size_of::<Relay>() == 28 && align_of::<Relay>() == 1 && size_of::<Settings>() == 40);
+const _: () = assert!(size_of::<Class>() == 104);
+const _: () = assert!(size_of::<Relay>() == 28 && align_of::<Relay>() == 1 && size_of::<Settings>() == 64);
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{Class, Relay, Settings, Subscriber};
+    use super::{Class, Relay, Settings};
 
     // SAFETY: repr(C) integers and byte arrays only, sizes asserted above to leave no hidden padding, every bit pattern valid.
-    unsafe impl aya::Pod for Subscriber {}
-    // SAFETY: as for Subscriber.
     unsafe impl aya::Pod for Class {}
-    // SAFETY: as for Subscriber.
+    // SAFETY: as for Class.
     unsafe impl aya::Pod for Relay {}
-    // SAFETY: as for Subscriber.
+    // SAFETY: as for Class.
     unsafe impl aya::Pod for Settings {}
 }
 

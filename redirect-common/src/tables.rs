@@ -6,7 +6,7 @@ use crate::{
     flow::{Flow, Tuple},
     fragment::{Datagram, Fate},
     limit::Rate,
-    policy::{Class, Relay, Subscriber},
+    policy::{Class, Relay},
     reason::Reason,
 };
 
@@ -28,8 +28,9 @@ pub enum InsertError {
 
 /// The state of one address family.
 pub trait FamilyTables<A: Address> {
-    /// The subscriber that `source` belongs to: the exact host, else the longest prefix.
-    fn subscriber(&self, source: &A) -> Option<Subscriber>;
+    /// The number of the class of the subscriber that `source` belongs to: the exact host, else the longest prefix. 0 for none; the class may not
+    /// be there.
+    fn class_number(&self, source: &A) -> u16;
 
     /// Looks an entry up and lets `change` read and update it in place.
     fn flow<R>(&self, table: Table, key: &Tuple<A>, change: impl FnOnce(&mut Flow<A>) -> R) -> Option<R>;

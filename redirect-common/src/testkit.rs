@@ -22,7 +22,7 @@ use crate::{
     maps::Count,
     packet::{BytesMut, Packet, PacketMut},
     parse::Link,
-    policy::{Class, Relay, Subscriber},
+    policy::{Class, Relay},
     reason::{Reason, Verdict},
     refuse::refuse,
     tables::{FamilyTables, InsertError, Socket, Table, Tables},
@@ -46,8 +46,8 @@ pub fn internet_checksum(parts: &[&[u8]]) -> u16 {
 /// State of one family.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FamilyState<A: Address> {
-    /// By prefix length and network address.
-    pub prefixes: BTreeMap<(u8, IpAddr), Subscriber>,
+    /// By prefix length and network address; numbers of classes.
+    pub prefixes: BTreeMap<(u8, IpAddr), u16>,
     pub half_open: BTreeMap<Tuple<A>, Flow<A>>,
     pub established: BTreeMap<Tuple<A>, Flow<A>>,
     pub fates: BTreeMap<Datagram<A>, Fate<A>>,
@@ -131,11 +131,12 @@ fn covers(len: u8, network: IpAddr, address: IpAddr) -> bool {
 macro_rules! family {
     ($address:ty, $field:ident) => {
         impl FamilyTables<$address> for MemoryTables {
-            fn subscriber(&self, source: &$address) -> Option<Subscriber> {
+            // By looking at every prefix, so that the programs are held against another way to find it.
+            fn class_number(&self, source: &$address) -> u16 {
                 let state = self.$field.borrow();
                 let matching =
                     state.prefixes.iter().filter(|((len, network), _)| covers(*len, *network, source.to_ip()));
-                matching.max_by_key(|((len, _), _)| *len).map(|(_, subscriber)| *subscriber)
+                matching.max_by_key(|((len, _), _)| *len).map_or(0, |(_, class)| *class)
             }
 
             fn flow<R>(

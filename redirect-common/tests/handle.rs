@@ -6,7 +6,7 @@ use redirect_common::{
     address::V4,
     flow::{Direction, Flags, Flow, Tuple},
     parse::Link,
-    policy::{Action, Class, Fallback, OnDaemonDown, Relay, Subscriber},
+    policy::{Action, Class, Fallback, OnDaemonDown, Relay},
     reason::{Reason, Verdict},
     testkit::{FrameBuilder, Ip, MemoryTables, internet_checksum, process},
 };
@@ -24,12 +24,12 @@ fn tables() -> MemoryTables {
     tables.classes.insert(PASS, Class::new(Action::Pass, Fallback::Pass, 0));
     tables.classes.insert(BLOCK, Class::new(Action::Block, Fallback::Pass, 0));
     for (network, len, class) in [("10.20.0.0", 16, REDIRECT), ("10.20.1.0", 24, PASS), ("10.20.1.7", 32, BLOCK)] {
-        tables.v4.borrow_mut().prefixes.insert((len, network.parse().unwrap()), Subscriber::new(class, len));
+        tables.v4.borrow_mut().prefixes.insert((len, network.parse().unwrap()), class);
     }
     for (network, len, class) in
         [("fd00:20::", 64, REDIRECT), ("fd00:20::1:0", 112, PASS), ("fd00:20::1:7", 128, BLOCK)]
     {
-        tables.v6.borrow_mut().prefixes.insert((len, network.parse().unwrap()), Subscriber::new(class, len));
+        tables.v6.borrow_mut().prefixes.insert((len, network.parse().unwrap()), class);
     }
     tables
 }
@@ -441,6 +441,9 @@ fn a_syn_on_a_live_flow_changes_nothing_and_on_a_closed_one_asks_policy_again() 
         up(&tables, &FrameBuilder { flags: Flags::FIN | Flags::ACK, ..ack(&syn) }, Reason::FlowEstablished);
         tables.classes.insert(REDIRECT, Class::new(Action::Block, Fallback::Pass, 0));
         send(&tables, &syn.build(), Direction::Forward, REDIRECT, Reason::ClassBlock);
+        assert_eq!(entries(&tables), (0, 2), "nothing is looked up for a SYN that is refused");
+        tables.classes.insert(REDIRECT, Class::new(Action::Pass, Fallback::Pass, 0));
+        send(&tables, &syn.build(), Direction::Forward, REDIRECT, Reason::ClassPass);
         assert_eq!(entries(&tables), (0, 0), "the closed flow is gone");
     }
 }

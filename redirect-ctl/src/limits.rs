@@ -186,6 +186,10 @@ pub const RETRY_MIN: Duration = Duration::from_millis(200);
 pub const RETRY_MAX: Duration = Duration::from_secs(10);
 /// Longest wait between two attempts to attach to an interface: a PPP device that comes back should not wait long.
 pub const INTERFACE_RETRY_MAX: Duration = Duration::from_secs(2);
+/// Subscribers that are written before the reconciler looks at the clock and at events again: some 50 ms.
+pub const SUBSCRIBERS_STEP: usize = 16_384;
+/// Longer than any program runs for a packet, where the kernel cannot say that none is running any more.
+pub const PROGRAM_RUN_MAX: Duration = Duration::from_millis(100);
 /// Step of the packet path's coarse clock.
 pub const TICK: Duration = Duration::from_secs(1);
 /// Events that each CPU reports within a second where the file does not say.

@@ -6,7 +6,7 @@ use aya_ebpf::{
     bindings::{BPF_ANY, BPF_F_CURRENT_NETNS, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_sock_tuple},
     helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_sk_release, bpf_skc_lookup_tcp},
     macros::map,
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap, lpm_trie::Key},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, SockMap},
 };
 use redirect_common::{
     address::{Address as _, Host, V4, V6},
@@ -20,8 +20,9 @@ use redirect_common::{
         RELAY_PORT_WORDS, RELAYS_MAX, RESETS_PER_SECOND_MAX, Resets, SUBSCRIBERS_MAX, counter_index,
         interface_counter_index,
     },
-    policy::{Class, POOL_SLOTS, Relay, Settings, Subscriber},
+    policy::{Class, POOL_SLOTS, Relay, Settings},
     reason::Reason,
+    subscriber::{PrefixV4, PrefixV6, Subscriber, class_number},
     tables::{FamilyTables, InsertError, Pulse, Socket, Table, Tables},
 };
 
@@ -30,9 +31,9 @@ static HOSTS_V4: HashMap<V4, Subscriber> = HashMap::with_max_entries(SUBSCRIBERS
 #[map]
 static HOSTS_V6: HashMap<V6, Subscriber> = HashMap::with_max_entries(SUBSCRIBERS_MAX, 0);
 #[map]
-static PREFIXES_V4: LpmTrie<[u8; 4], Subscriber> = LpmTrie::with_max_entries(SUBSCRIBERS_MAX, 0);
+static PREFIXES_V4: HashMap<PrefixV4, Subscriber> = HashMap::with_max_entries(SUBSCRIBERS_MAX, BPF_F_NO_PREALLOC);
 #[map]
-static PREFIXES_V6: LpmTrie<[u8; 16], Subscriber> = LpmTrie::with_max_entries(SUBSCRIBERS_MAX, 0);
+static PREFIXES_V6: HashMap<PrefixV6, Subscriber> = HashMap::with_max_entries(SUBSCRIBERS_MAX, BPF_F_NO_PREALLOC);
 #[map]
 static CLASSES: Array<Class> = Array::with_max_entries(CLASSES_MAX, 0);
 #[map]
@@ -98,20 +99,26 @@ const CURRENT_NETNS: u64 = (BPF_F_CURRENT_NETNS as i64).cast_unsigned();
 /// `EEXIST` of the kernel (include/uapi/asm-generic/errno-base.h), as a helper returns it.
 const EXISTS: i32 = -17;
 
-/// A trie's key, placed so that the address in it is aligned: the verifier wants that of the stack.
-#[repr(C, align(8))]
-struct AlignedKey<T> {
-    _lead: u32,
-    key: Key<T>,
+/// The number of the class of a source; 0 for none. Not inlined: it has loops and a key on the stack.
+#[inline(never)]
+fn class_number_v4(source: &V4) -> u16 {
+    let Some(settings) = SETTINGS.get(0) else { return 0 };
+    // SAFETY: a value is one word; an entry removed meanwhile still held when the packet came.
+    let host = |host: &V4| unsafe { HOSTS_V4.get(host) }.copied();
+    // SAFETY: as above.
+    let prefix = |prefix: &PrefixV4| unsafe { PREFIXES_V4.get(prefix) }.copied();
+    class_number(*source, settings, host, prefix)
 }
 
-impl<T> AlignedKey<T> {
-    const BITS: u32 = size_of::<T>() as u32 * 8;
-
-    #[inline(always)]
-    const fn new(octets: T) -> Self {
-        Self { _lead: 0, key: Key::new(Self::BITS, octets) }
-    }
+/// As [`class_number_v4`].
+#[inline(never)]
+fn class_number_v6(source: &V6) -> u16 {
+    let Some(settings) = SETTINGS.get(0) else { return 0 };
+    // SAFETY: as above.
+    let host = |host: &V6| unsafe { HOSTS_V6.get(host) }.copied();
+    // SAFETY: as above.
+    let prefix = |prefix: &PrefixV6| unsafe { PREFIXES_V6.get(prefix) }.copied();
+    class_number(*source, settings, host, prefix)
 }
 
 /// The maps of this object, and the sockets of the network namespace that a program runs in.
@@ -154,16 +161,11 @@ pub(crate) fn marked(mark: u32) -> u32 {
 }
 
 macro_rules! family {
-    ($address:ty, $hosts:ident, $prefixes:ident, $half_open:ident, $established:ident, $fragments:ident, $copy:ident, $new:ident, $tuple_len:literal) => {
+    ($address:ty, $class_number:ident, $half_open:ident, $established:ident, $fragments:ident, $copy:ident, $new:ident, $tuple_len:literal) => {
         impl FamilyTables<$address> for Maps {
             #[inline(always)]
-            fn subscriber(&self, source: &$address) -> Option<Subscriber> {
-                // SAFETY: a value is four bytes, read at once; a host removed meanwhile still had its class when the packet came.
-                if let Some(subscriber) = unsafe { $hosts.get(source) } {
-                    return Some(*subscriber);
-                }
-                let key = AlignedKey::new(source.octets());
-                $prefixes.get(&key.key).copied()
+            fn class_number(&self, source: &$address) -> u16 {
+                $class_number(source)
             }
 
             #[inline(always)]
@@ -265,8 +267,8 @@ macro_rules! family {
     };
 }
 
-family!(V4, HOSTS_V4, PREFIXES_V4, HALF_OPEN_V4, FLOWS_V4, FRAGMENTS_V4, COPY_V4, NEW_V4, 12);
-family!(V6, HOSTS_V6, PREFIXES_V6, HALF_OPEN_V6, FLOWS_V6, FRAGMENTS_V6, COPY_V6, NEW_V6, 36);
+family!(V4, class_number_v4, HALF_OPEN_V4, FLOWS_V4, FRAGMENTS_V4, COPY_V4, NEW_V4, 12);
+family!(V6, class_number_v6, HALF_OPEN_V6, FLOWS_V6, FRAGMENTS_V6, COPY_V6, NEW_V6, 36);
 
 /// Adds to a count that other CPUs change as well. The library has no atomics: LLVM is told that this target has one thread.
 #[inline(always)]

@@ -262,24 +262,7 @@ impl Program {
     }
 
     fn test_run(&self, frame: &[u8], repeat: u32, flags: u32, batch_size: u32) -> io::Result<u64> {
-        let mut attributes = RunAttributes {
-            program_fd: self.fd.as_raw_fd(),
-            return_value: 0,
-            data_size_in: u32::try_from(frame.len()).map_err(io::Error::other)?,
-            data_size_out: 0,
-            data_in: frame.as_ptr() as u64,
-            data_out: 0,
-            repeat,
-            duration_ns: 0,
-            context: [0; 3],
-            flags,
-            cpu: 0,
-            batch_size,
-            _end: 0,
-        };
-        // SAFETY: `data_in` is as long as `data_size_in` says; there is no output.
-        unsafe { bpf(PROG_TEST_RUN, &mut attributes) }?;
-        Ok(attributes.duration_ns.into())
+        Ok(test_run(self.fd.as_fd(), frame, repeat, flags, batch_size)?.duration_ns.into())
     }
 
     /// Attaches the program to a device's ingress, in the driver if it is XDP, until the link is dropped. The device is looked up in the
@@ -299,6 +282,38 @@ impl Program {
         // SAFETY: the attributes hold no address.
         unsafe { bpf(LINK_CREATE, &mut attributes) }.and_then(own).map(Link)
     }
+}
+
+/// What a loaded program answers for a copy of `frame`.
+pub fn answer(program: BorrowedFd<'_>, frame: &[u8]) -> io::Result<u32> {
+    Ok(test_run(program, frame, 1, 0, 0)?.return_value)
+}
+
+fn test_run(
+    program: BorrowedFd<'_>,
+    frame: &[u8],
+    repeat: u32,
+    flags: u32,
+    batch_size: u32,
+) -> io::Result<RunAttributes> {
+    let mut attributes = RunAttributes {
+        program_fd: program.as_raw_fd(),
+        return_value: 0,
+        data_size_in: u32::try_from(frame.len()).map_err(io::Error::other)?,
+        data_size_out: 0,
+        data_in: frame.as_ptr() as u64,
+        data_out: 0,
+        repeat,
+        duration_ns: 0,
+        context: [0; 3],
+        flags,
+        cpu: 0,
+        batch_size,
+        _end: 0,
+    };
+    // SAFETY: `data_in` is as long as `data_size_in` says; there is no output.
+    unsafe { bpf(PROG_TEST_RUN, &mut attributes) }?;
+    Ok(attributes)
 }
 
 /// An attached program; dropping it detaches the program.

@@ -10,18 +10,19 @@ use std::{
 
 use aya::{
     Ebpf, Pod, TestRunOptions,
-    maps::{Array, HashMap as BpfHashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues, RingBuf, lpm_trie::Key},
+    maps::{Array, HashMap as BpfHashMap, Map, MapData, PerCpuArray, PerCpuValues, RingBuf},
     programs::{ProgramError, SchedClassifier, TestRun as _, Xdp},
 };
 use redirect_common::{
-    address::{Host, V4, V6},
+    address::{Address, Host, V4, V6},
     event::Event,
     flow::{Direction, Flow, Tuple},
     limit::Rate,
     maps::{Count, INTERFACES_MAX, Resets, counter_index, interface_counter_index, names},
     parse::Link,
-    policy::{Class, Relay, Settings, Subscriber},
+    policy::{Class, Relay, Settings},
     reason::{Reason, Verdict},
+    subscriber::Subscriber,
     testkit::MemoryTables,
 };
 use redirect_ctl::dataplane::kernel::{Capacities, load};
@@ -166,21 +167,28 @@ impl Kernel {
     }
 
     pub fn set_subscriber(&mut self, address: IpAddr, len: u8, class: u16) {
-        let subscriber = Subscriber::new(class, len);
-        let object = &mut self.object;
-        match (address, len) {
-            (IpAddr::V4(address), 32) => hash(object, names::HOSTS_V4).insert(V4::from(address), subscriber, 0),
-            (IpAddr::V6(address), 128) => hash(object, names::HOSTS_V6).insert(V6::from(address), subscriber, 0),
-            (IpAddr::V4(address), _) => {
-                let mut prefixes: LpmTrie<_, [u8; 4], Subscriber> = map(object, names::PREFIXES_V4);
-                prefixes.insert(&Key::new(len.into(), address.octets()), subscriber, 0)
+        match address {
+            IpAddr::V4(address) => {
+                self.set_subscriber_of(V4::from(address), len, class, names::HOSTS_V4, names::PREFIXES_V4);
             }
-            (IpAddr::V6(address), _) => {
-                let mut prefixes: LpmTrie<_, [u8; 16], Subscriber> = map(object, names::PREFIXES_V6);
-                prefixes.insert(&Key::new(len.into(), address.octets()), subscriber, 0)
+            IpAddr::V6(address) => {
+                self.set_subscriber_of(V6::from(address), len, class, names::HOSTS_V6, names::PREFIXES_V6);
             }
         }
-        .expect("a subscriber is set");
+    }
+
+    fn set_subscriber_of<A>(&mut self, address: A, len: u8, class: u16, hosts: &str, prefixes: &str)
+    where
+        A: Address<Prefix: Pod> + Pod,
+    {
+        let subscriber = Subscriber::new(class);
+        let set = if len == A::BITS {
+            hash::<A, _>(&mut self.object, hosts).insert(address, subscriber, 0)
+        } else {
+            self.set(|settings| settings.lengths.set::<A>(len, true));
+            hash::<A::Prefix, _>(&mut self.object, prefixes).insert(address.prefix(len), subscriber, 0)
+        };
+        set.expect("a subscriber is set");
     }
 
     /// Sets what is known of a subscriber's pace.
@@ -326,7 +334,7 @@ impl Kernel {
 
     pub fn flows<A>(&self, name: &str) -> Entries<A>
     where
-        A: redirect_common::address::Address,
+        A: Address,
         Tuple<A>: Pod,
         Flow<A>: Pod,
     {
@@ -405,10 +413,9 @@ pub fn model(policy: &Policy, flows_max: u32) -> MemoryTables {
         ..MemoryTables::default()
     };
     for &(address, len, class) in &policy.subscribers {
-        let subscriber = Subscriber::new(class, len);
         match address {
-            IpAddr::V4(_) => tables.v4.borrow_mut().prefixes.insert((len, address), subscriber),
-            IpAddr::V6(_) => tables.v6.borrow_mut().prefixes.insert((len, address), subscriber),
+            IpAddr::V4(_) => tables.v4.borrow_mut().prefixes.insert((len, address), class),
+            IpAddr::V6(_) => tables.v6.borrow_mut().prefixes.insert((len, address), class),
         };
     }
     tables

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use redirect_common::{
     flow::Direction,
-    policy::{Action, Class, Fallback, OnDaemonDown, Relay, Subscriber},
+    policy::{Action, Class, Fallback, OnDaemonDown, Relay},
     reason::Reason,
     testkit::{FrameBuilder, Ip, MemoryTables, process},
 };
@@ -38,11 +38,10 @@ fn tables(policy: &Policy, daemon_down: bool) -> MemoryTables {
         ..MemoryTables::default()
     };
     for (address, len, class) in &policy.subscribers {
-        let subscriber = Subscriber::new(*class, *len);
         let key = (*len, *address);
         match address {
-            std::net::IpAddr::V4(_) => tables.v4.borrow_mut().prefixes.insert(key, subscriber),
-            std::net::IpAddr::V6(_) => tables.v6.borrow_mut().prefixes.insert(key, subscriber),
+            std::net::IpAddr::V4(_) => tables.v4.borrow_mut().prefixes.insert(key, *class),
+            std::net::IpAddr::V6(_) => tables.v6.borrow_mut().prefixes.insert(key, *class),
         };
     }
     tables

@@ -25,7 +25,7 @@ use redirect_common::{
     limit::Rate,
     maps::{RESETS_PER_SECOND_MAX, Resets, names},
     parse::Link,
-    policy::{Action, Class, Fallback, Limits, OnClassChange, Relay, Subscriber},
+    policy::{Action, Class, Fallback, Limits, OnClassChange, Relay},
     reason::{Reason, Verdict},
     tables::Socket,
     testkit::{FrameBuilder, Ip, MemoryTables, process},
@@ -389,10 +389,9 @@ fn run_daemon(number: u32, kernel: &mut Kernel, host: &mut MemoryTables, random:
             let class = random.pick(&[REDIRECT, PASS, BLOCK, KEEP, STEER, OPEN]);
             let len = if client.is_ipv4() { 32 } else { 128 };
             kernel.set_subscriber(client, len, class);
-            let subscriber = Subscriber::new(class, len);
             match client {
-                IpAddr::V4(_) => host.v4.borrow_mut().prefixes.insert((len, client), subscriber),
-                IpAddr::V6(_) => host.v6.borrow_mut().prefixes.insert((len, client), subscriber),
+                IpAddr::V4(_) => host.v4.borrow_mut().prefixes.insert((len, client), class),
+                IpAddr::V6(_) => host.v6.borrow_mut().prefixes.insert((len, client), class),
             };
         }
     }
@@ -663,14 +662,20 @@ fn a_syn_on_a_live_flow_is_explained_as_it_is_decided() {
         kernel.run(Hook::TcIngress, &syn.build()).unwrap();
         kernel.run(Hook::TcEgress, &relay_answer(&answer)).unwrap();
         kernel.run(Hook::TcIngress, &ack.build()).unwrap();
-        // The daemon is not done with it, so the flow goes on.
-        for client in WAVERING.map(|client| client.parse::<IpAddr>().unwrap()) {
-            kernel.set_subscriber(client, if client.is_ipv4() { 32 } else { 128 }, BLOCK);
+        // The daemon is not done with it, so the flow goes on; but no class that refuses connections lets a SYN get there.
+        for (class, counts_for, reason) in [
+            (PASS, REDIRECT, Reason::FlowEstablished),
+            (BLOCK, BLOCK, Reason::ClassBlock),
+            (REJECT, REJECT, Reason::ClassReject),
+        ] {
+            for client in WAVERING.map(|client| client.parse::<IpAddr>().unwrap()) {
+                kernel.set_subscriber(client, if client.is_ipv4() { 32 } else { 128 }, class);
+            }
+            assert_eq!(kernel.explain(&syn.build()), reason, "{ip:?}");
+            assert_eq!(kernel.count(counts_for, reason).packets, 0, "nothing has happened");
+            kernel.run(Hook::TcIngress, &syn.build()).unwrap();
+            assert_eq!(kernel.count(counts_for, reason).packets, 1);
         }
-        assert_eq!(kernel.explain(&syn.build()), Reason::FlowEstablished, "{ip:?}");
-        assert_eq!(kernel.count(REDIRECT, Reason::FlowEstablished).packets, 0, "nothing has happened");
-        kernel.run(Hook::TcIngress, &syn.build()).unwrap();
-        assert_eq!(kernel.count(REDIRECT, Reason::FlowEstablished).packets, 1);
     }
 }
 

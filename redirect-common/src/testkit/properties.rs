@@ -15,7 +15,7 @@ use crate::{
     flow::{Direction, Flags, Tuple},
     handle,
     parse::{self, Kind, L3_MASK, Link},
-    policy::{Action, Class, Fallback, Limits, OnClassChange, OnDaemonDown, Relay, Subscriber},
+    policy::{Action, Class, Fallback, Limits, OnClassChange, OnDaemonDown, Relay},
     reason::{Reason, Verdict},
     tables::Socket,
 };
@@ -204,8 +204,8 @@ impl World {
 
     fn set_class(&self, network: u8, class: u16) {
         let v6 = [0xfd00, 0x20, 0, 0, 0, 0, network.into(), 0];
-        self.tables.v4.borrow_mut().prefixes.insert((24, [10, 20, network, 0].into()), Subscriber::new(class, 24));
-        self.tables.v6.borrow_mut().prefixes.insert((112, v6.into()), Subscriber::new(class, 112));
+        self.tables.v4.borrow_mut().prefixes.insert((24, [10, 20, network, 0].into()), class);
+        self.tables.v6.borrow_mut().prefixes.insert((112, v6.into()), class);
     }
 
     fn connect_socket(&self, flow: &FrameBuilder) {

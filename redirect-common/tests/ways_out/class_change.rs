@@ -30,34 +30,69 @@ fn a_live_flow_is_reset_and_the_clients_own_resets_reach_the_relay() {
     }
 }
 
+/// Entries of established flows, and connections that count as open.
+fn left(tables: &MemoryTables) -> (usize, u32) {
+    let established = tables.v4.borrow().established.len() + tables.v6.borrow().established.len();
+    (established, tables.open.borrow().values().sum())
+}
+
 #[test]
 fn a_syn_follows_the_new_class_at_once() {
+    let limited = || redirecting().with_limits(Limits { open_max: 1, ..Limits::default() });
     for ip in IPS {
+        let syn = FrameBuilder::syn(ip);
         for doomed in [false, true] {
-            for (class, reason) in [(BLOCK, Reason::ClassBlock), (OTHER, Reason::FlowNew)] {
-                let mut tables = tables(REDIRECT);
-                tables.classes.insert(REDIRECT, redirecting().with_limits(Limits { open_max: 1, ..Limits::default() }));
-                tables.classes.insert(OTHER, redirecting().with_limits(Limits { open_max: 1, ..Limits::default() }));
-                let syn = FrameBuilder::syn(ip);
-                establish(&tables, &syn);
-                set_class(&tables, class);
-                tables.epoch += 1;
-                if doomed {
-                    assert_eq!(up(&tables, &with(Flags::ACK, &syn)), Reason::ClassChanged);
-                }
-                assert_eq!(up(&tables, &syn), reason, "{class}, doomed: {doomed}");
-                let established = tables.v4.borrow().established.len() + tables.v6.borrow().established.len();
-                assert_eq!(established, 0, "the old flow is gone");
-                assert_eq!(tables.open.borrow().values().sum::<u32>(), 0, "and no longer counts as open");
+            let mut tables = tables(REDIRECT);
+            tables.classes.extend([(REDIRECT, limited()), (OTHER, limited())]);
+            establish(&tables, &syn);
+            set_class(&tables, OTHER);
+            tables.epoch += 1;
+            if doomed {
+                assert_eq!(up(&tables, &with(Flags::ACK, &syn)), Reason::ClassChanged);
             }
+            assert_eq!(up(&tables, &syn), Reason::FlowNew, "doomed: {doomed}");
+            assert_eq!(left(&tables), (0, 0), "the old flow is gone and no longer counts as open");
         }
         // A flow that survives is none that a SYN could end.
         let mut tables = tables(REDIRECT);
-        let syn = FrameBuilder::syn(ip);
         establish(&tables, &syn);
         set_class(&tables, KEEP);
         tables.epoch += 1;
         assert_eq!(up(&tables, &syn), Reason::FlowEstablished);
+    }
+}
+
+#[test]
+fn a_syn_that_is_refused_leaves_the_old_flow_to_its_own_end() {
+    for ip in IPS {
+        for doomed in [false, true] {
+            for (class, reason) in [(BLOCK, Reason::ClassBlock), (REJECT, Reason::ClassReject)] {
+                let mut tables = tables(REDIRECT);
+                let limits = Limits { open_max: 1, ..Limits::default() };
+                tables.classes.insert(REDIRECT, redirecting().with_limits(limits));
+                let syn = FrameBuilder::syn(ip);
+                let ack = with(Flags::ACK, &syn);
+                establish(&tables, &syn);
+                set_class(&tables, class);
+                tables.epoch += 1;
+                if doomed {
+                    assert_eq!(up(&tables, &ack), Reason::ClassChanged);
+                }
+                assert_eq!(up(&tables, &syn), reason, "{class}, doomed: {doomed}");
+                assert_eq!(left(&tables), (2, u32::from(!doomed)), "nothing is looked up for a SYN that is refused");
+                // Of the old flow nothing reaches the relay but the client's own resets.
+                for flags in [Flags::ACK, Flags::FIN | Flags::ACK] {
+                    assert_eq!(up(&tables, &with(flags, &syn)), Reason::ClassChanged);
+                }
+                assert_eq!(up(&tables, &with(Flags::RST, &syn)), Reason::FlowEstablished);
+                assert_eq!(left(&tables), (2, 0));
+                // Nor does it stand in the way of the connection that the subscriber may open later.
+                set_class(&tables, REDIRECT);
+                tables.epoch += 1;
+                assert_eq!(up(&tables, &syn), Reason::FlowNew);
+                assert_eq!(left(&tables), (0, 0));
+            }
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use std::net::IpAddr;
 use redirect_common::{
     flow::{Direction, Flags},
     parse::Link,
-    policy::{Action, Class, Fallback, Limits, OnClassChange, Relay, Subscriber},
+    policy::{Action, Class, Fallback, Limits, OnClassChange, Relay},
     reason::{Reason, Verdict},
     testkit::{FrameBuilder, Ip, MemoryTables, internet_checksum, process},
 };
@@ -26,6 +26,7 @@ const STEER: u16 = 3;
 const KEEP: u16 = 4;
 /// As `REDIRECT`, by another number.
 const OTHER: u16 = 5;
+const REJECT: u16 = 6;
 const RELAY_PORT: u16 = 2525;
 
 fn redirecting() -> Class {
@@ -40,6 +41,7 @@ fn tables(class: u16) -> MemoryTables {
     tables.classes = [
         (REDIRECT, redirecting()),
         (BLOCK, Class::new(Action::Block, Fallback::Pass, 0)),
+        (REJECT, Class::new(Action::Reject, Fallback::Pass, 0)),
         (STEER, Class::new(Action::Redirect, Fallback::Pass, 2)),
         (OTHER, redirecting()),
         (KEEP, redirecting().with_on_class_change(OnClassChange::Keep)),
@@ -51,8 +53,8 @@ fn tables(class: u16) -> MemoryTables {
 
 fn set_class(tables: &MemoryTables, class: u16) {
     let network = |text: &str| text.parse::<IpAddr>().unwrap();
-    tables.v4.borrow_mut().prefixes.insert((16, network("10.20.0.0")), Subscriber::new(class, 16));
-    tables.v6.borrow_mut().prefixes.insert((64, network("fd00:20::")), Subscriber::new(class, 64));
+    tables.v4.borrow_mut().prefixes.insert((16, network("10.20.0.0")), class);
+    tables.v6.borrow_mut().prefixes.insert((64, network("fd00:20::")), class);
 }
 
 fn client(builder: &FrameBuilder) -> Vec<u8> {

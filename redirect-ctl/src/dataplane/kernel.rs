@@ -11,6 +11,7 @@ mod memory;
 pub mod pins;
 mod selftest;
 mod steering;
+mod subscribers;
 mod sys;
 mod table;
 
@@ -25,18 +26,18 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::{Array, HashMap as BpfHashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key},
+    maps::{Array, Map, MapData, MapError},
     programs::{Program, SchedClassifier, SkLookup, Xdp},
     util::KernelVersion,
 };
 use aya_log::EbpfLogger;
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 use redirect_common::{
-    address::{Address, Host, V4, V6},
+    address::{Host, V4, V6},
     event::Event,
     maps::{CLASSES_MAX, ENTRIES_PER_FLOW, FLOWS_MAX, RELAYS_MAX, SUBSCRIBERS_MAX, names},
     parse::Family,
-    policy::{Class, Relay, Settings, Subscriber},
+    policy::{Class, Relay, Settings},
 };
 
 use self::{
@@ -47,6 +48,7 @@ use self::{
     memory::Memory,
     pins::{Inheritance, Maps, PinnedLink, Pins},
     steering::Steering,
+    subscribers::{SettingsMap, Subscribers, switch_column},
     table::Table,
 };
 use super::{
@@ -144,51 +146,17 @@ fn take<M: TryFrom<Map, Error = MapError>>(object: &mut Ebpf, name: &str) -> Res
     M::try_from(map).map_err(|error| not_loaded(&error))
 }
 
-/// The maps that hold the subscribers of one family.
-struct SubscriberMaps<A: Address>
-where
-    A: Pod,
-    A::Octets: Pod,
-{
-    hosts: BpfHashMap<MapData, A, Subscriber>,
-    prefixes: LpmTrie<MapData, A::Octets, Subscriber>,
-}
-
 /// What the maps say about subscribers at the moment.
 struct Policy<'a> {
-    v4: &'a SubscriberMaps<V4>,
-    v6: &'a SubscriberMaps<V6>,
+    subscribers: &'a Subscribers,
     classes: &'a Array<MapData, Class>,
-    /// Tells states of the policy apart.
-    epoch: u32,
+    settings: Settings,
 }
 
 impl Policy<'_> {
-    /// The subscriber that an address belongs to, found as the programs find it.
-    fn longest_match(&self, ip: IpAddr) -> Result<Option<(IpNet, ClassId)>, Error> {
-        let exact = match ip {
-            IpAddr::V4(ip) => self.v4.hosts.get(&ip.into(), 0),
-            IpAddr::V6(ip) => self.v6.hosts.get(&ip.into(), 0),
-        };
-        let failed = |error| system(&format!("look {ip} up"), error);
-        let subscriber = match found(exact).map_err(failed)? {
-            Some(subscriber) => Some(subscriber),
-            None => found(match IpNet::from(ip) {
-                IpNet::V4(net) => self.v4.prefixes.get(&key_v4(net), 0),
-                IpNet::V6(net) => self.v6.prefixes.get(&key_v6(net), 0),
-            })
-            .map_err(failed)?,
-        };
-        let subscriber = subscriber.map(|subscriber| {
-            let prefix = net(ip, subscriber.prefix_len().into())?.trunc();
-            Ok((prefix, subscriber.class()))
-        });
-        subscriber.transpose()
-    }
-
     /// The class of an address, and its number.
     fn class_of(&self, ip: IpAddr) -> Result<Option<(ClassId, Class)>, Error> {
-        let Some((_, number)) = self.longest_match(ip)? else { return Ok(None) };
+        let Some((_, number)) = self.subscribers.longest_match(ip, &self.settings)? else { return Ok(None) };
         let class = found(self.classes.get(&number.into(), 0)).map_err(|error| system("read a class", error))?;
         Ok(class.filter(Class::is_present).map(|class| (number, class)))
     }
@@ -199,12 +167,11 @@ pub struct KernelDataplane {
     object: Ebpf,
     /// What the programs have to say, which is next to nothing.
     log: EbpfLogger<&'static dyn log::Log>,
-    v4: SubscriberMaps<V4>,
-    v6: SubscriberMaps<V6>,
+    subscribers: Subscribers,
     classes: Array<MapData, Class>,
     relays: Array<MapData, Relay>,
     relay_ports: Array<MapData, u64>,
-    settings: Array<MapData, Settings>,
+    settings: SettingsMap,
     counters: Counters,
     memory: Memory,
     events: Events,
@@ -287,19 +254,13 @@ impl KernelDataplane {
         let log = EbpfLogger::init(&mut object).map_err(|error| not_loaded(&error))?;
         let memory = Memory::of(&object)?;
         let flows = Arc::new(Flows::take(&mut object)?);
+        let mut settings = SettingsMap::take(&mut object)?;
         let mut dataplane = Self {
-            v4: SubscriberMaps {
-                hosts: take(&mut object, names::HOSTS_V4)?,
-                prefixes: take(&mut object, names::PREFIXES_V4)?,
-            },
-            v6: SubscriberMaps {
-                hosts: take(&mut object, names::HOSTS_V6)?,
-                prefixes: take(&mut object, names::PREFIXES_V6)?,
-            },
+            subscribers: Subscribers::take(&mut object, &mut settings)?,
             classes: take(&mut object, names::CLASSES)?,
             relays: take(&mut object, names::RELAYS)?,
             relay_ports: take(&mut object, names::RELAY_PORTS)?,
-            settings: take(&mut object, names::SETTINGS)?,
+            settings,
             counters: Counters::take(&mut object)?,
             events: Events::take(&mut object)?,
             memory,
@@ -332,34 +293,20 @@ impl KernelDataplane {
         }
         let attached = self.attached.iter().map(|(name, attached)| (attached.index, name.clone()));
         self.counters.resume(&attached.collect())?;
-        let mut settings = self.settings()?;
-        if now_s.saturating_sub(settings.clock_s) > CLOCK_GAP_S {
-            settings.resumed_s = now_s;
-            self.store_settings(settings)?;
+        if now_s.saturating_sub(self.settings.get()?.clock_s) > CLOCK_GAP_S {
+            self.settings.change(|settings| settings.resumed_s = now_s)?;
         }
         Ok(())
     }
 
     /// For how long the clock may stand still before the daemon counts as down; for ever before this is called.
     pub fn set_daemon_timeout(&mut self, seconds: u32) -> Result<(), Error> {
-        let mut settings = self.settings()?;
-        settings.daemon_timeout_s = seconds;
-        self.store_settings(settings)
+        self.settings.change(|settings| settings.daemon_timeout_s = seconds)
     }
 
     /// How many events each CPU reports within a second; none before this is called.
     pub fn report_events(&mut self, per_second: u32) -> Result<(), Error> {
-        let mut settings = self.settings()?;
-        settings.events_per_second = per_second;
-        self.store_settings(settings)
-    }
-
-    fn settings(&self) -> Result<Settings, Error> {
-        self.settings.get(&0, 0).map_err(|error| system("read the settings", error))
-    }
-
-    fn store_settings(&mut self, settings: Settings) -> Result<(), Error> {
-        self.settings.set(0, settings, 0).map_err(|error| system("write the settings", error))
+        self.settings.change(|settings| settings.events_per_second = per_second)
     }
 
     /// Marks a relay's ports before the relay is used. A port stays marked until the maps go: flows of an earlier endpoint may live, and a
@@ -412,57 +359,6 @@ impl KernelDataplane {
         }
         Ok(())
     }
-
-    fn policy(&self) -> Result<Policy<'_>, Error> {
-        let epoch = self.settings()?.epoch();
-        Ok(Policy { v4: &self.v4, v6: &self.v6, classes: &self.classes, epoch })
-    }
-
-    /// A few of each kind, whichever come first.
-    fn some_subscribers(&self, max: usize) -> Result<Vec<IpNet>, Error> {
-        let failed = |error| system("read some subscribers", error);
-        let mut prefixes = Vec::new();
-        for address in self.v4.hosts.keys().take(max) {
-            prefixes.push(address.map_err(failed)?.to_ip().into());
-        }
-        for address in self.v6.hosts.keys().take(max) {
-            prefixes.push(address.map_err(failed)?.to_ip().into());
-        }
-        for key in self.v4.prefixes.keys().take(max) {
-            let key = key.map_err(failed)?;
-            prefixes.push(net(key.data().into(), key.prefix_len())?);
-        }
-        for key in self.v6.prefixes.keys().take(max) {
-            let key = key.map_err(failed)?;
-            prefixes.push(net(key.data().into(), key.prefix_len())?);
-        }
-        Ok(prefixes)
-    }
-
-    fn set_subscriber(&mut self, prefix: &IpNet, subscriber: Subscriber) -> Result<(), Error> {
-        let result = match prefix {
-            IpNet::V4(net) if is_host(prefix) => self.v4.hosts.insert(V4::from(net.addr()), subscriber, 0),
-            IpNet::V4(net) => self.v4.prefixes.insert(&key_v4(*net), subscriber, 0),
-            IpNet::V6(net) if is_host(prefix) => self.v6.hosts.insert(V6::from(net.addr()), subscriber, 0),
-            IpNet::V6(net) => self.v6.prefixes.insert(&key_v6(*net), subscriber, 0),
-        };
-        result.map_err(|error| match errno(&error) {
-            Some(libc::E2BIG | libc::ENOMEM | libc::ENOSPC) => {
-                Error::Full { table: "the subscriber table", key: "dataplane.subscribers_max" }
-            }
-            _ => system(&format!("set subscriber {prefix}"), error),
-        })
-    }
-
-    fn remove_subscriber(&mut self, prefix: &IpNet) -> Result<(), Error> {
-        let result = match prefix {
-            IpNet::V4(net) if is_host(prefix) => self.v4.hosts.remove(&net.addr().into()),
-            IpNet::V4(net) => self.v4.prefixes.remove(&key_v4(*net)),
-            IpNet::V6(net) if is_host(prefix) => self.v6.hosts.remove(&net.addr().into()),
-            IpNet::V6(net) => self.v6.prefixes.remove(&key_v6(*net)),
-        };
-        found(result).map(drop).map_err(|error| system(&format!("remove subscriber {prefix}"), error))
-    }
 }
 
 impl Dataplane for KernelDataplane {
@@ -478,38 +374,12 @@ impl Dataplane for KernelDataplane {
         Ok(classes)
     }
 
-    fn subscribers(&self) -> Result<BTreeMap<IpNet, Subscriber>, Error> {
-        let failed = |error| system("read the subscribers", error);
-        let mut subscribers = BTreeMap::new();
-        for entry in &self.v4.hosts {
-            let (address, subscriber) = entry.map_err(failed)?;
-            subscribers.insert(IpNet::from(address.to_ip()), subscriber);
-        }
-        for entry in &self.v6.hosts {
-            let (address, subscriber) = entry.map_err(failed)?;
-            subscribers.insert(IpNet::from(address.to_ip()), subscriber);
-        }
-        for entry in &self.v4.prefixes {
-            let (key, subscriber) = entry.map_err(failed)?;
-            subscribers.insert(net(key.data().into(), key.prefix_len())?, subscriber);
-        }
-        for entry in &self.v6.prefixes {
-            let (key, subscriber) = entry.map_err(failed)?;
-            subscribers.insert(net(key.data().into(), key.prefix_len())?, subscriber);
-        }
-        Ok(subscribers)
+    fn subscribers(&self) -> Result<BTreeMap<IpNet, ClassId>, Error> {
+        self.subscribers.list()
     }
 
-    fn subscriber(&self, prefix: &IpNet) -> Result<Option<Subscriber>, Error> {
-        let result = match prefix {
-            IpNet::V4(net) if is_host(prefix) => self.v4.hosts.get(&net.addr().into(), 0),
-            IpNet::V4(net) => self.v4.prefixes.get(&key_v4(*net), 0),
-            IpNet::V6(net) if is_host(prefix) => self.v6.hosts.get(&net.addr().into(), 0),
-            IpNet::V6(net) => self.v6.prefixes.get(&key_v6(*net), 0),
-        };
-        let subscriber = found(result).map_err(|error| system(&format!("read subscriber {prefix}"), error))?;
-        // A trie answers with the longest prefix that covers the key, which may be a shorter one.
-        Ok(subscriber.filter(|subscriber| subscriber.prefix_len() == prefix.prefix_len()))
+    fn subscriber(&self, prefix: &IpNet) -> Result<Option<ClassId>, Error> {
+        self.subscribers.get(prefix)
     }
 
     fn interfaces(&self) -> BTreeMap<String, Attachment> {
@@ -518,7 +388,7 @@ impl Dataplane for KernelDataplane {
     }
 
     fn revision(&self) -> Result<u64, Error> {
-        self.settings().map(|settings| settings.revision)
+        self.settings.get().map(|settings| settings.revision)
     }
 
     fn apply(&mut self, operation: &Operation) -> Result<(), Error> {
@@ -538,8 +408,11 @@ impl Dataplane for KernelDataplane {
                 .classes
                 .set((*id).into(), Class::default(), 0)
                 .map_err(|error| system(&operation.to_string(), error)),
-            Operation::SetSubscriber { prefix, subscriber } => self.set_subscriber(prefix, *subscriber),
-            Operation::RemoveSubscriber { prefix } => self.remove_subscriber(prefix),
+            Operation::SetSubscriber { prefix, class } => self.subscribers.set(prefix, *class, &mut self.settings),
+            Operation::RemoveSubscriber { prefix } => self.subscribers.remove(prefix, &mut self.settings),
+            Operation::StageSubscribers(changes) => self.subscribers.stage(changes, &mut self.settings),
+            Operation::SwitchSubscribers => switch_column(&mut self.settings),
+            Operation::SettleSubscribers(changes) => self.subscribers.settle(changes, &mut self.settings),
             Operation::Attach { name, role, hook } => {
                 // Whatever is there is of an interface that is gone, or with another hook.
                 self.detach(name)?;
@@ -556,11 +429,7 @@ impl Dataplane for KernelDataplane {
                 }
             }
             Operation::Detach { name } => self.detach(name),
-            Operation::SetRevision(revision) => {
-                let mut settings = self.settings()?;
-                settings.revision = *revision;
-                self.store_settings(settings)
-            }
+            Operation::SetRevision(revision) => self.settings.change(|settings| settings.revision = *revision),
         }
     }
 
@@ -576,22 +445,20 @@ impl Dataplane for KernelDataplane {
         if mark.is_some() {
             self.steering.look_sockets_up(&mut self.object, self.pins.as_ref(), true)?;
         }
-        let mut settings = self.settings()?;
-        (settings.mark, settings.mark_mask) = mark.map_or((0, 0), |mark| (mark.value, mark.mask));
-        self.store_settings(settings)?;
+        self.settings.change(|settings| {
+            (settings.mark, settings.mark_mask) = mark.map_or((0, 0), |mark| (mark.value, mark.mask));
+        })?;
         self.steering.look_sockets_up(&mut self.object, self.pins.as_ref(), mark.is_some())
     }
 
     fn tick(&mut self, now_s: u32) -> Result<(), Error> {
         self.log.flush();
-        let mut settings = self.settings()?;
-        settings.clock_s = now_s;
-        self.store_settings(settings)
+        self.settings.change(|settings| settings.clock_s = now_s)
     }
 
     fn collect(&mut self, now_s: u32, budget: usize) -> Result<Collected, Error> {
-        let settings = self.settings()?;
-        let policy = Policy { v4: &self.v4, v6: &self.v6, classes: &self.classes, epoch: settings.epoch() };
+        let settings = self.settings.get()?;
+        let policy = Policy { subscribers: &self.subscribers, classes: &self.classes, settings };
         let clock = Clock { now_s, resumed_s: settings.resumed_s };
         self.collector.collect(&self.flows, &self.locks, &policy, clock, budget)
     }
@@ -620,7 +487,7 @@ impl Dataplane for KernelDataplane {
             relay: answer.relay.into(),
             mapped_port: answer.client.port(),
             endpoint: answer.server,
-            subscriber: self.policy()?.longest_match(probe.client.ip())?,
+            subscriber: self.subscribers.longest_match(probe.client.ip(), &self.settings.get()?)?,
             open: self.collector.open(Host::from(probe.client.ip()))?,
             locked_until_s: self.locks.get(&Host::from(probe.client.ip()))?,
             interface: attached.map(|(name, attached)| (name.clone(), attached.attachment.mode)),
@@ -677,7 +544,7 @@ impl Dataplane for KernelDataplane {
     }
 
     fn is_steering(&self) -> Result<bool, Error> {
-        Ok(self.settings()?.mark != 0)
+        Ok(self.settings.get()?.mark != 0)
     }
 }
 
@@ -726,26 +593,6 @@ fn end_v6(address: SocketAddrV6) -> (V6, [u8; 2]) {
 fn slots<V: Pod>(map: &Array<MapData, V>, len: u32, what: &str) -> Result<BTreeMap<u16, V>, Error> {
     let slot = |id: u16| Ok((id, map.get(&id.into(), 0).map_err(|error| system(what, error))?));
     (1..u16::try_from(len).unwrap_or(u16::MAX)).map(slot).collect()
-}
-
-fn is_host(prefix: &IpNet) -> bool {
-    prefix.prefix_len() == prefix.max_prefix_len()
-}
-
-fn key_v4(net: Ipv4Net) -> Key<[u8; 4]> {
-    Key::new(net.prefix_len().into(), net.network().octets())
-}
-
-fn key_v6(net: Ipv6Net) -> Key<[u8; 16]> {
-    Key::new(net.prefix_len().into(), net.network().octets())
-}
-
-fn net(address: IpAddr, prefix_len: u32) -> Result<IpNet, Error> {
-    let prefix_len = u8::try_from(prefix_len).unwrap_or(u8::MAX);
-    IpNet::new(address, prefix_len).map_err(|error| Error::System {
-        what: "read a prefix from the kernel".to_owned(),
-        source: io::Error::new(io::ErrorKind::InvalidData, error),
-    })
 }
 
 /// `None` where the key is not in the map.

@@ -13,7 +13,7 @@ use redirect_common::{
     address::Host,
     event::Event,
     parse::Family,
-    policy::{Class, Relay, Subscriber},
+    policy::{Class, Relay},
     reason::Reason,
 };
 
@@ -28,8 +28,9 @@ pub type RelayId = u16;
 pub trait Dataplane: Send {
     fn relays(&self) -> Result<BTreeMap<RelayId, Relay>, Error>;
     fn classes(&self) -> Result<BTreeMap<ClassId, Class>, Error>;
-    fn subscribers(&self) -> Result<BTreeMap<IpNet, Subscriber>, Error>;
-    fn subscriber(&self, prefix: &IpNet) -> Result<Option<Subscriber>, Error>;
+    /// Class 0 stands for an entry that a change of many has left half-way; no desired state has it.
+    fn subscribers(&self) -> Result<BTreeMap<IpNet, ClassId>, Error>;
+    fn subscriber(&self, prefix: &IpNet) -> Result<Option<ClassId>, Error>;
     fn interfaces(&self) -> BTreeMap<String, Attachment>;
     fn revision(&self) -> Result<u64, Error>;
 
@@ -118,7 +119,10 @@ pub struct Original {
     pub class: ClassId,
 }
 
-/// One step from the actual to the desired state: one map write, one attachment.
+/// What a subscriber's class becomes; `None` where it is to be no subscriber any more.
+pub type SubscriberChange = (IpNet, Option<ClassId>);
+
+/// One step from the actual to the desired state: one map write, one attachment, or a part of a change of many subscribers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Operation {
     SetRelay {
@@ -137,11 +141,18 @@ pub enum Operation {
     },
     SetSubscriber {
         prefix: IpNet,
-        subscriber: Subscriber,
+        class: ClassId,
     },
     RemoveSubscriber {
         prefix: IpNet,
     },
+    /// Writes changes where no packet looks: into the column that does not count.
+    StageSubscribers(Vec<SubscriberChange>),
+    /// Has the other column count: everything staged holds from one packet to the next. Each subscriber that was not staged has one class in
+    /// both.
+    SwitchSubscribers,
+    /// Makes both columns say the same of changes that hold.
+    SettleSubscribers(Vec<SubscriberChange>),
     Attach {
         name: String,
         role: Role,
@@ -163,6 +174,9 @@ impl fmt::Display for Operation {
             Self::ClearClass { id } => write!(f, "clear class {id}"),
             Self::SetSubscriber { prefix, .. } => write!(f, "set subscriber {prefix}"),
             Self::RemoveSubscriber { prefix } => write!(f, "remove subscriber {prefix}"),
+            Self::StageSubscribers(changes) => write!(f, "stage {} subscribers", changes.len()),
+            Self::SwitchSubscribers => f.write_str("switch subscribers"),
+            Self::SettleSubscribers(changes) => write!(f, "settle {} subscribers", changes.len()),
             Self::Attach { name, hook, .. } => write!(f, "attach to {name} (hook {hook})"),
             Self::Detach { name } => write!(f, "detach from {name}"),
             Self::SetRevision(revision) => write!(f, "set revision {revision}"),

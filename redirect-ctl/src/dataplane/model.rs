@@ -16,7 +16,7 @@ use redirect_common::{
     address::Host,
     event::Event,
     parse::Family,
-    policy::{Action, Class, Fallback, Relay, Subscriber},
+    policy::{Action, Class, Fallback, Relay},
     reason::Reason,
 };
 
@@ -36,7 +36,9 @@ pub struct ModelDataplane {
 pub struct State {
     pub relays: BTreeMap<RelayId, Relay>,
     pub classes: BTreeMap<ClassId, Class>,
-    pub subscribers: BTreeMap<IpNet, Subscriber>,
+    pub subscribers: BTreeMap<IpNet, ClassId>,
+    /// What the column that does not count says, where that is something else.
+    pub idle: BTreeMap<IpNet, Option<ClassId>>,
     pub interfaces: BTreeMap<String, Attachment>,
     /// Relays, and whether by IPv6, whose sockets flows are steered to.
     pub sockets: BTreeSet<(RelayId, bool)>,
@@ -89,13 +91,22 @@ impl State {
             let absent = class.relays().find(|relay| !self.relays.contains_key(&RelayId::from(*relay)));
             assert_eq!(absent, None, "class {id} points at an absent relay");
         }
-        for (prefix, subscriber) in &self.subscribers {
-            assert!(
-                self.classes.contains_key(&subscriber.class()),
-                "subscriber {prefix} points at absent class {}",
-                subscriber.class()
-            );
+        for (prefix, class) in &self.subscribers {
+            assert!(self.classes.contains_key(class), "subscriber {prefix} points at absent class {class}");
         }
+    }
+
+    /// Entries of the tables of subscribers.
+    pub fn held(&self) -> usize {
+        self.subscribers.len() + self.idle.keys().filter(|prefix| !self.subscribers.contains_key(prefix)).count()
+    }
+
+    fn make_room(&self, prefix: &IpNet) -> Result<(), Error> {
+        let is_there = self.subscribers.contains_key(prefix) || self.idle.contains_key(prefix);
+        if !is_there && self.subscribers_max.is_some_and(|max| self.held() >= max) {
+            return Err(Error::Full { table: "the model", key: "dataplane.subscribers_max" });
+        }
+        Ok(())
     }
 
     fn apply(&mut self, operation: &Operation) -> Result<(), Error> {
@@ -118,30 +129,44 @@ impl State {
             Operation::ClearClass { id } => {
                 // At a million subscribers this scan is slow, and only the model does it.
                 assert!(
-                    !self.subscribers.values().any(|subscriber| subscriber.class() == *id),
+                    !self.subscribers.values().chain(self.idle.values().flatten()).any(|class| class == id),
                     "class {id} is cleared under a subscriber"
                 );
                 self.classes.remove(id);
             }
-            Operation::SetSubscriber { prefix, subscriber } => {
-                assert!(
-                    self.classes.contains_key(&subscriber.class()),
-                    "subscriber {prefix} before its class {}",
-                    subscriber.class()
-                );
-                assert_eq!(
-                    subscriber.prefix_len(),
-                    prefix.prefix_len(),
-                    "subscriber {prefix} does not know its length"
-                );
-                let full = self.subscribers_max.is_some_and(|max| self.subscribers.len() >= max);
-                if full && !self.subscribers.contains_key(prefix) {
-                    return Err(Error::Full { table: "the model", key: "dataplane.subscribers_max" });
-                }
-                self.subscribers.insert(*prefix, *subscriber);
+            Operation::SetSubscriber { prefix, class } => {
+                assert!(self.classes.contains_key(class), "subscriber {prefix} before its class {class}");
+                self.make_room(prefix)?;
+                self.subscribers.insert(*prefix, *class);
+                self.idle.remove(prefix);
             }
             Operation::RemoveSubscriber { prefix } => {
                 self.subscribers.remove(prefix);
+                self.idle.remove(prefix);
+            }
+            Operation::StageSubscribers(changes) => {
+                for (prefix, class) in changes {
+                    self.make_room(prefix)?;
+                    if self.subscribers.get(prefix).copied() == *class {
+                        self.idle.remove(prefix);
+                    } else {
+                        self.idle.insert(*prefix, *class);
+                    }
+                }
+            }
+            Operation::SwitchSubscribers => {
+                for (prefix, class) in &mut self.idle {
+                    *class = match class.take() {
+                        Some(class) => self.subscribers.insert(*prefix, class),
+                        None => self.subscribers.remove(prefix),
+                    };
+                }
+            }
+            Operation::SettleSubscribers(changes) => {
+                for (prefix, class) in changes {
+                    assert_eq!(self.subscribers.get(prefix), class.as_ref(), "{prefix} is settled before it holds");
+                    self.idle.remove(prefix);
+                }
             }
             Operation::Attach { name, role, hook } => {
                 if self.existing.as_ref().is_some_and(|existing| !existing.contains(name)) {
@@ -172,14 +197,17 @@ impl Dataplane for ModelDataplane {
         Ok(self.attempt("read classes")?.classes.clone())
     }
 
-    fn subscribers(&self) -> Result<BTreeMap<IpNet, Subscriber>, Error> {
+    fn subscribers(&self) -> Result<BTreeMap<IpNet, ClassId>, Error> {
         let mut state = self.attempt("read subscribers")?;
         state.full_reads += 1;
-        Ok(state.subscribers.clone())
+        let mut subscribers = state.subscribers.clone();
+        subscribers.extend(state.idle.keys().map(|prefix| (*prefix, 0)));
+        Ok(subscribers)
     }
 
-    fn subscriber(&self, prefix: &IpNet) -> Result<Option<Subscriber>, Error> {
-        Ok(self.attempt("read subscriber")?.subscribers.get(prefix).copied())
+    fn subscriber(&self, prefix: &IpNet) -> Result<Option<ClassId>, Error> {
+        let state = self.attempt("read subscriber")?;
+        Ok(if state.idle.contains_key(prefix) { Some(0) } else { state.subscribers.get(prefix).copied() })
     }
 
     fn interfaces(&self) -> BTreeMap<String, Attachment> {
@@ -257,7 +285,7 @@ impl Dataplane for ModelDataplane {
         let state = self.attempt("explain")?;
         let within = state.subscribers.iter().filter(|(prefix, _)| prefix.contains(&probe.client.ip()));
         let subscriber = within.max_by_key(|(prefix, _)| prefix.prefix_len());
-        let class = subscriber.and_then(|(_, subscriber)| state.classes.get(&subscriber.class()));
+        let class = subscriber.and_then(|(_, subscriber)| state.classes.get(subscriber));
         let chosen = class.map_or(0, |class| match probe.client {
             SocketAddr::V4(_) => class.relay_ipv4(0),
             SocketAddr::V6(_) => class.relay_ipv6(0),
@@ -282,11 +310,11 @@ impl Dataplane for ModelDataplane {
         };
         Ok(Explanation {
             reason,
-            class: subscriber.map_or(0, |(_, subscriber)| subscriber.class()),
+            class: subscriber.map_or(0, |(_, class)| *class),
             relay: if reason == Reason::FlowNew { chosen.into() } else { 0 },
             mapped_port: probe.client.port(),
             endpoint: endpoint.unwrap_or(probe.server),
-            subscriber: subscriber.map(|(prefix, subscriber)| (*prefix, subscriber.class())),
+            subscriber: subscriber.map(|(prefix, class)| (*prefix, *class)),
             open: 0,
             locked_until_s: state.locks.get(&Host::from(probe.client.ip())).copied(),
             interface: interface.map(|(name, attachment)| (name.clone(), attachment.mode)),

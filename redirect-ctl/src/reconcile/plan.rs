@@ -1,16 +1,15 @@
 //! The pure planner: desired and actual state in, ordered operations out.
 //!
-//! Operations are single map writes that packets see at once, in between each other. The order keeps every intermediate state sound:
+//! Packets come in between the operations. The order keeps every intermediate state sound:
 //!
 //! 1. *Detach* what is unwanted: an interface must not go on redirecting by tables that are being taken apart.
 //! 2. *Set relays*, then *set classes*: a class never names a relay that is not there.
-//! 3. *Set subscribers*, longest prefixes first: a subscriber never names a class that is not there, and a short prefix that comes along
-//!    with exceptions inside it never covers them for a moment.
-//! 4. *Remove subscribers*, shortest first, and after the sets: an exception is the last to go, and an address that changes from one
-//!    prefix to another is never left with none.
-//! 5. *Clear classes*, then *clear relays*: nobody names them any more.
-//! 6. *Attach*: by complete tables only. A changed hook is a detach and an attach side by side, so that the gap is short.
-//! 7. *Set the revision*: it is true the moment it can be read.
+//! 3. *Change subscribers*, all of them from one packet to the next: the changes are staged where no packet looks, a switch has packets look
+//!    there, and then they are settled where packets looked before. A single change is a single write. Before it, every class is there that
+//!    a subscriber gets; after it, nobody has a class any more that is to go.
+//! 4. *Clear classes*, then *clear relays*: nobody names them any more.
+//! 5. *Attach*: by complete tables only. A changed hook is a detach and an attach side by side, so that the gap is short.
+//! 6. *Set the revision*: it is true the moment it can be read.
 //!
 //! A number means the same class (relay) on both sides: the store gives a freed number away only after the kernel holds the revision
 //! that freed it, so "class 5 is deleted" and "class 5 is another one" are never parts of one plan.
@@ -18,9 +17,12 @@
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
-use redirect_common::policy::{Class, Relay, Subscriber};
+use redirect_common::policy::{Class, Relay};
 
-use crate::dataplane::{Attachment, ClassId, Hook, Operation, RelayId, Role};
+use crate::{
+    dataplane::{Attachment, ClassId, Hook, Operation, RelayId, Role, SubscriberChange},
+    limits,
+};
 
 /// What the kernel should hold. `subscribers` may be limited to some prefixes; then [`Actual::subscribers`] is limited to the same.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,7 +30,7 @@ pub struct Desired {
     pub revision: u64,
     pub relays: BTreeMap<RelayId, Relay>,
     pub classes: BTreeMap<ClassId, Class>,
-    pub subscribers: BTreeMap<IpNet, Subscriber>,
+    pub subscribers: BTreeMap<IpNet, ClassId>,
     pub interfaces: BTreeMap<String, (Role, Hook)>,
 }
 
@@ -38,17 +40,18 @@ pub struct Actual {
     pub revision: u64,
     pub relays: BTreeMap<RelayId, Relay>,
     pub classes: BTreeMap<ClassId, Class>,
-    pub subscribers: BTreeMap<IpNet, Subscriber>,
+    pub subscribers: BTreeMap<IpNet, ClassId>,
     pub interfaces: BTreeMap<String, Attachment>,
 }
 
-/// Which subscribers go first.
+/// Which subscribers change first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Order {
-    /// The usual order, which never leaves an address without a class in between.
+    /// All at once: a packet meets the subscribers from before or those from after.
     #[default]
-    SetsFirst,
-    /// Makes room: for a table so full that it cannot hold the old and the new at once.
+    AtOnce,
+    /// One by one, and first those that go: for a table so full that it cannot hold the old and the new at once. What an attempt to change all
+    /// at once has staged is not switched to.
     RemovalsFirst,
 }
 
@@ -64,8 +67,8 @@ pub fn plan(desired: &Desired, actual: &Actual, order: Order) -> Vec<Operation> 
     );
     let (sets, removals) = (set_subscribers(desired, actual), remove_subscribers(desired, actual));
     match order {
-        Order::SetsFirst => operations.extend(sets.into_iter().chain(removals)),
-        Order::RemovalsFirst => operations.extend(removals.into_iter().chain(sets)),
+        Order::AtOnce => operations.extend(change_subscribers(&[sets, removals].concat())),
+        Order::RemovalsFirst => operations.extend(make_room(sets, removals)),
     }
     operations.extend(gone(&desired.classes, &actual.classes).map(|id| Operation::ClearClass { id: *id }));
     operations.extend(gone(&desired.relays, &actual.relays).map(|id| Operation::ClearRelay { id: *id }));
@@ -80,18 +83,43 @@ fn detach(desired: &Desired, actual: &Actual) -> Vec<Operation> {
     gone(&desired.interfaces, &actual.interfaces).map(|name| Operation::Detach { name: name.clone() }).collect()
 }
 
-fn set_subscribers(desired: &Desired, actual: &Actual) -> Vec<Operation> {
-    let mut sets: Vec<_> = changed(&desired.subscribers, &actual.subscribers).collect();
-    sets.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.prefix_len()));
-    sets.into_iter()
-        .map(|(prefix, subscriber)| Operation::SetSubscriber { prefix: *prefix, subscriber: *subscriber })
-        .collect()
+fn set_subscribers(desired: &Desired, actual: &Actual) -> Vec<SubscriberChange> {
+    changed(&desired.subscribers, &actual.subscribers).map(|(prefix, class)| (*prefix, Some(*class))).collect()
 }
 
-fn remove_subscribers(desired: &Desired, actual: &Actual) -> Vec<Operation> {
-    let mut removals: Vec<_> = gone(&desired.subscribers, &actual.subscribers).collect();
-    removals.sort_by_key(|prefix| prefix.prefix_len());
-    removals.into_iter().map(|prefix| Operation::RemoveSubscriber { prefix: *prefix }).collect()
+fn remove_subscribers(desired: &Desired, actual: &Actual) -> Vec<SubscriberChange> {
+    gone(&desired.subscribers, &actual.subscribers).map(|prefix| (*prefix, None)).collect()
+}
+
+/// Makes changes that packets see at once. In steps, because a million writes take seconds, and others wait.
+fn change_subscribers(changes: &[SubscriberChange]) -> Vec<Operation> {
+    match changes {
+        [] => Vec::new(),
+        [change] => vec![change_subscriber(change)],
+        _ => {
+            let steps = || changes.chunks(limits::SUBSCRIBERS_STEP).map(<[_]>::to_vec);
+            steps()
+                .map(Operation::StageSubscribers)
+                .chain([Operation::SwitchSubscribers])
+                .chain(steps().map(Operation::SettleSubscribers))
+                .collect()
+        }
+    }
+}
+
+/// Changes one after the other. Removals go first, the shortest prefixes before the others: an exception is the last to go. Sets follow, the longest
+/// before the others: a short prefix that comes along with exceptions inside it never covers them.
+fn make_room(mut sets: Vec<SubscriberChange>, mut removals: Vec<SubscriberChange>) -> impl Iterator<Item = Operation> {
+    removals.sort_by_key(|(prefix, _)| prefix.prefix_len());
+    sets.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.prefix_len()));
+    removals.into_iter().chain(sets).map(|change| change_subscriber(&change))
+}
+
+fn change_subscriber((prefix, class): &SubscriberChange) -> Operation {
+    match class {
+        Some(class) => Operation::SetSubscriber { prefix: *prefix, class: *class },
+        None => Operation::RemoveSubscriber { prefix: *prefix },
+    }
 }
 
 fn attach(desired: &Desired, actual: &Actual) -> Vec<Operation> {
@@ -158,7 +186,7 @@ mod tests {
                     .filter(|(_, class)| classes.contains_key(class))
                     .map(|((host, length), class)| {
                         let prefix = IpNet::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, host)), length).unwrap().trunc();
-                        (prefix, Subscriber::new(class, length))
+                        (prefix, class)
                     })
                     .collect();
                 let interfaces = interfaces.into_iter().map(|(name, hook)| (name, (Role::Subscriber, hook))).collect();
@@ -199,9 +227,28 @@ mod tests {
     }
 
     /// The class of an address by longest prefix, as the data plane finds it.
-    fn class_of(subscribers: &BTreeMap<IpNet, Subscriber>, address: IpAddr) -> Option<u16> {
+    fn class_of(subscribers: &BTreeMap<IpNet, ClassId>, address: IpAddr) -> Option<ClassId> {
         let covering = subscribers.iter().filter(|(prefix, _)| prefix.contains(&address));
-        covering.max_by_key(|(prefix, _)| prefix.prefix_len()).map(|(_, subscriber)| subscriber.class())
+        covering.max_by_key(|(prefix, _)| prefix.prefix_len()).map(|(_, class)| *class)
+    }
+
+    /// Of every address, covered or not.
+    fn classes_of(subscribers: &BTreeMap<IpNet, ClassId>) -> Vec<Option<ClassId>> {
+        (0..64).map(|host| class_of(subscribers, IpAddr::V4(Ipv4Addr::new(10, 0, 0, host)))).collect()
+    }
+
+    #[test]
+    fn many_changes_are_made_in_steps_and_hold_at_once() {
+        let subscribers: BTreeMap<_, _> = (0..=u32::try_from(limits::SUBSCRIBERS_STEP).unwrap())
+            .map(|number| (IpNet::from(IpAddr::V4((0x0a00_0000 + number).into())), 1))
+            .collect();
+        let desired = Desired { subscribers, ..Desired::default() };
+        let operations = plan(&desired, &Actual::default(), Order::AtOnce);
+        let told: Vec<_> = operations.iter().map(ToString::to_string).collect();
+        let (step, rest) = (limits::SUBSCRIBERS_STEP, 1);
+        let [stages, settles] =
+            ["stage", "settle"].map(|what| [step, rest].map(|count| format!("{what} {count} subscribers")));
+        assert_eq!(told, [&stages[..], &["switch subscribers".to_owned()], &settles[..]].concat());
     }
 
     proptest! {
@@ -210,17 +257,13 @@ mod tests {
         #[test]
         fn the_plan_leads_to_the_desired_state_and_never_misroutes(before in world(), desired in world()) {
             let mut model = model_of(&before);
-            let operations = plan(&desired, &actual_of(&model), Order::SetsFirst);
+            let operations = plan(&desired, &actual_of(&model), Order::AtOnce);
             for (done, operation) in operations.iter().enumerate() {
                 model.apply(operation).unwrap();
                 let state = model.state();
                 state.check();
-                for host in 0..64 {
-                    let address = IpAddr::V4(Ipv4Addr::new(10, 0, 0, host));
-                    let class = class_of(&state.subscribers, address);
-                    let known = [class_of(&before.subscribers, address), class_of(&desired.subscribers, address)];
-                    prop_assert!(known.contains(&class), "{} has class {:?} after {}, wanted one of {:?}", address, class, operation, known);
-                }
+                let [classes, old, new] = [&state.subscribers, &before.subscribers, &desired.subscribers].map(classes_of);
+                prop_assert!(classes == old || classes == new, "{:?} after {}, {:?} before, {:?} wanted", classes, operation, old, new);
                 prop_assert!(state.revision == before.revision || done + 1 == operations.len(), "the revision is not last");
             }
             let after = actual_of(&model);
@@ -230,21 +273,22 @@ mod tests {
             prop_assert_eq!(after.revision, desired.revision);
             let attached: BTreeMap<_, _> = after.interfaces.iter().map(|(name, found)| (name.clone(), (found.role, found.hook))).collect();
             prop_assert_eq!(&attached, &desired.interfaces);
-            prop_assert_eq!(plan(&desired, &after, Order::SetsFirst), vec![]);
+            prop_assert_eq!(plan(&desired, &after, Order::AtOnce), vec![]);
+            prop_assert!(model.state().idle.is_empty());
         }
 
         #[test]
         fn a_plan_cut_short_is_repaired_by_the_next(before in world(), desired in world(), cut in any::<prop::sample::Index>()) {
             let mut model = model_of(&before);
-            let operations = plan(&desired, &actual_of(&model), Order::SetsFirst);
+            let operations = plan(&desired, &actual_of(&model), Order::AtOnce);
             for operation in operations.iter().take(cut.index(operations.len() + 1)) {
                 model.apply(operation).unwrap();
             }
-            for operation in plan(&desired, &actual_of(&model), Order::SetsFirst) {
+            for operation in plan(&desired, &actual_of(&model), Order::AtOnce) {
                 model.apply(&operation).unwrap();
                 model.state().check();
             }
-            prop_assert_eq!(plan(&desired, &actual_of(&model), Order::SetsFirst), vec![]);
+            prop_assert_eq!(plan(&desired, &actual_of(&model), Order::AtOnce), vec![]);
         }
 
         #[test]
@@ -254,9 +298,9 @@ mod tests {
             for operation in plan(&desired, &actual_of(&model), Order::RemovalsFirst) {
                 model.apply(&operation).unwrap();
                 model.state().check();
-                prop_assert!(model.state().subscribers.len() <= most);
+                prop_assert!(model.state().held() <= most);
             }
-            prop_assert_eq!(plan(&desired, &actual_of(&model), Order::SetsFirst), vec![]);
+            prop_assert_eq!(plan(&desired, &actual_of(&model), Order::AtOnce), vec![]);
         }
 
         #[test]
@@ -269,7 +313,7 @@ mod tests {
             let model = model_of(&before);
             let partly_desired = Desired { subscribers: touched(&desired), ..desired.clone() };
             let partly_actual = Actual { subscribers: touched(&before), ..actual_of(&model) };
-            prop_assert_eq!(plan(&partly_desired, &partly_actual, Order::SetsFirst), plan(&desired, &actual_of(&model), Order::SetsFirst));
+            prop_assert_eq!(plan(&partly_desired, &partly_actual, Order::AtOnce), plan(&desired, &actual_of(&model), Order::AtOnce));
         }
     }
 }

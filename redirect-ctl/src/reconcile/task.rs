@@ -13,7 +13,6 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use ipnet::IpNet;
 use redirect_common::{
     address::Host,
     policy::{self, POOL_SLOTS},
@@ -415,7 +414,7 @@ impl<D: Dataplane> Reconciler<D> {
             }
             other => other,
         };
-        self.order = Order::SetsFirst;
+        self.order = Order::AtOnce;
         match result {
             Ok(Synced { revision, stage, full }) => {
                 if self.retry.take().is_some() {
@@ -484,7 +483,7 @@ impl<D: Dataplane> Reconciler<D> {
         let interfaces = self.wanted_interfaces(tables, &attached);
         let full = matches!(view.subscribers, Subscribers::All(_));
         let (subscribers, actual_subscribers) = match view.subscribers {
-            Subscribers::All(all) => (all.into_iter().map(kernel_subscriber).collect(), self.dataplane.subscribers()?),
+            Subscribers::All(all) => (all, self.dataplane.subscribers()?),
             Subscribers::Touched(touched) => {
                 let mut actual = BTreeMap::new();
                 for prefix in touched.keys() {
@@ -492,13 +491,7 @@ impl<D: Dataplane> Reconciler<D> {
                         actual.insert(*prefix, subscriber);
                     }
                 }
-                (
-                    touched
-                        .into_iter()
-                        .filter_map(|(prefix, class)| Some(kernel_subscriber((prefix, class?))))
-                        .collect(),
-                    actual,
-                )
+                (touched.into_iter().filter_map(|(prefix, class)| Some((prefix, class?))).collect(), actual)
             }
         };
         let desired = Desired {
@@ -731,12 +724,11 @@ fn interface_of(operation: &Operation) -> Option<&str> {
         | Operation::ClearClass { .. }
         | Operation::SetSubscriber { .. }
         | Operation::RemoveSubscriber { .. }
+        | Operation::StageSubscribers(_)
+        | Operation::SwitchSubscribers
+        | Operation::SettleSubscribers(_)
         | Operation::SetRevision(_) => None,
     }
-}
-
-fn kernel_subscriber((prefix, class): (IpNet, dataplane::ClassId)) -> (IpNet, policy::Subscriber) {
-    (prefix, policy::Subscriber::new(class, prefix.prefix_len()))
 }
 
 /// A class with the pools of both families, made of the relays whose endpoint there `takes_flows`.

@@ -165,7 +165,7 @@ where
 /// only asked where it has changed.
 fn is_unwanted<A: Address>(key: &Tuple<A>, flow: &Flow<A>, policy: Option<&Policy<'_>>) -> Result<bool, Error> {
     match policy {
-        Some(policy) if !flow.is_doomed() && flow.epoch() != policy.epoch => {
+        Some(policy) if !flow.is_doomed() && flow.epoch() != policy.settings.epoch() => {
             let class = policy.class_of(key.addresses[0].to_ip())?;
             Ok(class.is_some_and(|(number, class)| !class.lets_go_on(number, flow.class)))
         }
@@ -298,7 +298,7 @@ impl Collector {
         budget: usize,
     ) -> Result<Collected, Error> {
         let mut unwanted = Vec::new();
-        let epoch = policy.epoch;
+        let epoch = policy.settings.epoch();
         self.sweeping.get_or_insert(epoch);
         let policy = (self.swept != Some(epoch)).then_some(policy);
         let (position, counts, open) = (self.position, &mut self.counts, &mut self.open);

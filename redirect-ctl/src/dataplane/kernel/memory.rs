@@ -20,7 +20,6 @@ impl Memory {
         for (name, map) in object.maps() {
             let (Map::Array(data)
             | Map::HashMap(data)
-            | Map::LpmTrie(data)
             | Map::LruHashMap(data)
             | Map::PerCpuArray(data)
             | Map::RingBuf(data)

@@ -15,7 +15,7 @@ use redirect_common::{
     flow::{Direction, Flags},
     maps::names,
     parse::Link,
-    policy::{Action, Class, Fallback, Relay, Subscriber},
+    policy::{Action, Class, Fallback, Relay},
     reason::{Reason, Verdict},
     testkit::{FrameBuilder, Ip, MemoryTables, process},
     wire::protocol,
@@ -98,12 +98,11 @@ fn policy(dataplane: &mut KernelDataplane) -> Result<MemoryTables, Error> {
             (IpAddr::from(builder(client).client_v6()), prefix_v6),
         ] {
             let prefix = IpNet::new_assert(address, len).trunc();
-            let subscriber = Subscriber::new(class, len);
-            dataplane.apply(&Operation::SetSubscriber { prefix, subscriber })?;
+            dataplane.apply(&Operation::SetSubscriber { prefix, class })?;
             let key = (len, prefix.addr());
             match address {
-                IpAddr::V4(_) => tables.v4.borrow_mut().prefixes.insert(key, subscriber),
-                IpAddr::V6(_) => tables.v6.borrow_mut().prefixes.insert(key, subscriber),
+                IpAddr::V4(_) => tables.v4.borrow_mut().prefixes.insert(key, class),
+                IpAddr::V6(_) => tables.v6.borrow_mut().prefixes.insert(key, class),
             };
         }
     }
@@ -184,7 +183,7 @@ const fn expected_answer(program: &Program, reason: Reason) -> u32 {
 /// No counter, flow or event comes of it.
 pub(super) fn on_live_tables(dataplane: &KernelDataplane) -> Result<(), Error> {
     let classes = dataplane.classes()?;
-    for prefix in dataplane.some_subscribers(SAMPLES_MAX)? {
+    for prefix in dataplane.subscribers.some(SAMPLES_MAX)? {
         let client = prefix.addr();
         let server: IpAddr = match client {
             IpAddr::V4(_) => Ipv4Addr::new(203, 0, 113, 9).into(),

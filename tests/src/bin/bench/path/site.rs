@@ -15,7 +15,7 @@ use nix::{
     sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket},
 };
 use redirect_common::{
-    policy::{Action, Class, Fallback, Relay, Subscriber},
+    policy::{Action, Class, Fallback, Relay},
     reason::Reason,
 };
 use redirect_ctl::dataplane::{
@@ -289,10 +289,9 @@ fn dataplane(million: bool) -> Result<KernelDataplane> {
     dataplane.apply(&Operation::SetRelay { id: 1, relay })?;
     dataplane.apply(&Operation::SetClass { id: CLASS, class: Class::new(Action::Redirect, Fallback::Pass, 1) })?;
     let prefix_len = if million { 32 } else { u8::try_from(32 - SUBSCRIBER_BITS).context("a prefix is short")? };
-    let subscriber = Subscriber::new(CLASS, prefix_len);
     for address in addresses().take(if million { usize::MAX } else { 1 }) {
         let prefix = ipnet::IpNet::new(IpAddr::V4(address), prefix_len)?;
-        dataplane.apply(&Operation::SetSubscriber { prefix, subscriber })?;
+        dataplane.apply(&Operation::SetSubscriber { prefix, class: CLASS })?;
     }
     Ok(dataplane)
 }
