@@ -13,7 +13,7 @@ use redirect_ctl::{
     daemon,
     dataplane::kernel::{Capacities, KernelDataplane},
     host::Host,
-    log::{Lines, Log},
+    log::{Lines, Log, PlainFields},
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -96,7 +96,8 @@ fn set_up_log(format: LogFormat, lines: Lines) {
     let colours = io::stderr().is_terminal();
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(lines).with_ansi(colours);
     match format {
-        LogFormat::Text => builder.init(),
+        LogFormat::Text if colours => builder.init(),
+        LogFormat::Text => builder.fmt_fields(PlainFields).init(),
         LogFormat::Json => builder.json().init(),
     }
 }
