@@ -33,6 +33,8 @@ fn main() {
     let mut cargo = Command::new(variable("CARGO"));
     cargo.args(["build", "--release", "--package", "redirect-ebpf", "--bin", "redirect", "--target", target]);
     cargo.arg("--manifest-path").arg(root.join("Cargo.toml")).arg("--target-dir").arg(&target_dir);
+    // What the verifier sees is not to depend on how the daemon is optimized; bpf-linker optimizes everything together anyway.
+    cargo.args(["--config", "profile.release.lto=false", "--config", "profile.release.codegen-units=16"]);
     // The outer build's wrappers, flags and profile are for the host.
     for (name, _) in env::vars_os() {
         let name = name.to_string_lossy();

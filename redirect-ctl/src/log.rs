@@ -4,6 +4,8 @@
 //! A line is written within [`limits::LOG_DELAY`]; what is left, when [`Log`] is dropped. Lines that find
 //! [`limits::LOG_BYTES_MAX`] waiting are lost, and counted.
 
+mod fields;
+
 use std::{
     io::{self, Write},
     sync::{
@@ -15,6 +17,7 @@ use std::{
 
 use tracing_subscriber::fmt::MakeWriter;
 
+pub use self::fields::PlainFields;
 use crate::limits;
 
 /// Lines lost since the start: of the process, since so is the log.

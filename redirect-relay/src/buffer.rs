@@ -36,15 +36,20 @@ impl Buffer {
     }
 
     pub(crate) fn extend(&mut self, bytes: &[u8]) {
+        self.reserve(bytes.len());
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Makes room for so many octets, so that what comes in pieces moves nothing.
+    pub(crate) fn reserve(&mut self, room: usize) {
         // The taken front is only reclaimed here, and only when that makes room: each byte moves at most once per fill.
-        if self.taken > 0 && self.bytes.len() + bytes.len() > self.bytes.capacity() {
+        if self.taken > 0 && self.bytes.len() + room > self.bytes.capacity() {
             self.bytes.drain(..self.taken);
             self.taken = 0;
         }
-        if self.bytes.len() + bytes.len() > self.bytes.capacity() {
-            self.grow(bytes.len());
+        if self.bytes.len() + room > self.bytes.capacity() {
+            self.grow(room);
         }
-        self.bytes.extend_from_slice(bytes);
     }
 
     /// Half a secret may be here already: it must not stay in memory that is given back.

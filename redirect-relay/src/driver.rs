@@ -423,9 +423,8 @@ impl<'a, D: Directory> Conversation<'a, D> {
                 self.poll_client_read(cx),
                 self.poll_gateway_read(cx),
                 self.poll_errand(cx),
-                self.poll_timer(cx, timer.as_mut()),
             ];
-            if moved.iter().all(Poll::is_pending) {
+            if moved.iter().all(Poll::is_pending) && self.poll_timer(cx, timer.as_mut()).is_pending() {
                 return Poll::Pending;
             }
         }

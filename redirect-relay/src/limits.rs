@@ -108,6 +108,8 @@ pub(crate) const DNS_RETRY: Duration = Duration::from_secs(10);
 pub(crate) const READ_MAX: usize = 16 * 1024;
 /// Octets waiting for the gateway above which the client's body is not read: so at most this plus one read is held.
 pub(crate) const TO_GATEWAY_HIGH: usize = 16 * 1024;
+/// Octets that are kept free for our trace field and the end of a message; what needs more takes it.
+pub(crate) const TRACE_AND_END_ROOM: usize = 256;
 /// Octets of replies waiting for the client above which no further command is taken.
 pub(crate) const TO_CLIENT_HIGH: usize = 4 * 1024;
 /// Buffers that are larger than this when they run empty give their memory back, so that an idle session stays small.

@@ -42,7 +42,7 @@ use crate::{
     limits::Limits,
     limits::{
         ANY_LINE_MAX, AUTH_LINE_MAX, CHUNK_SMALL, HOPS_MAX, RECIPIENTS_IN_FLIGHT, TEXT_LINE_MAX, TO_CLIENT_HIGH,
-        TO_GATEWAY_HIGH,
+        TO_GATEWAY_HIGH, TRACE_AND_END_ROOM,
     },
     mend::Mender,
     policy::LineEndings,
@@ -1108,7 +1108,7 @@ impl Session {
                     }
                     out.extend(scan.text);
                 };
-                self.pass_on(&mut lines.incoming, begun, write, now);
+                self.pass_on(&mut lines.incoming, begun, scan.text.len(), write, now);
             }
         }
         let octets = lines.incoming.octets;
@@ -1144,13 +1144,21 @@ impl Session {
         }
     }
 
-    /// Passes on what `write` adds to the message. Our trace field leaves with its first octets, or with the end of an empty
-    /// one: `begun` tells that either is there.
-    fn pass_on(&mut self, incoming: &mut Incoming, begun: bool, write: impl FnOnce(&mut Buffer), now: Instant) {
+    /// Passes on what `write` adds to the message, about `length` octets. Our trace field leaves with its first octets, or
+    /// with the end of an empty one: `begun` tells that either is there.
+    fn pass_on(
+        &mut self,
+        incoming: &mut Incoming,
+        begun: bool,
+        length: usize,
+        write: impl FnOnce(&mut Buffer),
+        now: Instant,
+    ) {
         let with = self.with();
         let (Some(link), Some(helo)) = (&mut self.link, &self.helo) else { return };
         let trace = begun && !mem::replace(&mut incoming.traced, true);
         link.upstream.body(now, |out| {
+            out.reserve(length + TRACE_AND_END_ROOM);
             if trace {
                 let at = (self.settings.clock)();
                 trace::write_received(out, with, helo, &self.identity, &self.settings.hostname, at);

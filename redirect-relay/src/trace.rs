@@ -1,13 +1,17 @@
 //! Trace information (RFC 5321 section 4.4): the one `Received:` field we add, and the count of those already there.
 
 use std::{
-    fmt::Write as _,
+    fmt::{self, Write as _},
     net::{IpAddr, SocketAddr},
 };
 
-use jiff::{Timestamp, tz::TimeZone};
+use jiff::{
+    Timestamp,
+    fmt::{StdFmtWrite, rfc2822},
+    tz::TimeZone,
+};
 
-use crate::{addrs::ClientAddr, buffer::Buffer, relay::Identity};
+use crate::{buffer::Buffer, relay::Identity};
 
 /// What the client said of itself in HELO or EHLO.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,14 +32,18 @@ pub(crate) struct With {
 }
 
 impl With {
-    fn protocol(self, extended: bool) -> String {
-        let name = match (extended, self.utf8) {
-            (false, _) => return "SMTP".to_owned(),
-            (true, false) => "ESMTP",
-            (true, true) => "UTF8SMTP",
-        };
-        let letter = |given: bool, letter: &'static str| if given { letter } else { "" };
-        format!("{name}{}{}", letter(self.encrypted, "S"), letter(self.authenticated, "A"))
+    const fn protocol(self, extended: bool) -> &'static str {
+        match (self.utf8, self.encrypted, self.authenticated) {
+            _ if !extended => "SMTP",
+            (false, false, false) => "ESMTP",
+            (false, false, true) => "ESMTPA",
+            (false, true, false) => "ESMTPS",
+            (false, true, true) => "ESMTPSA",
+            (true, false, false) => "UTF8SMTP",
+            (true, false, true) => "UTF8SMTPA",
+            (true, true, false) => "UTF8SMTPS",
+            (true, true, true) => "UTF8SMTPSA",
+        }
     }
 }
 
@@ -49,36 +57,56 @@ pub(crate) fn write_received(
     hostname: &str,
     now: Timestamp,
 ) {
-    let name = printable(&helo.name);
-    let client = literal(identity.client.ip());
-    let priority = with.priority.map_or_else(String::new, |priority| format!(" PRIORITY {priority}"));
-    let with = with.protocol(helo.extended);
-    let class = printable(&identity.class);
-    let original = destination(identity.original.get());
-    let date = now.to_zoned(TimeZone::UTC).strftime("%a, %d %b %Y %H:%M:%S %z");
-    write!(
-        out,
-        "Received: from {name} ({client})\r\n\tby {hostname} with {with}{priority} (class {class};\r\n\
-         \tfor original destination {original});\r\n\t{date}\r\n"
-    )
-    .expect("a buffer in memory takes every write");
+    let original = identity.original.get();
+    write_field(out, with, helo, identity, hostname, original).expect("a buffer in memory takes every write");
+    // Its years are those of dates that such a field may have, and a clock that is outside of them says nothing.
+    let _ = rfc2822::DateTimePrinter::new().print_zoned(&now.to_zoned(TimeZone::UTC), StdFmtWrite(&mut *out));
+    out.extend(b"\r\n");
+}
+
+/// Up to the date.
+fn write_field(
+    out: &mut Buffer,
+    with: With,
+    helo: &Helo,
+    identity: &Identity,
+    hostname: &str,
+    original: SocketAddr,
+) -> fmt::Result {
+    let (name, client) = (Printable(&helo.name), Literal(identity.client.ip()));
+    write!(out, "Received: from {name} ({client})\r\n\tby {hostname} with {}", with.protocol(helo.extended))?;
+    if let Some(priority) = with.priority {
+        write!(out, " PRIORITY {priority}")?;
+    }
+    let (class, ip, port) = (Printable(&identity.class), Literal(original.ip()), original.port());
+    write!(out, " (class {class};\r\n\tfor original destination {ip}:{port});\r\n\t")
 }
 
 /// An address literal (RFC 5321 section 4.1.3).
-fn literal(ip: IpAddr) -> String {
-    match ip {
-        IpAddr::V4(ip) => format!("[{ip}]"),
-        IpAddr::V6(ip) => format!("[IPv6:{ip}]"),
+struct Literal(IpAddr);
+
+impl fmt::Display for Literal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            IpAddr::V4(ip) => write!(f, "[{ip}]"),
+            IpAddr::V6(ip) => write!(f, "[IPv6:{ip}]"),
+        }
     }
 }
 
-fn destination(address: SocketAddr) -> String {
-    format!("{}:{}", literal(ClientAddr::new(address).ip()), address.port())
-}
+struct Printable<'t>(&'t str);
 
-fn printable(text: &str) -> String {
-    let plain = |c: char| if c.is_ascii_alphanumeric() || "-._:[]".contains(c) { c } else { '-' };
-    text.chars().map(plain).collect()
+impl fmt::Display for Printable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let special = |c: char| !(c.is_ascii_alphanumeric() || "-._:[]".contains(c));
+        for (number, part) in self.0.split(special).enumerate() {
+            if number > 0 {
+                f.write_char('-')?;
+            }
+            f.write_str(part)?;
+        }
+        Ok(())
+    }
 }
 
 /// Counts the `Received:` fields of a header section that arrives in slices.
@@ -148,7 +176,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::addrs::OriginalDst;
+    use crate::addrs::{ClientAddr, OriginalDst};
 
     fn received(helo: &str, client: &str, original: &str, class: &str) -> String {
         let identity = Identity {

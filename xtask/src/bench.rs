@@ -36,9 +36,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         _ => {}
     }
 
-    exec::say("building the workspace in the release profile");
+    exec::say("building in the release profile");
+    let programs = ["redirectd", "redirect-ctl", "bench"].into_iter().flat_map(|program| ["--bin", program]);
     let packages = ["-p", "redirect-ctl", "-p", "redirect-tests"];
-    let built = exec::cargo().args(["build", "--quiet", "--release"]).args(packages).arg("--bins").status()?;
+    let built = exec::cargo().args(["build", "--quiet", "--release"]).args(packages).args(programs).status()?;
     if !built.success() {
         return Ok(ExitCode::from(exec::code(built)));
     }

@@ -16,7 +16,7 @@ use redirect_ctl::{
     daemon,
     dataplane::kernel::{Capacities, KernelDataplane, OBJECT, Start, pins::Pins},
     host::Host,
-    log::{Lines, Log},
+    log::{Lines, Log, PlainFields},
     reconcile::task::monotonic_s,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -109,7 +109,8 @@ fn set_up_log(format: LogFormat, lines: Lines) {
     let colours = io::stderr().is_terminal();
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(lines).with_ansi(colours);
     match format {
-        LogFormat::Text => builder.init(),
+        LogFormat::Text if colours => builder.init(),
+        LogFormat::Text => builder.fmt_fields(PlainFields).init(),
         LogFormat::Json => builder.json().init(),
     }
 }

@@ -92,7 +92,7 @@ async fn compare(lab: &Lab) {
     assert_eq!(state.subscribers.len(), subscribers["items"].as_array().unwrap().len());
     for subscriber in subscribers["items"].as_array().unwrap() {
         let prefix = subscriber["prefix"].as_str().unwrap().parse().unwrap();
-        let class = state.classes[&state.subscribers[&prefix].class()];
+        let class = state.classes[&state.subscribers[&prefix]];
         let wanted =
             classes["items"].as_array().unwrap().iter().find(|class| class["name"] == subscriber["class"]).unwrap();
         let action: Action = wanted["action"].as_str().unwrap().parse().unwrap();

@@ -208,7 +208,7 @@ async fn sources_contend_and_explain_shows_them() {
     assert_eq!(facts(&lab.get(target).await).len(), 2);
     lab.delete(&format!("{target}?source=operator")).await.expect(204);
     let prefix = "10.20.3.7/32".parse().unwrap();
-    assert_eq!(lab.model.state().subscribers.get(&prefix), Some(&policy::Subscriber::new(2, 32)));
+    assert_eq!(lab.model.state().subscribers.get(&prefix), Some(&2));
     lab.delete(&format!("{target}?session=8A01")).await.expect(204);
     assert!(lab.model.state().subscribers.is_empty());
 }
@@ -220,7 +220,7 @@ async fn a_fact_that_expires_lets_the_next_one_decide() {
     lab.put("/v1/subscribers/10.0.0.1", r#"{"class":"configured","source":"dhcp"}"#).await.expect(201);
     let portal = json!({"class": "authenticated", "source": "portal", "expires": soon});
     lab.put("/v1/subscribers/10.0.0.1", &portal.to_string()).await.expect(200);
-    let class = || lab.model.state().subscribers.values().next().map(|subscriber| subscriber.class());
+    let class = || lab.model.state().subscribers.values().next().copied();
     assert_eq!(class(), Some(3));
     eventually("the portal's word has expired", || async { class() == Some(2) }).await;
 }

@@ -126,7 +126,7 @@ impl Session {
                 stuffer.end(|slice| out.extend(slice));
             }
         };
-        self.pass_on(incoming, end || !bytes.is_empty(), write, now);
+        self.pass_on(incoming, end || !bytes.is_empty(), bytes.len(), write, now);
         incoming.octets += bytes.len() as u64;
         incoming.refused = if stuffer.fault().is_some() {
             Some((LINE_ENDINGS, Cause::LineEndings))

@@ -22,7 +22,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use self::site::Occupant;
+use self::site::{Occupant, SESSIONS_MAX};
 use crate::{options::Options, report::Report};
 
 #[derive(clap::Args)]
@@ -59,6 +59,9 @@ struct Effort {
     idle_turns: usize,
 }
 
+/// A relay has two for each session, and some others.
+const DESCRIPTORS: u64 = 2 * SESSIONS_MAX as u64 + 1024;
+
 const FULL: Effort = Effort { turns: 5, rate: Duration::from_millis(800), timed: [2_000, 50], idle_turns: 3 };
 const QUICK: Effort = Effort { turns: 3, rate: Duration::from_millis(250), timed: [500, 20], idle_turns: 1 };
 
@@ -68,10 +71,11 @@ pub(crate) fn run(arguments: Arguments) -> Result<Report> {
     let cast = Cast { baseline: baseline.map(|file| &*Box::leak(file.into_boxed_path())) };
     let effort = if options.quick { &QUICK } else { &FULL };
     // All that is started inherits it.
-    let (_, descriptors) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, descriptors, descriptors).context("take all descriptors that there are")?;
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let descriptors = most.max(DESCRIPTORS);
+    setrlimit(Resource::RLIMIT_NOFILE, descriptors, descriptors).context("raise the limit of descriptors")?;
     let mut rows = rate::rows(&options, &cast, effort)?;
     rows.extend(latency::rows(&options, &cast, effort)?);
-    rows.extend(idle::rows(&options, &cast, effort, descriptors)?);
+    rows.extend(idle::rows(&options, &cast, effort)?);
     Ok(Report { suite: "relay", rows: options.retain(rows) })
 }

@@ -1,0 +1,163 @@
+//! The fields of a line of text as `tracing-subscriber` writes them, without styles.
+//!
+//! Each message that goes through the relay leaves a line of some twenty fields. Asking for each of them which style its name and its
+//! equals sign have takes a fifth of the time that the line takes, for styles that nobody sees.
+
+use std::fmt::{self, Debug, Write};
+
+use tracing::field::{Field, Visit};
+use tracing_subscriber::{
+    field::RecordFields,
+    fmt::{FormatFields, format::Writer},
+};
+
+/// For a writer that is no terminal.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PlainFields;
+
+impl<'w> FormatFields<'w> for PlainFields {
+    fn format_fields<R: RecordFields>(&self, writer: Writer<'w>, fields: R) -> fmt::Result {
+        let mut visitor = Visitor { writer, begun: false, result: Ok(()) };
+        fields.record(&mut visitor);
+        visitor.result
+    }
+}
+
+struct Visitor<'w> {
+    writer: Writer<'w>,
+    begun: bool,
+    result: fmt::Result,
+}
+
+impl Visitor<'_> {
+    fn write(&mut self, field: &Field, value: impl FnOnce(&mut Writer<'_>) -> fmt::Result) {
+        // What `log` tells of its own records stands in the line already.
+        if self.result.is_ok() && !field.name().starts_with("log.") {
+            self.result = self.name(field.name()).and_then(|()| value(&mut self.writer));
+        }
+    }
+
+    fn name(&mut self, name: &str) -> fmt::Result {
+        if std::mem::replace(&mut self.begun, true) {
+            self.writer.write_char(' ')?;
+        }
+        if name == "message" {
+            return Ok(());
+        }
+        self.writer.write_str(name.strip_prefix("r#").unwrap_or(name))?;
+        self.writer.write_char('=')
+    }
+}
+
+impl Visit for Visitor<'_> {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.write(field, |out| {
+            if field.name() == "message" { escaped(out).write_str(value) } else { write!(out, "{value:?}") }
+        });
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.write(field, |out| out.write_str(if value { "true" } else { "false" }));
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        self.write(field, |out| write!(escaped(out), "{value:?}"));
+    }
+}
+
+const fn escaped<W>(out: &mut W) -> Escaped<'_, W> {
+    Escaped(out)
+}
+
+/// Control characters but line ends and tabs are shown by their numbers: a terminal that shows the log must not obey them.
+struct Escaped<'w, W>(&'w mut W);
+
+impl<W: Write> Write for Escaped<'_, W> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let control = |c: char| c.is_control() && !matches!(c, '\n' | '\r' | '\t');
+        for part in text.split_inclusive(control) {
+            match part.chars().next_back().filter(|c| control(*c)) {
+                Some(last) => {
+                    self.0.write_str(&part[..part.len() - last.len_utf8()])?;
+                    write!(self.0, "{}", last.escape_default())?;
+                }
+                None => self.0.write_str(part)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io,
+        sync::{Arc, Mutex},
+    };
+
+    use tracing::{info, subscriber::with_default};
+    use tracing_subscriber::fmt::{MakeWriter, fmt};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Text(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Text {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl<'a> MakeWriter<'a> for Text {
+        type Writer = Self;
+
+        fn make_writer(&'a self) -> Self {
+            self.clone()
+        }
+    }
+
+    fn event() {
+        let error: &(dyn std::error::Error + 'static) = &fmt::Error;
+        info!(
+            subscriber = %"192.0.2.1",
+            class = "a \"b\" \u{e4}",
+            none = None::<u64>,
+            some = Some(7),
+            below = -7,
+            share = 0.5,
+            yes = true,
+            r#type = ?"x",
+            status = Some(450).map(display),
+            error,
+            "message of {}",
+            1
+        );
+        info!("alone");
+        info!(only = 1);
+    }
+
+    #[test]
+    fn lines_are_as_without_it() {
+        let [plain, usual] = [Text::default(), Text::default()];
+        let subscriber = || fmt().without_time().with_ansi(false);
+        with_default(subscriber().with_writer(plain.clone()).fmt_fields(PlainFields).finish(), event);
+        with_default(subscriber().with_writer(usual.clone()).finish(), event);
+        let text = |text: Text| String::from_utf8(text.0.lock().unwrap().clone()).unwrap();
+        let usual = text(usual);
+        assert!(usual.contains("message of 1 subscriber=192.0.2.1 class=\"a"), "{usual}");
+        assert_eq!(text(plain), usual);
+    }
+
+    #[test]
+    fn nothing_obeys_a_line() {
+        let mut out = String::new();
+        escaped(&mut out).write_str("a\u{1b}[2Jb\u{9b}\u{7}\tc\nd\u{e4}\u{7f}").unwrap();
+        assert_eq!(out, "a\\u{1b}[2Jb\\u{9b}\\u{7}\tc\nd\u{e4}\\u{7f}");
+    }
+}
