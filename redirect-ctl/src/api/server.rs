@@ -88,7 +88,11 @@ impl Socket {
         }
         let listener = UnixListener::bind(path).map_err(io_error)?;
         // Until this line the mode is that of the umask; whoever connects in between is checked by its credentials.
-        chown(path, None, group.map(Gid::from_raw)).map_err(|source| Error::Group { path: path.to_owned(), source })?;
+        // Not without need: a hardened unit may not allow the system call.
+        if let Some(group) = group {
+            let given = chown(path, None, Some(Gid::from_raw(group)));
+            given.map_err(|source| Error::Group { path: path.to_owned(), source })?;
+        }
         fs::set_permissions(path, Permissions::from_mode(mode)).map_err(io_error)?;
         Ok(Self { listener, path: path.to_owned(), inode: inode(path) })
     }
