@@ -898,11 +898,19 @@ impl Writer {
                     };
                     Committed { revision, resource, outcome }
                 });
-                if answer.is_err() {
-                    savepoint.rollback()?;
+                let refused = answer.is_err();
+                let cause = match &answer {
+                    Err(Error::Sqlite(rusqlite::Error::SqliteFailure(code, text))) => {
+                        Some(rusqlite::Error::SqliteFailure(*code, text.clone()))
+                    }
+                    _ => None,
+                };
+                answers.push((reply, answer));
+                if refused {
+                    // Where the disk is full SQLite has undone everything already: then that is why the whole group fails.
+                    savepoint.rollback().map_err(|error| cause.unwrap_or(error))?;
                 }
                 savepoint.commit()?;
-                answers.push((reply, answer));
             }
             if revision != before.revision {
                 transaction.execute("UPDATE state SET revision = ?1", [revision])?;

@@ -169,6 +169,13 @@ impl Product {
         Ok(finished.stdout)
     }
 
+    /// As [`Product::ctl`], for what takes longer than other commands.
+    pub fn ctl_within(&self, lab: &Lab, words: &[&str], limit: Duration) -> Result<String> {
+        let finished = run_ctl(lab, &self.socket, words, limit)?;
+        ensure!(finished.status.success(), "redirect-ctl {}: {}{}", words.join(" "), finished.stderr, finished.stdout);
+        Ok(finished.stdout)
+    }
+
     /// As [`Product::ctl`] with `-o json`, parsed.
     pub fn json(&self, lab: &Lab, words: &[&str]) -> Result<serde_json::Value> {
         let text = self.ctl(lab, &[&["-o", "json"], words].concat())?;
@@ -211,9 +218,13 @@ impl Product {
 }
 
 fn redirect_ctl(lab: &Lab, socket: &Path, words: &[&str]) -> Result<Finished> {
+    run_ctl(lab, socket, words, COMMAND)
+}
+
+fn run_ctl(lab: &Lab, socket: &Path, words: &[&str], limit: Duration) -> Result<Finished> {
     let mut command = Command::new(binary("redirect-ctl")?);
     command.arg("--host").arg(format!("unix://{}", socket.display())).args(words);
-    lab.router.run(&mut command, COMMAND)
+    lab.router.run(&mut command, limit)
 }
 
 /// A program of this workspace, beside the one that runs.

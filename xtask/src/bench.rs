@@ -11,7 +11,7 @@ use crate::{
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The suite: `packet`, `path` or `relay`
+    /// The suite: `packet`, `path`, `relay` or `subscribers`
     suite: String,
     /// Few and short turns (not `packet`): to see whether it works, and roughly how well
     #[arg(long)]
@@ -31,7 +31,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let root = Root::require("a benchmark (it loads eBPF programs)")?;
     setup::ensure()?;
     match args.suite.as_str() {
-        "path" => setup::ensure_peers()?,
+        "path" | "subscribers" => setup::ensure_peers()?,
         "relay" => relays::ensure()?,
         _ => {}
     }

@@ -93,33 +93,38 @@ pub(super) async fn import_subscribers(
     {
         return Ok(apply_within(&app, revision, limits::API_APPLY_WAIT)
             .await
-            .with_headers(StatusCode::OK, report(counts, 0)));
+            .with_headers(StatusCode::OK, report(counts)));
     }
     if read.faults.total > 0 {
         return Err(refusal(read.faults));
     }
     let replace = query.mode == ImportMode::Replace;
-    let import = Box::new(Import { staging: read.staging, replace, source: only, key, now_s: now.seconds });
+    let import = Box::new(Import {
+        staging: read.staging,
+        expired: read.expired,
+        replace,
+        source: only,
+        key,
+        now_s: now.seconds,
+    });
     if query.dry_run {
         let ImportDiff { counts, first } = app.store.diff_import(import).await?;
         let examples = first.into_iter().map(|(before, after)| SubscriberChange {
             before: before.map(SubscriberRecord::from),
             after: after.map(SubscriberRecord::from),
         });
-        return Ok(
-            Json(SubscriberImport { examples: examples.collect(), ..report(counts, read.expired) }).into_response()
-        );
+        return Ok(Json(SubscriberImport { examples: examples.collect(), ..report(counts) }).into_response());
     }
     let committed = app.store.change(Change::ImportFacts(import)).await?;
     let (Outcome::Imported(counts) | Outcome::ImportedBefore { counts, .. }) = committed.outcome else {
         return Err(ApiError::new(Code::Internal, "an import had another outcome"));
     };
     let done = apply_within(&app, committed.revision, limits::IMPORT_APPLY_WAIT).await;
-    Ok(done.with_headers(StatusCode::OK, report(counts, read.expired)))
+    Ok(done.with_headers(StatusCode::OK, report(counts)))
 }
 
-fn report(counts: ImportCounts, expired: u64) -> SubscriberImport {
-    let ImportCounts { added, changed, removed, unchanged } = counts;
+fn report(counts: ImportCounts) -> SubscriberImport {
+    let ImportCounts { added, changed, removed, unchanged, expired } = counts;
     SubscriberImport { added, changed, removed, unchanged, expired, examples: Vec::new() }
 }
 

@@ -60,6 +60,13 @@ pub(super) const INDEXES: &str = "
 pub(super) const COLUMNS: &str =
     "prefix, source, class, effective, revision, priority, expires_s, session, user, mac, labels";
 
+const INSERT: &str = "INSERT INTO facts
+    (prefix, source, class, effective, revision, priority, expires_s, session, user, mac, labels)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
+const REPLACE: &str = "INSERT OR REPLACE INTO facts
+    (prefix, source, class, effective, revision, priority, expires_s, session, user, mac, labels)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
+
 /// A row without its prefix.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Stored {
@@ -537,29 +544,25 @@ impl Step<'_> {
                 .prepare_cached("DELETE FROM facts WHERE prefix = ?1 AND source = ?2")?
                 .execute(params![key, gone.source.name()])?;
         }
+        // What is new need not be looked for, which counts where a million come.
+        let insert = if before.is_empty() { INSERT } else { REPLACE };
         for stored in after.iter().filter(|stored| !before.contains(stored)) {
             if !before.is_empty() {
                 self.extensions.forget(prefix, stored.source);
             }
-            self.connection
-                .prepare_cached(
-                    "INSERT OR REPLACE INTO facts
-                         (prefix, source, class, effective, revision, priority, expires_s, session, user, mac, labels)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
-                )?
-                .execute(params![
-                    key,
-                    stored.source.name(),
-                    stored.class,
-                    stored.effective,
-                    stored.revision,
-                    stored.priority,
-                    stored.expires_s,
-                    stored.session,
-                    stored.user,
-                    stored.mac,
-                    stored.labels
-                ])?;
+            self.connection.prepare_cached(insert)?.execute(params![
+                key,
+                stored.source.name(),
+                stored.class,
+                stored.effective,
+                stored.revision,
+                stored.priority,
+                stored.expires_s,
+                stored.session,
+                stored.user,
+                stored.mac,
+                stored.labels
+            ])?;
         }
         Ok(())
     }

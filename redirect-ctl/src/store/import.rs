@@ -31,7 +31,8 @@ pub(super) fn imports_schema(transaction: &Transaction<'_>) -> Result<(), Error>
              added INTEGER NOT NULL,
              changed INTEGER NOT NULL,
              removed INTEGER NOT NULL,
-             unchanged INTEGER NOT NULL
+             unchanged INTEGER NOT NULL,
+             expired INTEGER NOT NULL
          ) STRICT, WITHOUT ROWID;
          CREATE INDEX imports_at ON imports (at_s);",
     )?;
@@ -149,6 +150,8 @@ impl Staging {
 pub struct Import {
     /// Sorted, without repetitions.
     pub staging: Staging,
+    /// Lines that were left out, because their time has come.
+    pub expired: u64,
     /// Whether the others go: all, or those of `source`.
     pub replace: bool,
     pub source: Option<Origin>,
@@ -171,6 +174,8 @@ pub struct ImportCounts {
     pub changed: u64,
     pub removed: u64,
     pub unchanged: u64,
+    /// Lines that were left out, because their time had come.
+    pub expired: u64,
 }
 
 impl ImportCounts {
@@ -189,12 +194,17 @@ pub struct ImportDiff {
 
 /// What an earlier import under this key came to, and at which revision.
 pub(super) fn known(connection: &Connection, key: &ImportKey) -> Result<Option<(u64, ImportCounts)>, Error> {
-    let sql = "SELECT digest, revision, added, changed, removed, unchanged FROM imports WHERE key = ?1";
+    let sql = "SELECT digest, revision, added, changed, removed, unchanged, expired FROM imports WHERE key = ?1";
     let found = connection
         .prepare_cached(sql)?
         .query_row([&key.key], |row| {
-            let counts =
-                ImportCounts { added: row.get(2)?, changed: row.get(3)?, removed: row.get(4)?, unchanged: row.get(5)? };
+            let counts = ImportCounts {
+                added: row.get(2)?,
+                changed: row.get(3)?,
+                removed: row.get(4)?,
+                unchanged: row.get(5)?,
+                expired: row.get(6)?,
+            };
             Ok((row.get::<_, Vec<u8>>(0)?, row.get(1)?, counts))
         })
         .optional()?;
@@ -256,7 +266,7 @@ fn merge(
     /// A look-up of a prefix costs as much as so many rows in order.
     const LOOK_UP: u64 = 8;
     let staging = &import.staging;
-    let mut counts = ImportCounts::default();
+    let mut counts = ImportCounts { expired: import.expired, ..ImportCounts::default() };
     let mut one = |prefix, before: &[Stored], group: &[Staged]| {
         let (after, differ) = outcome(import, classes, before, group, &mut counts);
         if differ { differs(prefix, before, after) } else { Ok(()) }
@@ -422,11 +432,11 @@ fn remember(
     revision: u64,
     counts: ImportCounts,
 ) -> Result<(), Error> {
-    let ImportCounts { added, changed, removed, unchanged } = counts;
+    let ImportCounts { added, changed, removed, unchanged, expired } = counts;
     connection.execute(
-        "INSERT INTO imports (key, digest, at_s, revision, added, changed, removed, unchanged)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-        params![key.key, key.digest, now_s, revision, added, changed, removed, unchanged],
+        "INSERT INTO imports (key, digest, at_s, revision, added, changed, removed, unchanged, expired)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+        params![key.key, key.digest, now_s, revision, added, changed, removed, unchanged, expired],
     )?;
     connection.execute("DELETE FROM imports WHERE at_s < ?1", [now_s - limits::IMPORT_KEY_AGE_MAX_S])?;
     let sql = "DELETE FROM imports WHERE key IN (SELECT key FROM imports ORDER BY at_s DESC LIMIT -1 OFFSET ?1)";

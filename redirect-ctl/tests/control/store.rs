@@ -445,6 +445,7 @@ fn import_until_killed() {
                 staging.sort(|_, _| panic!("they are distinct"));
                 Change::ImportFacts(Box::new(Import {
                     staging,
+                    expired: 0,
                     replace: true,
                     source: Some(Origin::Radius),
                     key: None,

@@ -5,6 +5,7 @@ mod packet;
 mod path;
 mod relay;
 mod report;
+mod subscribers;
 mod turns;
 
 use std::path::PathBuf;
@@ -34,6 +35,8 @@ enum Suite {
     Path(Options),
     /// Mail through the embedded relay, beside other relays and beside none.
     Relay(relay::Arguments),
+    /// A million subscribers into store and kernel, beside sets of nftables and ipset.
+    Subscribers(Options),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -42,6 +45,7 @@ fn main() -> anyhow::Result<()> {
         Suite::Packet => packet::run()?,
         Suite::Path(options) => path::run(&options)?,
         Suite::Relay(arguments) => relay::run(arguments)?,
+        Suite::Subscribers(options) => subscribers::run(&options)?,
     };
     report.print()?;
     match arguments.json {

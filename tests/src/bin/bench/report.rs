@@ -44,6 +44,9 @@ pub(crate) struct Unit {
 }
 
 impl Unit {
+    pub(crate) const SECONDS: Self = Self::lower("s");
+    pub(crate) const MILLISECONDS: Self = Self::lower("ms");
+    pub(crate) const MEBIBYTES: Self = Self::lower("MiB");
     pub(crate) const NANOSECONDS: Self = Self::lower("ns");
     pub(crate) const MICROSECONDS: Self = Self::lower("us");
     pub(crate) const CPU_MICROSECONDS_PER_MESSAGE: Self = Self::lower("CPU us/message");
