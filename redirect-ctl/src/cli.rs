@@ -1,5 +1,7 @@
 //! The command line of `redirect-ctl` and `redirectd`: clap types only. Nouns read, verbs change.
 
+mod configuration;
+
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::PossibleValuesParser, builder::TypedValueParser};
@@ -25,6 +27,10 @@ use crate::{
     routes::{self, RouteKey},
     smtp,
     subscribers::{Login, Mac, Priority, Session},
+};
+
+pub use self::configuration::{
+    ConfigCommit, ConfigDiff, ConfigFile, ConfigHow, ConfigRollback, ConfigShow, ConfigVerb,
 };
 
 /// Inspect and drive redirectd.
@@ -142,6 +148,9 @@ pub enum Noun {
     /// Who may log in at the embedded relay where a class says --auth local
     #[command(subcommand)]
     User(UserVerb),
+    /// All of the above but subscribers together: show it, compare it, replace it, take that back
+    #[command(subcommand)]
+    Config(ConfigVerb),
     /// What is allowed and yet hardly meant: shadowed routes, mail and passwords in clear, gateways out of reach; exit code 1 if there is any
     Lint,
     /// Bearer tokens: who may use the API over TCP

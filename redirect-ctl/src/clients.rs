@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc};
 
 use redirect_relay::{
-    Certificate, Policy, Users, Verifier,
+    Certificate, CertificateInvalid, Policy, Users, Verifier,
     gateway::Secret,
     route::{Concern, Finding, Routing},
 };
@@ -22,6 +22,40 @@ pub struct CertificateSpec {
     pub chain: String,
     /// Empty: the one that is known.
     pub key: Secret,
+}
+
+impl CertificateSpec {
+    /// As the relay uses it.
+    pub fn ready(&self) -> Result<Certificate, CertificateInvalid> {
+        Certificate::from_pem(self.chain.as_bytes(), self.key.expose().as_bytes())
+    }
+
+    /// With its chain as we write it, if the parts belong together and, where `now` is given, it is valid then; else the member (a pointer)
+    /// that is wrong, and why.
+    pub fn checked(mut self, now: Option<Time>) -> Result<Self, (&'static str, Invalid)> {
+        let certificate = self.ready().map_err(|error| {
+            let pointer = match error {
+                CertificateInvalid::NoKey | CertificateInvalid::KeyMismatch => "/key",
+                CertificateInvalid::NoCertificate
+                | CertificateInvalid::HoldsKey
+                | CertificateInvalid::Malformed
+                | CertificateInvalid::Unfit(_) => "/chain",
+            };
+            (pointer, Invalid(error.to_string()))
+        })?;
+        let [not_before, not_after] =
+            [certificate.not_before_s(), certificate.not_after_s()].map(|seconds| Time { seconds });
+        let fault = match now {
+            Some(now) if not_after <= now => Some(format!("expired on {not_after}; give the one that follows it")),
+            Some(now) if not_before > now => Some(format!("is not valid before {not_before}; set it then")),
+            Some(_) | None => None,
+        };
+        if let Some(text) = fault {
+            return Err(("/chain", Invalid(text)));
+        }
+        certificate.chain().clone_into(&mut self.chain);
+        Ok(self)
+    }
 }
 
 /// Who may log in where a class's `auth` is `local`.

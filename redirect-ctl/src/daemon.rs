@@ -40,7 +40,7 @@ use crate::{
     limits,
     reconcile::task::{Handle, Reconciler, Stage},
     relay::{FlowDirectory, keep_locks},
-    store::{self, Change, Outcome, Store},
+    store::{self, Change, ConfigurationChange, Outcome, Store},
     supervisor,
 };
 
@@ -114,6 +114,10 @@ async fn start_and_wait(
     });
     // What expired while the daemon was away must not come back, not even for a second.
     while expire(&store).await? {}
+    // And what nobody confirmed in time is taken back before the kernel is brought to it.
+    if let Err(error) = take_back(&store).await {
+        tracing::error!(%error, "cannot take back the commit that was not confirmed");
+    }
 
     let flows = dataplane.reader();
     let (prober, health) = Prober::new(store.watch(), settings.health);
@@ -297,6 +301,9 @@ async fn run_expiry(store: Store, stop: CancellationToken) -> Result<(), store::
             }
             tracing::error!(%error, "cannot remove subscribers that expired");
         }
+        if let Err(error) = take_back(&store).await {
+            tracing::error!(%error, "cannot take back the commit that was not confirmed");
+        }
     }
     Ok(())
 }
@@ -313,6 +320,25 @@ async fn expire(store: &Store) -> Result<bool, store::Error> {
         return Ok(true);
     }
     Ok(false)
+}
+
+/// Takes back a pending commit whose time is over.
+async fn take_back(store: &Store) -> Result<(), store::Error> {
+    let Some(pending) = store.snapshot().standing.pending else { return Ok(()) };
+    let now = Time::now();
+    if pending.deadline > now {
+        return Ok(());
+    }
+    let change = ConfigurationChange::RevertOverdue { now };
+    let committed = store.change(Change::Configuration(Box::new(change))).await?;
+    if committed.outcome != Outcome::Unchanged {
+        tracing::warn!(
+            taken_back = pending.revision,
+            revision = committed.revision,
+            "a commit was not confirmed in time"
+        );
+    }
+    Ok(())
 }
 
 fn ended(task: &str, error: &JoinError) -> Error {

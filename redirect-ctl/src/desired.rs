@@ -25,6 +25,7 @@ use utoipa::ToSchema;
 
 use crate::{
     clients::Clients,
+    configuration::Standing,
     dataplane::{ClassId, Hook, RelayId, Role, UnknownWord, words},
     limits,
     smtp::Smtp,
@@ -640,6 +641,8 @@ pub struct Snapshot {
     pub routing: Arc<Routing>,
     /// What the classes' rules, certificates and users make together.
     pub clients: Arc<Clients>,
+    /// Of the configuration as a whole.
+    pub standing: Standing,
 }
 
 /// Routing and clients are made of what the revision names.

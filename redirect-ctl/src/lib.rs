@@ -6,6 +6,7 @@
 //!
 //! - [`desired`]: what the operator wants, in types that hold valid values only; [`config`]: the bootstrap file
 //! - [`store`]: SQLite, one writer, a revision for every change; [`revision`]: what a request says about one; [`routes`]: keys of routes, and the relay's table of them
+//! - [`configuration`]: all of it that the operator decides in one document, and what tells two of them apart
 //! - [`reconcile`]: the pure planner and the one task that owns the kernel's state
 //! - [`dataplane`]: the door to the kernel, and a model of it for tests
 //! - [`health`]: asks relays whether they live
@@ -23,6 +24,7 @@ pub mod cli;
 pub mod clients;
 pub mod commands;
 pub mod config;
+pub mod configuration;
 pub mod daemon;
 pub mod dataplane;
 pub mod desired;

@@ -72,6 +72,26 @@ pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
 pub const EXPORT_CHUNK_BYTES: usize = 64 * 1024;
 /// Chunks of an export that wait for its reader.
 pub const EXPORT_QUEUE_MAX: usize = 8;
+/// Bytes of a configuration as a whole: [`ROUTES_MAX`] routes of 250 bytes, and some room.
+pub const CONFIGURATION_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Nodes of a YAML file that holds one: a route of six members has 13, and a gateway hardly more than 60.
+pub const YAML_NODES_MAX: usize = 2_000_000;
+/// A configuration as a whole is answered within this time: with [`ROUTES_MAX`] routes it is seconds of work.
+pub const CONFIGURATION_TIMEOUT: Duration = Duration::from_mins(1);
+/// Resources of each kind of change that a diff lists.
+pub const DIFF_LISTED_MAX: usize = 1_000;
+/// Faults of a document that an answer lists.
+pub const FAULTS_LISTED_MAX: usize = 100;
+/// States of the configuration that the history keeps.
+pub const HISTORY_MAX: usize = 50;
+/// Bytes of their documents together; what does not change from one to the next counts once. Beyond it fewer are kept, two at least.
+pub const HISTORY_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// The shortest and the longest time that a commit may wait for its confirmation: seconds are enough for a script, a day for a night.
+pub const CONFIRM_S: (u64, u64) = (1, 24 * 60 * 60);
+/// Bytes of a commit's comment.
+pub const COMMENT_BYTES_MAX: usize = 1_000;
+/// Bytes of the name of who commits.
+pub const AUTHOR_BYTES_MAX: usize = 100;
 /// Changes of each kind that an answer lists.
 pub const IMPORT_LISTED_MAX: usize = 100;
 /// Verifications of gateways at the same time: each connects to wherever its request says.

@@ -19,6 +19,7 @@ use crate::{
         reason_counts,
         types::{self, InterfaceCount, Memory, ReasonCount, Relay},
     },
+    desired::Time,
     health::HealthState,
     log,
     reconcile::task::Observed,
@@ -101,6 +102,11 @@ pub async fn scrape(app: &AppState) -> Result<String, ApiError> {
         gateways: app.relay.gateways(),
         tallies: app.relay.tallies(),
         revision: snapshot.revision,
+        pending_s: snapshot
+            .standing
+            .pending
+            .as_ref()
+            .map_or(0, |pending| u64::try_from(pending.deadline.seconds - Time::now().seconds).unwrap_or(0)),
         uptime_s: app.started.elapsed().as_secs(),
         flows_capacity: u64::from(app.dataplane.flows_max) * 2,
     };
@@ -127,6 +133,7 @@ struct Values {
     gateways: Vec<GatewayState>,
     tallies: Vec<(Pair, Tally)>,
     revision: u64,
+    pending_s: u64,
     uptime_s: u64,
     flows_capacity: u64,
 }
@@ -137,13 +144,7 @@ impl Collector for Values {
         let observed = &self.observed;
         gauge(encoder, "build_info", "Version of redirectd", &[(&[("version", env!("CARGO_PKG_VERSION"))], 1)])?;
         gauge(encoder, "uptime_seconds", "Time since the start", &[(&[], self.uptime_s)])?;
-        gauge(encoder, "config_revision", "Number of the configuration's newest state", &[(&[], self.revision)])?;
-        gauge(
-            encoder,
-            "config_revision_applied",
-            "Number of the state that the kernel holds",
-            &[(&[], observed.applied)],
-        )?;
+        self.encode_configuration(encoder)?;
         gauge(
             encoder,
             "reconcile_failing",
@@ -245,6 +246,22 @@ impl Collector for Values {
 }
 
 impl Values {
+    fn encode_configuration(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        gauge(encoder, "config_revision", "Number of the configuration's newest state", &[(&[], self.revision)])?;
+        gauge(
+            encoder,
+            "commit_pending_seconds",
+            "Until a commit is taken back that nobody has confirmed; 0 where none waits",
+            &[(&[], self.pending_s)],
+        )?;
+        gauge(
+            encoder,
+            "config_revision_applied",
+            "Number of the state that the kernel holds",
+            &[(&[], self.observed.applied)],
+        )
+    }
+
     fn encode_gateways(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let labels: Vec<_> = self.gateways.iter().map(|state| [("gateway", state.name.as_str())]).collect();
         let rows = |value: fn(&GatewayState) -> u64| -> Vec<_> {

@@ -8,12 +8,13 @@
 //! - The keys that a change touches are noted *before* its commit. A reader of revision `n` therefore finds every key of the changes up to
 //!   `n`; a note without a commit costs one needless look.
 //!
-//! Where mail goes is in `mail`, what clients of the embedded relay meet in `clients`.
+//! Where mail goes is in `mail`, what clients of the embedded relay meet in `clients`, and all of it together in `configuration`.
 //!
 //! What the configuration file owns (the embedded relay, its interfaces) is stored too, marked as the file's, and follows the file at each
 //! start.
 
 mod clients;
+mod configuration;
 mod facts;
 mod import;
 mod mail;
@@ -47,6 +48,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use self::facts::Extensions;
 pub(crate) use self::mail::with_known_password;
 pub use self::{
+    configuration::{ConfigurationChange, Note},
     facts::{FactFilter, FactLine, FactQuery, TakeFacts},
     import::{Import, ImportCounts, ImportDiff, ImportKey, Staging},
     mail::{RouteFilter, RouteQuery},
@@ -54,7 +56,8 @@ pub use self::{
 };
 use crate::{
     clients::{CertificateSpec, User, Username},
-    dataplane::ClassId,
+    configuration::{Commit, Configuration, Document, PendingCommit},
+    dataplane::{ClassId, RelayId},
     desired::{
         self, Action, Class, ClassSpec, EMBEDDED_RELAY, Interface, InterfaceName, Limits, Name, PoolRelay, Relay,
         RelaySpec, RelayStatus, Snapshot, Source, Tables, Time, Weight,
@@ -112,6 +115,8 @@ pub enum Change {
     DeleteUser(Username),
     PutInterface(Interface),
     DeleteInterface(InterfaceName),
+    /// Of all of the above together, subscribers apart.
+    Configuration(Box<ConfigurationChange>),
     /// Removes facts that expired by `now_s`, a bounded number at a time.
     Expire {
         now_s: i64,
@@ -133,7 +138,8 @@ impl Change {
             | Self::DeleteRoutes { .. }
             | Self::ImportRoutes { .. }
             | Self::PutManagedDomain(_)
-            | Self::DeleteManagedDomain(_) => true,
+            | Self::DeleteManagedDomain(_)
+            | Self::Configuration(_) => true,
             Self::PutFact { .. }
             | Self::DeleteFacts { .. }
             | Self::ImportFacts(_)
@@ -159,7 +165,39 @@ impl Change {
                 | Self::DeleteCertificate(_)
                 | Self::PutUser(_)
                 | Self::DeleteUser(_)
+                | Self::Configuration(_)
         )
+    }
+
+    /// Whether it changes one resource of the configuration (see [`crate::configuration`]).
+    const fn is_single(&self) -> bool {
+        match self {
+            Self::PutClass(_)
+            | Self::DeleteClass(_)
+            | Self::PutRelay(_)
+            | Self::DeleteRelay(_)
+            | Self::PutGateway(_)
+            | Self::DeleteGateway(_)
+            | Self::PutGroup(_)
+            | Self::DeleteGroup(_)
+            | Self::PutRoute(_)
+            | Self::DeleteRoute(_)
+            | Self::DeleteRoutes { .. }
+            | Self::ImportRoutes { .. }
+            | Self::PutManagedDomain(_)
+            | Self::DeleteManagedDomain(_)
+            | Self::PutCertificate { .. }
+            | Self::DeleteCertificate(_)
+            | Self::PutUser(_)
+            | Self::DeleteUser(_)
+            | Self::PutInterface(_)
+            | Self::DeleteInterface(_) => true,
+            Self::PutFact { .. }
+            | Self::DeleteFacts { .. }
+            | Self::ImportFacts(_)
+            | Self::Configuration(_)
+            | Self::Expire { .. } => false,
+        }
     }
 }
 
@@ -215,6 +253,7 @@ pub enum Kind {
     Certificate,
     User,
     Interface,
+    Commit,
 }
 
 impl Kind {
@@ -230,6 +269,7 @@ impl Kind {
             Self::Certificate => "certificate",
             Self::User => "user",
             Self::Interface => "interface",
+            Self::Commit => "commit",
         }
     }
 }
@@ -273,6 +313,14 @@ pub enum Error {
     Full { table: &'static str, max: u64, file: PathBuf },
     #[error("no number is free for another {}: those freed last are still in the kernel; try again in a moment", .kind.name())]
     NumbersBusy { kind: Kind },
+    /// It was made for another state of the configuration.
+    #[error("the configuration is at revision {found}, not {expected}: look at what changed, and try again")]
+    Stale { expected: u64, found: u64 },
+    #[error(
+        "the commit of revision {}{} is taken back on {} unless it is confirmed; confirm it or roll it back first",
+        .pending.revision, .pending.author.as_ref().map(|author| format!(" by {author}")).unwrap_or_default(), .pending.deadline
+    )]
+    Pending { pending: PendingCommit },
     #[error("the store {} is in use by another redirectd", .path.display())]
     Locked { path: PathBuf },
     #[error("the store {} has schema {found}, this redirectd knows up to {known}; run the version that wrote it", .path.display())]
@@ -597,6 +645,33 @@ impl Store {
         self.read(move |connection| clients::select_users(connection, after.as_ref(), rows_max)).await
     }
 
+    /// The configuration as a whole, and its revision.
+    pub async fn configuration(&self) -> Result<(u64, Configuration), Error> {
+        self.read_at_once(|connection| {
+            Ok((configuration::read_standing(connection)?.revision, configuration::read(connection)?))
+        })
+        .await
+    }
+
+    /// What a commit of `document` would lead from and to, and the revision of the former; what would refuse it, refuses this.
+    pub async fn try_document(
+        &self,
+        document: Document,
+        now: Time,
+    ) -> Result<(u64, Configuration, Configuration), Error> {
+        self.read_at_once(move |connection| configuration::trial(connection, &document, now)).await
+    }
+
+    /// The states of the configuration that are kept, the newest first.
+    pub async fn history(&self) -> Result<Vec<Commit>, Error> {
+        self.read_at_once(configuration::history).await
+    }
+
+    /// A state of the history; 0 back is the newest.
+    pub async fn configuration_back(&self, back: u32) -> Result<(Commit, Configuration), Error> {
+        self.read_at_once(move |connection| configuration::configuration_back(connection, back)).await
+    }
+
     /// Subscribers by class. Counting a million takes some 50 ms, so the result is kept for its revision.
     pub async fn subscriber_counts(&self) -> Result<BTreeMap<ClassId, u64>, Error> {
         let revision = self.snapshot.borrow().revision;
@@ -633,6 +708,14 @@ impl Store {
         let view = read_view(&mut connection, &self.touched, scope);
         self.readers.give_back(connection);
         view
+    }
+
+    /// Several queries that see one state.
+    async fn read_at_once<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.read(move |connection| query(&*connection.unchecked_transaction()?)).await
     }
 
     async fn read<T: Send + 'static>(
@@ -916,7 +999,8 @@ impl Writer {
                 transaction.execute("UPDATE state SET revision = ?1", [revision])?;
             }
             let after = if revision == before.revision {
-                before.clone()
+                // A confirmation makes no revision.
+                Snapshot { standing: configuration::read_standing(&transaction)?, ..before.clone() }
             } else {
                 read_snapshot(&transaction, &mail, before, (!clients).then_some(before))?
             };
@@ -971,6 +1055,17 @@ impl Step<'_> {
     }
 
     fn carry_out(&mut self, change: &Change) -> Result<Outcome, Error> {
+        if change.is_single() {
+            self.refuse_single_change_while_pending()?;
+        }
+        let outcome = self.carry_out_one(change)?;
+        if outcome != Outcome::Unchanged && (change.is_single() || matches!(change, Change::Configuration(_))) {
+            self.note_configuration_changed()?;
+        }
+        Ok(outcome)
+    }
+
+    fn carry_out_one(&mut self, change: &Change) -> Result<Outcome, Error> {
         match change {
             Change::PutFact { fact, now_s } => self.put_fact(fact, *now_s),
             Change::DeleteFacts { filter, count } => self.delete_facts(filter, *count),
@@ -995,6 +1090,7 @@ impl Step<'_> {
             Change::DeleteUser(name) => self.delete_user(name),
             Change::PutInterface(interface) => self.put_interface(interface),
             Change::DeleteInterface(name) => self.delete_interface(name),
+            Change::Configuration(change) => self.change_configuration(change),
             Change::Expire { now_s } => self.expire(*now_s),
         }
     }
@@ -1065,25 +1161,17 @@ impl Step<'_> {
 
     fn delete_class(&self, name: &Name) -> Result<Outcome, Error> {
         let class = self.class(name)?.ok_or_else(|| Error::NotFound { kind: Kind::Class, name: name.to_string() })?;
-        let sql = "SELECT prefix FROM facts WHERE class = ?1 ORDER BY effective DESC, prefix LIMIT 1";
-        let mut statement = self.connection.prepare_cached(sql)?;
-        let mut rows = statement.query([class.id])?;
-        if let Some(row) = rows.next()? {
-            let user = prefix_column(row, 0)?;
-            let sql = "SELECT count(DISTINCT prefix) - 1 FROM facts WHERE class = ?1";
-            let others: u64 = self.connection.query_row(sql, [class.id], |row| row.get(0))?;
-            let by = match others {
-                0 => format!("subscriber {user}"),
-                _ => format!("subscriber {user} and {others} more"),
-            };
-            return Err(Error::InUse { kind: Kind::Class, name: name.to_string(), by });
-        }
+        refuse_if_subscribed(self.connection, name)?;
         let sql = "SELECT key, count(*) OVER () FROM routes WHERE class = ?1 ORDER BY place, key LIMIT 3";
         self.refuse_if_used(Kind::Class, name, &[("route", sql)])?;
-        self.connection.execute("DELETE FROM class_relays WHERE class = ?1", [class.id])?;
-        self.connection.execute("DELETE FROM classes WHERE id = ?1", [class.id])?;
-        self.free(Kind::Class, class.id)?;
+        self.remove_class(class.id)?;
         Ok(Outcome::Deleted)
+    }
+
+    fn remove_class(&self, id: ClassId) -> Result<(), Error> {
+        self.connection.execute("DELETE FROM class_relays WHERE class = ?1", [id])?;
+        self.connection.execute("DELETE FROM classes WHERE id = ?1", [id])?;
+        self.free(Kind::Class, id)
     }
 
     fn put_relay(&self, spec: &RelaySpec) -> Result<Outcome, Error> {
@@ -1114,9 +1202,13 @@ impl Step<'_> {
         let sql = "SELECT classes.name, count(*) OVER () FROM relays JOIN class_relays ON relay = relays.id
              JOIN classes ON class = classes.id WHERE relays.name = ?1 ORDER BY classes.name LIMIT 3";
         self.refuse_if_used(Kind::Relay, name, &[("class", sql)])?;
-        self.connection.execute("DELETE FROM relays WHERE id = ?1", [relay.id])?;
-        self.free(Kind::Relay, relay.id)?;
+        self.remove_relay(relay.id)?;
         Ok(Outcome::Deleted)
+    }
+
+    fn remove_relay(&self, id: RelayId) -> Result<(), Error> {
+        self.connection.execute("DELETE FROM relays WHERE id = ?1", [id])?;
+        self.free(Kind::Relay, id)
     }
 
     fn put_interface(&self, interface: &Interface) -> Result<Outcome, Error> {
@@ -1207,6 +1299,21 @@ impl Step<'_> {
         self.connection.execute(sql, params![kind.name(), id, self.next_revision])?;
         Ok(())
     }
+}
+
+/// A class with subscribers cannot go.
+fn refuse_if_subscribed(connection: &Connection, name: &Name) -> Result<(), Error> {
+    let class = "SELECT id FROM classes WHERE name = ?1";
+    let sql = format!("SELECT prefix FROM facts WHERE class = ({class}) ORDER BY effective DESC, prefix LIMIT 1");
+    let found = connection.prepare_cached(&sql)?.query_row([name.as_str()], |row| Ok(prefix_column(row, 0)));
+    let Some(user) = found.optional()?.transpose()? else { return Ok(()) };
+    let sql = format!("SELECT count(DISTINCT prefix) - 1 FROM facts WHERE class = ({class})");
+    let others: u64 = connection.query_row(&sql, [name.as_str()], |row| row.get(0))?;
+    let by = match others {
+        0 => format!("subscriber {user}"),
+        _ => format!("subscriber {user} and {others} more"),
+    };
+    Err(Error::InUse { kind: Kind::Class, name: name.to_string(), by })
 }
 
 /// Table and kernel slots (slot 0 included) of a kind that has numbers.
@@ -1381,7 +1488,8 @@ fn read_tables(connection: &Connection) -> Result<Snapshot, Error> {
         groups: groups.into_iter().map(|group| (group.name.clone(), group)).collect(),
         interfaces: interfaces.into_iter().map(|interface| (interface.name.clone(), interface)).collect(),
     };
-    Ok(Snapshot { revision, tables: Arc::new(tables), ..Snapshot::default() })
+    let standing = configuration::read_standing(connection)?;
+    Ok(Snapshot { revision, tables: Arc::new(tables), standing, ..Snapshot::default() })
 }
 
 fn read_rows<T>(connection: &Connection, sql: &str, read: fn(&Row<'_>) -> RowResult<T>) -> Result<Vec<T>, Error> {
@@ -1470,6 +1578,7 @@ const MIGRATIONS: &[Migration] = &[
     without_daemon,
     facts::facts_schema,
     import::imports_schema,
+    configuration::configuration_schema,
 ];
 
 type Migration = fn(&Transaction<'_>) -> Result<(), Error>;
@@ -1642,6 +1751,7 @@ fn adopt_file(connection: &mut Connection, file: &FileResources) -> Result<(), E
     }
     if read_tables(&transaction)?.tables != before.tables {
         transaction.execute("UPDATE state SET revision = ?1", [revision])?;
+        transaction.execute("UPDATE configuration SET revision = ?1", [revision])?;
     }
     transaction.commit()?;
     Ok(())

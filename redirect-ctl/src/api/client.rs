@@ -164,6 +164,28 @@ impl Client {
         Ok((decode(&answer.body)?, answer.changed()?))
     }
 
+    /// A verb of the configuration as a whole, if that is at this revision; with the one that it is at afterwards.
+    pub async fn post_if<T: DeserializeOwned>(
+        &self,
+        target: &str,
+        body: &impl Serialize,
+        revision: Option<u64>,
+    ) -> Result<(T, Changed), Error> {
+        let body = serde_json::to_vec(body).map_err(|error| Error::Answer(error.to_string()))?;
+        let tag = revision.map_or_else(|| "*".to_owned(), |revision| format!("\"{revision}\""));
+        let answer = self.request_if(Method::POST, target, body, Some(tag)).await?;
+        let header = |name: &str| answer.head.headers.get(name).and_then(|value| value.to_str().ok());
+        let revision = header("etag").and_then(|tag| tag.trim_matches('"').parse().ok());
+        let revision = revision.ok_or_else(|| Error::Answer("it names no revision".to_owned()))?;
+        Ok((decode(&answer.body)?, Changed { revision, applied: header(APPLIED_HEADER) != Some("false") }))
+    }
+
+    /// For the configuration as a whole, which may take longer than other requests.
+    #[must_use]
+    pub fn patient(&self) -> Self {
+        Self { timeout: self.timeout.max(limits::CONFIGURATION_TIMEOUT), ..self.clone() }
+    }
+
     /// Tries a gateway; takes longer than other requests.
     pub async fn verify(&self, gateway: &serde_json::Value) -> Result<VerifyReport, Error> {
         let patient = Self { timeout: self.timeout.max(limits::VERIFY_TIMEOUT), ..self.clone() };
@@ -234,18 +256,37 @@ impl Client {
     }
 
     async fn request(&self, method: Method, target: &str, body: Vec<u8>) -> Result<Answer, Error> {
-        timeout(self.timeout, self.exchange(method, target, body))
+        self.request_if(method, target, body, None).await
+    }
+
+    async fn request_if(
+        &self,
+        method: Method,
+        target: &str,
+        body: Vec<u8>,
+        if_match: Option<String>,
+    ) -> Result<Answer, Error> {
+        timeout(self.timeout, self.exchange(method, target, body, if_match))
             .await
             .map_err(|_| Error::Timeout { host: self.transport.name(), after: self.timeout })?
     }
 
-    async fn exchange(&self, method: Method, target: &str, body: Vec<u8>) -> Result<Answer, Error> {
+    async fn exchange(
+        &self,
+        method: Method,
+        target: &str,
+        body: Vec<u8>,
+        if_match: Option<String>,
+    ) -> Result<Answer, Error> {
         let unreachable = |source| Error::Unreachable { host: self.transport.name(), source };
         let stream = self.transport.connect().await.map_err(unreachable)?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|error| unreachable(io::Error::other(error)))?;
-        let request = self
-            .head()
+        let mut request = self.head();
+        if let Some(tag) = if_match {
+            request = request.header(header::IF_MATCH, tag);
+        }
+        let request = request
             .method(method)
             .uri(target)
             .header(header::CONTENT_TYPE, "application/json")
@@ -353,6 +394,11 @@ fn with_key(path: &str, key: &impl Display) -> String {
         (Some(start), Some(end)) => format!("{}{key}{}", &path[..start], &path[end + 1..]),
         _ => path.to_owned(),
     }
+}
+
+/// A path with the query.
+pub fn with_query(path: &str, query: &impl Serialize) -> Result<String, Error> {
+    Ok(format!("{path}?{}", query_text(query)?))
 }
 
 fn query_text(query: &impl Serialize) -> Result<String, Error> {

@@ -61,8 +61,10 @@ pub enum Code {
     NotFound,
     NoSuchPath,
     MethodNotAllowed,
+    NotAcceptable,
     InUse,
     Conflict,
+    CommitPending,
     OwnedByFile,
     TooMany,
     PreconditionFailed,
@@ -89,8 +91,10 @@ impl Code {
             Self::NotFound => "not_found",
             Self::NoSuchPath => "no_such_path",
             Self::MethodNotAllowed => "method_not_allowed",
+            Self::NotAcceptable => "not_acceptable",
             Self::InUse => "in_use",
             Self::Conflict => "conflict",
+            Self::CommitPending => "commit_pending",
             Self::OwnedByFile => "owned_by_file",
             Self::TooMany => "too_many",
             Self::PreconditionFailed => "precondition_failed",
@@ -112,7 +116,10 @@ impl Code {
             Self::TooOften => StatusCode::TOO_MANY_REQUESTS,
             Self::NotFound | Self::NoSuchPath => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::InUse | Self::Conflict | Self::OwnedByFile | Self::TooMany => StatusCode::CONFLICT,
+            Self::NotAcceptable => StatusCode::NOT_ACCEPTABLE,
+            Self::InUse | Self::Conflict | Self::CommitPending | Self::OwnedByFile | Self::TooMany => {
+                StatusCode::CONFLICT
+            }
             Self::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
             Self::PreconditionRequired => StatusCode::PRECONDITION_REQUIRED,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
@@ -168,11 +175,19 @@ impl ApiError {
     }
 
     /// Says no more than where the fault is, if what was sent there may be a password.
-    pub(super) fn silent_about_passwords(mut self) -> Self {
-        let secret = |pointer: &str| {
-            pointer == "/account"
-                || ["/account/password", "/password", "/key"].iter().any(|start| pointer.starts_with(start))
-        };
+    pub(super) fn silent_about_passwords(self) -> Self {
+        self.silent_where(may_be_secret)
+    }
+
+    /// The same for a document with many resources, each below its section and its place there.
+    pub(super) fn silent_about_passwords_of_all(self) -> Self {
+        self.silent_where(|pointer| {
+            let resource = pointer.match_indices('/').nth(2).map(|(index, _)| &pointer[index..]);
+            resource.is_some_and(may_be_secret)
+        })
+    }
+
+    fn silent_where(mut self, secret: impl Fn(&str) -> bool) -> Self {
         if let Some(error) = self.errors.iter_mut().find(|error| secret(&error.pointer)) {
             "is not as it must be; see /openapi.json".clone_into(&mut error.detail);
             self.detail = format!("{}: {}", error.pointer, error.detail);
@@ -192,6 +207,10 @@ impl ApiError {
             lines: self.lines.clone(),
         }
     }
+}
+
+fn may_be_secret(pointer: &str) -> bool {
+    pointer == "/account" || ["/account/password", "/password", "/key"].iter().any(|start| pointer.starts_with(start))
 }
 
 impl IntoResponse for ApiError {
@@ -219,6 +238,8 @@ impl From<store::Error> for ApiError {
             }
             store::Error::Conflict { .. } => Self::new(Code::Conflict, text),
             store::Error::Condition { .. } => Self::new(Code::PreconditionFailed, text),
+            store::Error::Stale { .. } => Self::new(Code::PreconditionFailed, text),
+            store::Error::Pending { .. } => Self::new(Code::CommitPending, text),
             store::Error::InUse { .. } => Self::new(Code::InUse, text),
             store::Error::OwnedByFile { .. } => Self::new(Code::OwnedByFile, text),
             store::Error::TooMany { .. } | store::Error::Full { .. } => Self::new(Code::TooMany, text),

@@ -3,7 +3,7 @@
 use std::{fmt, str::FromStr};
 
 use axum::{
-    body::to_bytes,
+    body::{Bytes, to_bytes},
     extract::{FromRequest, FromRequestParts, Path, Query, Request},
     http::{header, request::Parts},
 };
@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 use serde_path_to_error::Segment;
 
 use super::error::{ApiError, Code};
-use crate::{desired::Invalid, limits};
+use crate::{configuration::Document, desired::Invalid, limits};
 
 /// The key in the path, in its own type.
 pub(super) struct Key<K>(pub(super) K);
@@ -136,34 +136,48 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, _state: &S) -> Result<Self, ApiError> {
-        let json = |value: &str| {
-            value.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
-        };
-        match request.headers().get(header::CONTENT_TYPE).map(|value| value.to_str().unwrap_or_default()) {
-            None => {}
-            Some(value) if json(value) => {}
-            Some(value) => {
-                return Err(ApiError::new(
-                    Code::UnsupportedMediaType,
-                    format!("{value:?} is not understood; send application/json"),
-                ));
-            }
-        }
-        let too_large = || {
-            ApiError::new(
-                Code::TooLarge,
-                format!("the body has more than {} bytes; send one resource at a time", limits::BODY_BYTES_MAX),
-            )
-        };
-        let announced =
-            request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-        if announced.is_some_and(|length| length > limits::BODY_BYTES_MAX) {
-            return Err(too_large());
-        }
-        // A body that ends early fails here as well, and its sender is not there to read the answer.
-        let bytes = to_bytes(request.into_body(), limits::BODY_BYTES_MAX).await.map_err(|_| too_large())?;
+        let bytes = json_bytes(request, limits::BODY_BYTES_MAX, "send one resource at a time").await?;
         from_json(&bytes).map(Self)
     }
+}
+
+/// The configuration as a whole.
+pub(super) struct Whole(pub(super) Document);
+
+impl<S: Send + Sync> FromRequest<S> for Whole {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _state: &S) -> Result<Self, ApiError> {
+        let bytes = json_bytes(request, limits::CONFIGURATION_BYTES_MAX, "no configuration is as large").await?;
+        // A hundred thousand routes take a while.
+        let read =
+            tokio::task::spawn_blocking(move || from_json(&bytes).map_err(ApiError::silent_about_passwords_of_all));
+        read.await.map_err(|error| ApiError::new(Code::Internal, error.to_string()))?.map(Self)
+    }
+}
+
+/// A body that says to be JSON, of `bytes_max` at most.
+async fn json_bytes(request: Request, bytes_max: usize, remedy: &str) -> Result<Bytes, ApiError> {
+    let json =
+        |value: &str| value.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"));
+    match request.headers().get(header::CONTENT_TYPE).map(|value| value.to_str().unwrap_or_default()) {
+        None => {}
+        Some(value) if json(value) => {}
+        Some(value) => {
+            return Err(ApiError::new(
+                Code::UnsupportedMediaType,
+                format!("{value:?} is not understood; send application/json"),
+            ));
+        }
+    }
+    let too_large = || ApiError::new(Code::TooLarge, format!("the body has more than {bytes_max} bytes; {remedy}"));
+    let announced =
+        request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    if announced.is_some_and(|length| length > bytes_max) {
+        return Err(too_large());
+    }
+    // A body that ends early fails here as well, and its sender is not there to read the answer.
+    to_bytes(request.into_body(), bytes_max).await.map_err(|_| too_large())
 }
 
 pub(super) fn from_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {

@@ -203,25 +203,7 @@ pub(super) async fn put_route(
     Body(body): Body<RoutePut>,
 ) -> Result<Response, ApiError> {
     same_key("/key", &key, body.key.as_ref())?;
-    let others = [
-        ("domain", body.domain.is_none_or(|domain| domain == key.domain)),
-        ("order", body.order.is_none_or(|order| order == key.order)),
-        ("sender", body.sender.is_none() || body.sender == key.conditions.sender),
-        ("class", body.class.is_none() || body.class == key.conditions.class),
-        ("size", body.size.is_none() || body.size == key.conditions.size),
-        ("priority", body.priority.is_none() || body.priority == key.conditions.priority),
-    ];
-    if let Some((member, _)) = others.into_iter().find(|(_, same)| !same) {
-        let text = "is not what the key in the path says; leave it out, or put it into the key".to_owned();
-        return Err(ApiError::invalid(&format!("/{member}"), &Invalid(text)));
-    }
-    let target = match (body.gateway, body.group) {
-        (Some(gateway), None) => Target::Gateway(gateway),
-        (None, Some(group)) => Target::Group(group),
-        (None, None) => return Err(ApiError::at(Code::Invalid, "/gateway", "give a gateway, or a group")),
-        (Some(_), Some(_)) => return Err(ApiError::at(Code::Invalid, "/group", "give a gateway or a group, not both")),
-    };
-    let route = key.with(target, body.note);
+    let route = body.route(key).map_err(|(pointer, invalid)| ApiError::invalid(&pointer, &invalid))?;
     change(&app, conditions, Change::PutRoute(route.clone()), Route::from(route)).await
 }
 

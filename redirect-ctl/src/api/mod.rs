@@ -9,6 +9,7 @@ mod bulk;
 pub mod client;
 mod clients;
 pub mod conditions;
+mod configuration;
 pub mod endpoint;
 pub mod error;
 pub mod events;
@@ -49,17 +50,17 @@ use self::{
     error::{ApiError, Code, Problem},
     extract::{Body, Key, Params},
     types::{
-        APPLIED_HEADER, Check, Class, ClassPut, Count, DataplaneStatus, EventLine, EventQuery, EventsStatus,
-        ExplainQuery, Explanation, Flow, FlowList, FlowListQuery, FlowsStatus, ForeignSourcesStatus, Interface,
-        InterfaceCount, InterfacePut, Lock, LockPut, Original, OriginalQuery, Page, PoolState, REVISION_HEADER,
-        Readiness, ReasonCount, Relay, RelayPut, Stats, Status, TraceLine, TraceQuery, paths,
+        APPLIED_HEADER, Check, Class, ClassPut, ConfigurationStatus, Count, DataplaneStatus, EventLine, EventQuery,
+        EventsStatus, ExplainQuery, Explanation, Flow, FlowList, FlowListQuery, FlowsStatus, ForeignSourcesStatus,
+        Interface, InterfaceCount, InterfacePut, Lock, LockPut, Original, OriginalQuery, Page, PoolState,
+        REVISION_HEADER, Readiness, ReasonCount, Relay, RelayPut, Stats, Status, TraceLine, TraceQuery, paths,
     },
 };
 use crate::{
     access::{self, Rules},
     config::DataplaneSettings,
     dataplane::{Counter, FlowDelivery, FlowReader, Probe},
-    desired::{self, ClassSpec, Counted, InterfaceName, Invalid, Name, Prefix, RelaySpec, Source, Tables},
+    desired::{self, Counted, InterfaceName, Invalid, Name, Prefix, Source, Tables},
     health::Health,
     limits, metrics,
     reconcile::{
@@ -160,6 +161,14 @@ fn routes() -> OpenApiRouter<Arc<AppState>> {
         .routes(routes!(clients::get_certificate, clients::put_certificate, clients::delete_certificate))
         .routes(routes!(clients::list_users))
         .routes(routes!(clients::get_user, clients::put_user, clients::delete_user))
+        .routes(routes!(configuration::get_configuration))
+        .routes(routes!(configuration::check_configuration))
+        .routes(routes!(configuration::diff_configuration))
+        .routes(routes!(configuration::commit_configuration))
+        .routes(routes!(configuration::confirm_configuration))
+        .routes(routes!(configuration::roll_back_configuration))
+        .routes(routes!(configuration::list_history))
+        .routes(routes!(configuration::get_history))
         .routes(routes!(list_flows))
         .routes(routes!(get_original))
         .routes(routes!(list_locks))
@@ -193,6 +202,7 @@ async fn deadline(request: Request, next: Next) -> Response {
     let patience = match request.uri().path() {
         paths::GATEWAYS_VERIFY => limits::VERIFY_TIMEOUT,
         paths::SUBSCRIBERS_IMPORT => limits::IMPORT_TIMEOUT,
+        path if path.starts_with(paths::CONFIGURATION) => limits::CONFIGURATION_TIMEOUT,
         _ => limits::API_REQUEST_TIMEOUT,
     };
     match tokio::time::timeout(patience, next.run(request)).await {
@@ -236,21 +246,7 @@ async fn put_class(
     Body(body): Body<ClassPut>,
 ) -> Result<Response, ApiError> {
     same_key("/name", &name, body.name.as_ref())?;
-    let relays = desired::checked_pool(body.relays, body.action)
-        .map_err(|(pointer, invalid)| ApiError::invalid(&format!("/relays{pointer}"), &invalid))?;
-    let limits = body.limits.checked(body.action);
-    let spec = ClassSpec {
-        name,
-        action: body.action,
-        relays,
-        on_relay_down: body.on_relay_down,
-        on_class_change: body.on_class_change,
-        on_daemon_down: body.on_daemon_down,
-        limits: limits.map_err(|(member, invalid)| ApiError::invalid(&format!("/limits/{member}"), &invalid))?,
-        gateway: body.gateway,
-        smtp: body.smtp,
-    };
-    spec.smtp.check().map_err(|(member, invalid)| ApiError::invalid(&format!("/smtp/{member}"), &invalid))?;
+    let spec = body.spec(name).map_err(|(pointer, invalid)| ApiError::invalid(&pointer, &invalid))?;
     let answer = Class::from(&spec);
     change(&app, conditions, Change::PutClass(spec), answer).await
 }
@@ -294,18 +290,7 @@ async fn put_relay(
     Body(body): Body<RelayPut>,
 ) -> Result<Response, ApiError> {
     same_key("/name", &name, body.name.as_ref())?;
-    for (pointer, address) in [("/ipv4", body.ipv4.map(Into::into)), ("/ipv6", body.ipv6.map(Into::into))] {
-        if let Some(address) = address {
-            desired::endpoint(address, body.delivery).map_err(|invalid| ApiError::invalid(pointer, &invalid))?;
-        }
-    }
-    let spec = RelaySpec { name, ipv4: body.ipv4, ipv6: body.ipv6, delivery: body.delivery, status: body.status };
-    if spec.endpoints().next().is_none() && spec.name.as_str() != desired::EMBEDDED_RELAY {
-        return Err(ApiError::invalid(
-            "/ipv4",
-            &Invalid("a relay needs an endpoint: give ipv4, ipv6 or both".to_owned()),
-        ));
-    }
+    let spec = body.spec(name).map_err(|(pointer, invalid)| ApiError::invalid(&pointer, &invalid))?;
     let committed = commit(&app, conditions, Change::PutRelay(spec.clone())).await?;
     let tables = app.store.snapshot().tables;
     // Deleted again already, it has no number any more; health and flows go by it and by the endpoints.
@@ -354,13 +339,7 @@ async fn put_interface(
     Body(body): Body<InterfacePut>,
 ) -> Result<Response, ApiError> {
     same_key("/name", &name, body.name.as_ref())?;
-    let interface = desired::Interface {
-        name,
-        role: body.role,
-        hook: body.hook,
-        foreign_sources: body.foreign_sources,
-        source: Source::Api,
-    };
+    let interface = body.spec(name);
     let committed = commit(&app, conditions, Change::PutInterface(interface.clone())).await?;
     // Read after the change was applied, so that the answer tells whether the attachment worked.
     let observed = app.reconciler.observed();
@@ -599,6 +578,10 @@ async fn get_status(State(app): App) -> Result<Json<Status>, ApiError> {
         uptime_s: app.started.elapsed().as_secs(),
         revision: snapshot.revision,
         applied: observed.applied,
+        configuration: ConfigurationStatus {
+            revision: snapshot.standing.revision,
+            pending: snapshot.standing.pending.clone(),
+        },
         error: observed.fault(),
         dataplane: DataplaneStatus {
             layout: maps::LAYOUT,

@@ -24,14 +24,21 @@ use crate::{
     clients::{self, Username},
     dataplane::{FlowDelivery, FlowState, Hook, InterfaceCounter, MapMemory, Mode, RelayId, Role, words},
     desired::{
-        self, Action, Counted, Delivery, Fallback, InterfaceName, Limits, Name, OnClassChange, OnDaemonDown, PoolRelay,
-        Prefix, RelayStatus, Source, Tables, Time,
+        self, Action, ClassSpec, Counted, Delivery, Fallback, InterfaceName, Invalid, Limits, Name, OnClassChange,
+        OnDaemonDown, PoolRelay, Prefix, RelaySpec, RelayStatus, Source, Tables, Time,
     },
     health::{self, Health, HealthState},
     limits,
     reconcile::task::{InterfaceStatus as ObservedInterface, Observed},
     routes::RouteKey,
     smtp::Smtp,
+};
+
+mod configuration;
+
+pub use self::configuration::{
+    CommitQuery, CommitReport, ConfigurationCheck, ConfigurationDiffQuery, ConfigurationQuery, ConfigurationState,
+    ConfigurationStatus, RollbackQuery,
 };
 
 /// Every path of the API. `{…}` stands for a key.
@@ -65,6 +72,14 @@ pub mod paths {
     pub const CERTIFICATE: &str = "/v1/certificates/{name}";
     pub const USERS: &str = "/v1/users";
     pub const USER: &str = "/v1/users/{name}";
+    pub const CONFIGURATION: &str = "/v1/config";
+    pub const CONFIGURATION_CHECK: &str = "/v1/config:check";
+    pub const CONFIGURATION_DIFF: &str = "/v1/config:diff";
+    pub const CONFIGURATION_COMMIT: &str = "/v1/config:commit";
+    pub const CONFIGURATION_CONFIRM: &str = "/v1/config:confirm";
+    pub const CONFIGURATION_ROLLBACK: &str = "/v1/config:rollback";
+    pub const CONFIGURATION_HISTORY: &str = "/v1/config/history";
+    pub const CONFIGURATION_STATE: &str = "/v1/config/history/{back}";
     pub const FLOWS: &str = "/v1/flows";
     pub const FLOWS_ORIGINAL: &str = "/v1/flows:original";
     pub const LOCKS: &str = "/v1/locks";
@@ -113,6 +128,14 @@ pub mod paths {
         CERTIFICATE,
         USERS,
         USER,
+        CONFIGURATION,
+        CONFIGURATION_CHECK,
+        CONFIGURATION_DIFF,
+        CONFIGURATION_COMMIT,
+        CONFIGURATION_CONFIRM,
+        CONFIGURATION_ROLLBACK,
+        CONFIGURATION_HISTORY,
+        CONFIGURATION_STATE,
         FLOWS,
         FLOWS_ORIGINAL,
         LOCKS,
@@ -185,7 +208,7 @@ impl From<&desired::ClassSpec> for Class {
     }
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ClassPut {
     /// If given, the same as in the path.
@@ -211,6 +234,28 @@ pub struct ClassPut {
     #[serde(default, skip_serializing)]
     #[schema(value_type = Option<u64>, read_only)]
     pub revision: Option<serde_json::Value>,
+}
+
+impl ClassPut {
+    /// The class as it is asked for, or what is wrong and where.
+    pub fn spec(self, name: Name) -> Result<ClassSpec, (String, Invalid)> {
+        let relays = desired::checked_pool(self.relays, self.action)
+            .map_err(|(pointer, invalid)| (format!("/relays{pointer}"), invalid))?;
+        let limits = self.limits.checked(self.action);
+        let limits = limits.map_err(|(member, invalid)| (format!("/limits/{member}"), invalid))?;
+        self.smtp.check().map_err(|(member, invalid)| (format!("/smtp/{member}"), invalid))?;
+        Ok(ClassSpec {
+            name,
+            action: self.action,
+            relays,
+            on_relay_down: self.on_relay_down,
+            on_class_change: self.on_class_change,
+            on_daemon_down: self.on_daemon_down,
+            limits,
+            gateway: self.gateway,
+            smtp: self.smtp,
+        })
+    }
 }
 
 fn pass() -> Fallback {
@@ -283,7 +328,7 @@ impl EndpointHealth {
     }
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RelayPut {
     /// If given, the same as in the path.
@@ -315,6 +360,23 @@ pub struct RelayPut {
     #[serde(default, skip_serializing)]
     #[schema(value_type = Option<u64>, read_only)]
     pub revision: Option<serde_json::Value>,
+}
+
+impl RelayPut {
+    /// The relay as it is asked for, or what is wrong and where. The embedded one has its endpoints from the file.
+    pub fn spec(self, name: Name) -> Result<RelaySpec, (String, Invalid)> {
+        for (pointer, address) in [("/ipv4", self.ipv4.map(Into::into)), ("/ipv6", self.ipv6.map(Into::into))] {
+            if let Some(address) = address {
+                desired::endpoint(address, self.delivery).map_err(|invalid| (pointer.to_owned(), invalid))?;
+            }
+        }
+        let spec = RelaySpec { name, ipv4: self.ipv4, ipv6: self.ipv6, delivery: self.delivery, status: self.status };
+        if spec.endpoints().next().is_none() && spec.name.as_str() != desired::EMBEDDED_RELAY {
+            let text = "a relay needs an endpoint: give ipv4, ipv6 or both".to_owned();
+            return Err(("/ipv4".to_owned(), Invalid(text)));
+        }
+        Ok(spec)
+    }
 }
 
 fn enabled_relay() -> RelayStatus {
@@ -367,7 +429,7 @@ pub struct InterfaceStatus {
     pub error: Option<String>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct InterfacePut {
     /// If given, the same as in the path.
@@ -391,6 +453,14 @@ pub struct InterfacePut {
     #[serde(default, skip_serializing)]
     #[schema(value_type = Option<u64>, read_only)]
     pub revision: Option<serde_json::Value>,
+}
+
+impl InterfacePut {
+    /// The interface as it is asked for.
+    pub fn spec(self, name: InterfaceName) -> desired::Interface {
+        let Self { role, hook, foreign_sources, .. } = self;
+        desired::Interface { name, role, hook, foreign_sources, source: Source::Api }
+    }
 }
 
 fn subscriber_role() -> Role {
@@ -505,7 +575,7 @@ impl From<route::Route> for Route {
 }
 
 /// What a route has besides its key; what the key says may be said again.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RoutePut {
     /// If given, the same as in the path.
@@ -534,6 +604,33 @@ pub struct RoutePut {
     #[serde(default, skip_serializing)]
     #[schema(value_type = Option<u64>, read_only)]
     pub revision: Option<serde_json::Value>,
+}
+
+impl RoutePut {
+    /// The route of this key as it is asked for, or what is wrong and where.
+    pub fn route(self, key: RouteKey) -> Result<route::Route, (String, Invalid)> {
+        let conditions = &key.conditions;
+        let others = [
+            ("key", self.key.is_none_or(|said| said == key)),
+            ("domain", self.domain.is_none_or(|domain| domain == key.domain)),
+            ("order", self.order.is_none_or(|order| order == key.order)),
+            ("sender", self.sender.is_none() || self.sender == conditions.sender),
+            ("class", self.class.is_none() || self.class == conditions.class),
+            ("size", self.size.is_none() || self.size == conditions.size),
+            ("priority", self.priority.is_none() || self.priority == conditions.priority),
+        ];
+        let wrong = |member: &str, text: &str| Err((format!("/{member}"), Invalid(text.to_owned())));
+        if let Some((member, _)) = others.into_iter().find(|(_, same)| !same) {
+            return wrong(member, "is not what the key of the route says; leave it out, or put it into the key");
+        }
+        let target = match (self.gateway, self.group) {
+            (Some(gateway), None) => route::Target::Gateway(gateway),
+            (None, Some(group)) => route::Target::Group(group),
+            (None, None) => return wrong("gateway", "give a gateway, or a group"),
+            (Some(_), Some(_)) => return wrong("group", "give a gateway or a group, not both"),
+        };
+        Ok(key.with(target, self.note))
+    }
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
@@ -647,7 +744,7 @@ impl Certificate {
 }
 
 /// `names`, `not_before` and `not_after` are ignored.
-#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CertificatePut {
     /// If given, the same as in the path.
@@ -656,7 +753,7 @@ pub struct CertificatePut {
     /// In PEM, our own certificate first.
     pub chain: String,
     /// Its private key in PEM. If not given, the known one stays.
-    #[serde(default)]
+    #[serde(default, skip_serializing)]
     #[schema(value_type = Option<String>, write_only)]
     pub key: Secret,
 }
@@ -790,6 +887,7 @@ pub struct Status {
     pub revision: u64,
     /// Number of the state that the kernel holds.
     pub applied: u64,
+    pub configuration: ConfigurationStatus,
     /// Why the kernel does not hold the newest state, or is not kept up.
     pub error: Option<String>,
     pub dataplane: DataplaneStatus,

@@ -4,6 +4,7 @@
 mod audit;
 mod certificate;
 mod class;
+mod config;
 mod credentials;
 mod explain;
 mod flow;
@@ -172,6 +173,10 @@ async fn dispatch(env: &mut Env<'_>, cli: Cli) -> Result<(), Error> {
         Noun::User(verb) => user::run(&mut context, verb).await,
         Noun::Token(verb) => token::run(&mut context, verb).await,
         Noun::Audit(verb) => audit::run(&mut context, verb).await,
+        Noun::Config(verb) => {
+            let user = ["SUDO_USER", "USER"].into_iter().find_map(|name| (env.getenv)(name));
+            config::run(&mut context, verb, user).await
+        }
         Noun::Lint => lint::run(&mut context).await,
         Noun::ManagedDomain(verb) => managed_domain::run(&mut context, verb).await,
         Noun::PostfixCheck(args) => postfix_check::run(&mut context, &args, cli.timeout).await,

@@ -18,6 +18,10 @@ fn table(status: &Status) -> Table {
         ["revision".to_owned(), format!("{} (kernel: {})", status.revision, status.applied)],
         ["error".to_owned(), or_dash(status.error.as_ref())],
     ];
+    if let Some(pending) = &status.configuration.pending {
+        let text = format!("revision {}, taken back on {} unless it is confirmed", pending.revision, pending.deadline);
+        rows.push(["commit pending".to_owned(), text]);
+    }
     for interface in &status.interfaces {
         let state = match (&interface.status.mode, &interface.status.error) {
             (Some(mode), _) if interface.status.restart_safe => format!("attached, {mode}"),

@@ -4,13 +4,13 @@
 
 use std::collections::BTreeMap;
 
-use redirect_relay::{Certificate, CertificateInvalid, Users, gateway::Secret};
+use redirect_relay::{Users, gateway::Secret};
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use super::{Error, Fault, Kind, Outcome, RowResult, Step, read_rows, revisions::versioned, word};
 use crate::{
     clients::{CertificateSpec, Clients, User, Username},
-    desired::{Name, Tables, Time},
+    desired::{Invalid, Name, Tables, Time},
     limits,
     revision::Versioned,
 };
@@ -33,8 +33,7 @@ pub(super) fn clients_schema(transaction: &Transaction<'_>) -> Result<(), Error>
 }
 
 pub(super) fn read_clients(connection: &Connection, tables: &Tables) -> Result<Clients, Error> {
-    let specs = read_rows(connection, "SELECT name, chain, key FROM certificates", certificate_row)?;
-    let ready = specs.into_iter().map(|spec| match ready(&spec) {
+    let ready = read_certificates(connection)?.into_iter().map(|spec| match spec.ready() {
         Ok(certificate) => Ok((spec.name, certificate)),
         Err(_) => Err(Error::Corrupt { what: "a certificate", value: spec.name.to_string() }),
     });
@@ -43,6 +42,10 @@ pub(super) fn read_clients(connection: &Connection, tables: &Tables) -> Result<C
     let users = Users::new(users.into_iter().map(|user| (user.name.to_string(), user.verifier)));
     Clients::new(certificates, users, tables.classes.values())
         .ok_or_else(|| Error::Corrupt { what: "a class", value: "without its certificate".to_owned() })
+}
+
+pub(super) fn read_certificates(connection: &Connection) -> Result<Vec<CertificateSpec>, Error> {
+    read_rows(connection, "SELECT name, chain, key FROM certificates", certificate_row)
 }
 
 pub(super) fn select_user(connection: &Connection, name: &Username) -> Result<Option<Versioned<User>>, Error> {
@@ -79,10 +82,6 @@ fn user_row(row: &Row<'_>) -> RowResult<User> {
     })())
 }
 
-fn ready(spec: &CertificateSpec) -> Result<Certificate, CertificateInvalid> {
-    Certificate::from_pem(spec.chain.as_bytes(), spec.key.expose().as_bytes())
-}
-
 impl Step<'_> {
     pub(super) fn put_certificate(&self, spec: &CertificateSpec, now: Time) -> Result<Outcome, Error> {
         let invalid =
@@ -95,25 +94,7 @@ impl Step<'_> {
             };
             spec.key = known.key.clone();
         }
-        let certificate = ready(&spec).map_err(|error| {
-            let pointer = match error {
-                CertificateInvalid::NoKey | CertificateInvalid::KeyMismatch => "/key",
-                CertificateInvalid::NoCertificate
-                | CertificateInvalid::HoldsKey
-                | CertificateInvalid::Malformed
-                | CertificateInvalid::Unfit(_) => "/chain",
-            };
-            invalid(pointer, error.to_string())
-        })?;
-        let [not_before, not_after] =
-            [certificate.not_before_s(), certificate.not_after_s()].map(|seconds| Time { seconds });
-        if not_after <= now {
-            return Err(invalid("/chain", format!("expired on {not_after}; give the one that follows it")));
-        }
-        if not_before > now {
-            return Err(invalid("/chain", format!("is not valid before {not_before}; set it then")));
-        }
-        certificate.chain().clone_into(&mut spec.chain);
+        let spec = spec.checked(Some(now)).map_err(|(pointer, Invalid(text))| invalid(pointer, text))?;
         let outcome = match known {
             Some(known) if known == spec => return Ok(Outcome::Unchanged),
             Some(_) => Outcome::Replaced,
@@ -123,12 +104,17 @@ impl Step<'_> {
                 Outcome::Created
             }
         };
+        self.write_certificate(&spec)?;
+        Ok(outcome)
+    }
+
+    pub(super) fn write_certificate(&self, spec: &CertificateSpec) -> Result<(), Error> {
         self.connection.execute(
             "INSERT INTO certificates (name, chain, key, revision) VALUES (?1, ?2, ?3, ?4)
              ON CONFLICT (name) DO UPDATE SET chain = excluded.chain, key = excluded.key, revision = excluded.revision",
             params![spec.name.as_str(), spec.chain, spec.key.expose(), self.next_revision],
         )?;
-        Ok(outcome)
+        Ok(())
     }
 
     pub(super) fn delete_certificate(&self, name: &Name) -> Result<Outcome, Error> {

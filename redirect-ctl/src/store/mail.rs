@@ -280,6 +280,11 @@ impl Step<'_> {
                 Outcome::Created
             }
         };
+        self.write_group(group)?;
+        Ok(outcome)
+    }
+
+    pub(super) fn write_group(&self, group: &Group) -> Result<(), Error> {
         self.write_target(&group.name, Kind::Group, &json(group), None)?;
         self.connection.execute("DELETE FROM group_members WHERE group_name = ?1", [group.name.as_str()])?;
         for member in &group.members {
@@ -288,7 +293,7 @@ impl Step<'_> {
                 [group.name.as_str(), member.gateway.as_str()],
             )?;
         }
-        Ok(outcome)
+        Ok(())
     }
 
     /// A gateway or a group.
@@ -309,9 +314,14 @@ impl Step<'_> {
             ),
         ];
         self.refuse_if_used(kind, name, &users)?;
+        self.remove_target(name)?;
+        Ok(Outcome::Deleted)
+    }
+
+    pub(super) fn remove_target(&self, name: &Name) -> Result<(), Error> {
         self.connection.execute("DELETE FROM group_members WHERE group_name = ?1", [name.as_str()])?;
         self.connection.execute("DELETE FROM targets WHERE name = ?1", [name.as_str()])?;
-        Ok(Outcome::Deleted)
+        Ok(())
     }
 
     /// `users`: what they are, and a query for the names of the first ones and the number of all.
@@ -443,17 +453,19 @@ impl Step<'_> {
             let sql = "SELECT count(*) FROM managed_domains";
             self.refuse_beyond(Kind::ManagedDomain, sql, limits::MANAGED_DOMAINS_MAX)?;
         }
-        self.connection.execute(
-            "INSERT INTO managed_domains (domain, target, spec, revision) VALUES (?1, ?2, ?3, ?4)
-             ON CONFLICT (domain) DO UPDATE SET target = excluded.target, spec = excluded.spec, revision = excluded.revision",
-            params![
-                managed.domain.as_str(),
-                managed.target.as_ref().map(|target| target_name(target).as_str()),
-                json(managed),
-                self.next_revision
-            ],
-        )?;
+        self.write_managed_domain(managed)?;
         Ok(if known.is_some() { Outcome::Replaced } else { Outcome::Created })
+    }
+
+    pub(super) fn write_managed_domain(&self, managed: &ManagedDomain) -> Result<(), Error> {
+        let target = managed.target.as_ref().map(|target| target_name(target).as_str());
+        self.connection
+            .prepare_cached(
+                "INSERT INTO managed_domains (domain, target, spec, revision) VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT (domain) DO UPDATE SET target = excluded.target, spec = excluded.spec, revision = excluded.revision",
+            )?
+            .execute(params![managed.domain.as_str(), target, json(managed), self.next_revision])?;
+        Ok(())
     }
 
     pub(super) fn delete_managed_domain(&self, domain: &Domain) -> Result<Outcome, Error> {
@@ -496,7 +508,7 @@ impl Step<'_> {
         Ok(())
     }
 
-    fn write_route(&self, key: &RouteKey, route: &Route) -> Result<(), Error> {
+    pub(super) fn write_route(&self, key: &RouteKey, route: &Route) -> Result<(), Error> {
         let target = target_name(&route.target);
         let class = route.conditions.class.as_ref();
         let kind = match route.target {
@@ -527,7 +539,7 @@ impl Step<'_> {
         Ok(())
     }
 
-    fn remove_route(&self, key: &RouteKey) -> Result<bool, Error> {
+    pub(super) fn remove_route(&self, key: &RouteKey) -> Result<bool, Error> {
         let mut statement = self.connection.prepare_cached("DELETE FROM routes WHERE place = ?1 AND key = ?2")?;
         Ok(statement.execute([key.place(), key.to_string()])? > 0)
     }

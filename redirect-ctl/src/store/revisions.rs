@@ -114,9 +114,11 @@ impl Change {
             Self::DeleteInterface(name) => Resource::Named(Kind::Interface, name.as_str()),
             Self::PutRoute(route) => Resource::Route(RouteKey::of(route)),
             Self::DeleteRoute(key) => Resource::Route(key.clone()),
-            Self::DeleteRoutes { .. } | Self::ImportRoutes { .. } | Self::ImportFacts(_) | Self::Expire { .. } => {
-                return None;
-            }
+            Self::DeleteRoutes { .. }
+            | Self::ImportRoutes { .. }
+            | Self::ImportFacts(_)
+            | Self::Configuration(_)
+            | Self::Expire { .. } => return None,
         })
     }
 }
@@ -152,6 +154,6 @@ const fn by_name(kind: Kind) -> &'static str {
         Kind::ManagedDomain => "SELECT revision FROM managed_domains WHERE domain = ?1",
         Kind::Certificate => "SELECT revision FROM certificates WHERE name = ?1",
         Kind::User => "SELECT revision FROM users WHERE name = ?1",
-        Kind::Route | Kind::Subscriber => panic!("they have keys of their own"),
+        Kind::Route | Kind::Subscriber | Kind::Commit => panic!("they have keys of their own"),
     }
 }

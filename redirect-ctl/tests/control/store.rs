@@ -31,16 +31,17 @@ fn file() -> FileResources {
 }
 
 /// Opens the store; the handle ends when the store and its clones are gone.
-fn open(path: &Path) -> (Store, thread::JoinHandle<()>) {
+pub(crate) fn open(path: &Path) -> (Store, thread::JoinHandle<()>) {
     let (store, writer) = store::open(path, &file()).unwrap();
     (store, thread::spawn(|| writer.run()))
 }
 
-/// Undoes what the schema has of facts.
-const NO_FACTS: &str = "DROP TABLE facts; DROP TABLE priorities; DROP TABLE imports;
+/// Undoes what the schema has of facts, and of commits.
+const NO_FACTS: &str = "DROP TABLE configuration; DROP TABLE commit_sections; DROP TABLE commit_texts; DROP TABLE commits;
+    DROP TABLE facts; DROP TABLE priorities; DROP TABLE imports;
     CREATE TABLE subscribers (prefix BLOB PRIMARY KEY, class INTEGER NOT NULL, origin TEXT NOT NULL, expires_s INTEGER) STRICT, WITHOUT ROWID;";
 
-fn class(name: &str) -> Change {
+pub(crate) fn class(name: &str) -> Change {
     let name = name.parse().unwrap();
     Change::PutClass(ClassSpec {
         name,
@@ -55,7 +56,7 @@ fn class(name: &str) -> Change {
     })
 }
 
-fn subscriber(prefix: &str, class: &str) -> Change {
+pub(crate) fn subscriber(prefix: &str, class: &str) -> Change {
     Change::PutFact {
         fact: Box::new(Fact {
             prefix: prefix.parse().unwrap(),
