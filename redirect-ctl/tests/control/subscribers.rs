@@ -2,7 +2,6 @@
 
 use std::{path::Path, thread};
 
-use redirect_common::policy;
 use redirect_ctl::{
     desired::{Origin, Time},
     store::{self, Change, FactFilter, FactQuery, FileResources, Outcome, Scope, Store, Subscribers},
