@@ -12,6 +12,7 @@ mod kernels;
 mod mail;
 mod postfix;
 mod relays;
+mod schemathesis;
 mod setup;
 mod test;
 
