@@ -155,6 +155,7 @@ async fn start_and_wait(
         relay: Arc::clone(&relay),
         verifications: Semaphore::new(limits::VERIFICATIONS_MAX),
         dataplane: settings.dataplane,
+        change_watchers: Arc::new(Semaphore::new(limits::CHANGE_WATCHERS_MAX)),
         watchers: Watchers::default(),
         started,
     }));

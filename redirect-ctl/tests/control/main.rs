@@ -2,15 +2,19 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod api;
+mod bad_input;
 mod binary;
 mod cli;
 mod clients;
 mod conditions;
 mod daemon;
+mod events;
 mod health;
 mod log;
 mod mail;
 mod observe;
+mod openapi;
+mod patch;
 mod reconcile;
 mod store;
 mod support;
