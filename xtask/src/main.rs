@@ -14,6 +14,7 @@ mod mail;
 mod package;
 mod postfix;
 mod relays;
+mod schemathesis;
 mod setup;
 mod test;
 

@@ -15,7 +15,7 @@ use crate::{
 pub(super) async fn run(context: &mut Context<'_>, verb: ManagedDomainVerb) -> Result<(), Error> {
     match verb {
         ManagedDomainVerb::List => {
-            let query = |rows, cursor| ManagedDomainListQuery { limit: Some(rows), cursor };
+            let query = |rows, cursor| ManagedDomainListQuery { limit: Some(rows), cursor, count: false };
             context.pages(paths::MANAGED_DOMAINS, "managed domains", None, query, table).await
         }
         ManagedDomainVerb::Get { domain } => context.get(paths::MANAGED_DOMAIN, &domain, table).await,

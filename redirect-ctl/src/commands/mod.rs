@@ -6,6 +6,7 @@ mod certificate;
 mod class;
 mod config;
 mod credentials;
+mod event;
 mod explain;
 mod flow;
 mod gateway;
@@ -159,6 +160,7 @@ async fn dispatch(env: &mut Env<'_>, cli: Cli) -> Result<(), Error> {
         Noun::Status => status::run(&mut context).await,
         Noun::Stats(args) => stats::run(&mut context, args).await,
         Noun::Explain(args) => explain::run(&mut context, args).await,
+        Noun::Event(verb) => event::run(&mut context, verb).await,
         Noun::Flow(verb) => flow::run(&mut context, verb).await,
         Noun::Trace(args) => trace::run(&mut context, args).await,
         Noun::Lock(verb) => lock::run(&mut context, verb).await,

@@ -12,7 +12,7 @@ use crate::{
 pub(super) async fn run(context: &mut Context<'_>, verb: UserVerb) -> Result<(), Error> {
     match verb {
         UserVerb::List => {
-            let query = |rows, cursor| UserListQuery { limit: Some(rows), cursor };
+            let query = |rows, cursor| UserListQuery { limit: Some(rows), cursor, count: false };
             context.pages(paths::USERS, "users", None, query, table).await
         }
         UserVerb::Get { name } => context.get(paths::USER, &name, table).await,
