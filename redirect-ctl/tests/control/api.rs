@@ -812,7 +812,7 @@ async fn every_route_is_described_and_every_description_is_served() {
     assert_eq!(served["openapi"], "3.1.0");
     let described: BTreeSet<_> = served["paths"].as_object().unwrap().keys().map(String::as_str).collect();
     assert_eq!(described, paths::ALL.iter().copied().collect(), "paths::ALL and the handlers differ");
-    assert_eq!(serde_json::to_value(api::description()).unwrap(), served);
+    assert_eq!(api::description(), served);
 
     for (path, item) in served["paths"].as_object().unwrap() {
         for (method, operation) in item.as_object().unwrap() {
