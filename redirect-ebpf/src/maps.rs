@@ -4,7 +4,7 @@ use core::ffi::c_void;
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_F_CURRENT_NETNS, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_sock_tuple},
-    helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_sk_release, bpf_skc_lookup_tcp},
+    helpers::generated::{bpf_ktime_get_ns, bpf_sk_release, bpf_skc_lookup_tcp},
     macros::map,
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, SockMap},
 };
@@ -313,7 +313,7 @@ impl Tables for Maps {
     #[inline(always)]
     fn is_daemon_down(&self) -> bool {
         // SAFETY: the helper takes nothing.
-        SETTINGS.get(0).is_some_and(|settings| settings.is_daemon_down(unsafe { bpf_ktime_get_coarse_ns() }))
+        SETTINGS.get(0).is_some_and(|settings| settings.is_daemon_down(unsafe { bpf_ktime_get_ns() }))
     }
 
     #[inline(always)]

@@ -69,6 +69,7 @@ use self::{
 use crate::{
     access::{self, Rules},
     config::DataplaneSettings,
+    configuration::text,
     dataplane::{Counter, FlowDelivery, FlowReader, Probe},
     desired::{self, Counted, InterfaceName, Invalid, Name, Prefix, Source, Tables},
     health::Health,
@@ -110,7 +111,14 @@ type App = State<Arc<AppState>>;
         description = "Decides what happens to subscribers' port-25 flows. Errors are RFC 9457 problems. A change is answered when the kernel \
                        holds it, or with `Redirect-Applied: false` if that takes longer than 2 s."
     ),
-    components(schemas(Problem, types::ResetEvent, types::DroppedEvent))
+    components(schemas(
+        Problem,
+        text::DocumentFormat,
+        types::DroppedEvent,
+        types::ImportMode,
+        types::ResetEvent,
+        types::RouteFormat
+    ))
 )]
 struct Description;
 

@@ -121,7 +121,7 @@ fn verification(mode: &str, file: Option<std::path::PathBuf>, pin: Option<Pin>) 
     match (mode, file, pin) {
         ("ca", file, None) => Ok(Verification::Ca { file }),
         ("pin", None, Some(sha256)) => Ok(Verification::Pin { sha256 }),
-        ("none", None, None) => Ok(Verification::None),
+        ("none", None, None) => Ok(Verification::None {}),
         (_, Some(_), _) => Err(Error::Usage("--ca-file goes with --verification ca".to_owned())),
         (_, None, _) => Err(Error::Usage("--pin goes with --verification pin, and needs it".to_owned())),
     }
@@ -145,7 +145,7 @@ fn stages(report: &VerifyReport) -> Table {
 fn table(gateways: &[Versioned<Answer>]) -> Table {
     let row = |Versioned { resource: Answer { gateway, state }, .. }: &Versioned<Answer>| {
         let verification = match &gateway.verification {
-            Verification::None => "none",
+            Verification::None {} => "none",
             Verification::Ca { .. } => "ca",
             Verification::Pin { .. } => "pin",
         };

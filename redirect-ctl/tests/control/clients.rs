@@ -397,7 +397,9 @@ async fn everything_shown(lab: &Lab) -> String {
     let mut shown = String::new();
     for (path, operations) in description["paths"].as_object().unwrap() {
         // It does not end by itself.
-        if operations.get("get").is_none() || path == "/v1/events" {
+        if operations.get("get").is_none()
+            || [api::types::paths::EVENTS, api::types::paths::FLOWS_WATCH].contains(&path.as_str())
+        {
             continue;
         }
         for key in ["planted", "configured", "10.20.0.0_16", "planted.example", "embedded", "lan0"] {

@@ -105,7 +105,7 @@ impl Dial<'_> {
         let version = session.protocol_version().and_then(|version| version.as_str()).unwrap_or("TLS");
         let suite = session.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str()).unwrap_or("?");
         let said = match &self.gateway.verification {
-            Verification::None => "the certificate is not verified".to_owned(),
+            Verification::None {} => "the certificate is not verified".to_owned(),
             Verification::Ca { .. } => format!("the certificate is verified for {}", tls.name.to_str()),
             Verification::Pin { .. } => "the certificate is the pinned one".to_owned(),
         };

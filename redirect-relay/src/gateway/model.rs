@@ -207,13 +207,12 @@ pub enum Encryption {
 }
 
 /// Whom the gateway's certificate must convince.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case", tag = "mode", deny_unknown_fields)]
 pub enum Verification {
-    /// Anybody: encryption against listeners only.
-    #[default]
-    None,
+    /// Anybody: encryption against listeners only. With braces, because serde takes members that a variant without them does not know.
+    None {},
     /// A certificate of one of these authorities, for the name of the gateway, within its dates.
     Ca {
         /// PEM; the system's authorities if absent.
@@ -223,6 +222,12 @@ pub enum Verification {
     },
     /// The gateway's own certificate must be this one, whoever signed it, whatever name and dates it has.
     Pin { sha256: Pin },
+}
+
+impl Default for Verification {
+    fn default() -> Self {
+        Self::None {}
+    }
 }
 
 /// SHA-256 of a certificate in DER, as `openssl x509 -fingerprint -sha256` prints it, with or without colons.
@@ -537,7 +542,7 @@ impl Gateway {
         fault(connections_max == Some(0), "limits.connections_max", "must be at least 1");
         fault(messages_per_second_max == Some(0), "limits.messages_per_second_max", "must be at least 1");
         fault(recipients_per_message_max == Some(0), "limits.recipients_per_message_max", "must be at least 1");
-        let verifies = self.verification != Verification::None;
+        let verifies = self.verification != Verification::None {};
         fault(verifies && self.encryption == Encryption::None, "verification", "needs encryption");
         let named = self.sni.is_some() || matches!(self.address, Host::Name(_));
         let by_name = matches!(self.verification, Verification::Ca { .. });
@@ -603,7 +608,7 @@ impl Gateway {
 
     /// Nobody but the gateway sees what is said over TLS.
     pub fn is_verified(&self) -> bool {
-        self.verification != Verification::None
+        self.verification != Verification::None {}
     }
 }
 

@@ -129,7 +129,7 @@ fn gateway_findings(gateway: &Gateway, used: bool) -> Vec<Finding> {
     if gateway.status == Status::Disabled {
         return findings;
     }
-    let verified = gateway.verification != Verification::None;
+    let verified = gateway.verification != Verification::None {};
     if let Some(Account { mechanism, .. }) = &gateway.account
         && !verified
         && *mechanism != Mechanism::ScramSha256

@@ -853,7 +853,7 @@ async fn a_gateway_is_verified_stage_by_stage() {
     unbelieved.verification = Verification::Pin { sha256: Pin([0; 32]) };
     let (ok, text) = shown(&relay.relay.verify(&unbelieved).await);
     assert!(!ok && text.starts_with("invalid peer certificate"), "{text}");
-    unbelieved.verification = Verification::None;
+    unbelieved.verification = Verification::None {};
     let (ok, text) = shown(&relay.relay.verify(&unbelieved).await);
     assert!(ok && text.ends_with(", the certificate is not verified"), "{text}");
 
