@@ -52,6 +52,8 @@ pub const ACCESS_PREFIXES_MAX: usize = 256;
 pub const IMPORT_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Imports of subscribers at the same time: each holds its whole file, in a form of some 120 bytes a line.
 pub const IMPORTS_MAX: usize = 1;
+/// How long an import waits for its place.
+pub const IMPORT_PLACE_WAIT: Duration = Duration::from_secs(2);
 /// Exports of subscribers at the same time: each keeps a reader of the store busy.
 pub const EXPORTS_MAX: usize = 2;
 /// An import of subscribers is answered within this time, the file's upload included.

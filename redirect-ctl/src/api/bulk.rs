@@ -77,10 +77,9 @@ pub(super) async fn import_subscribers(
 ) -> Result<Response, ApiError> {
     let key = idempotency_key(request.headers())?;
     let only = query.source.as_deref().map(source).transpose()?;
-    let _place = app
-        .places
-        .imports
-        .try_acquire()
+    // One whose client has just gone away leaves its place in a moment.
+    let _place = timeout(limits::IMPORT_PLACE_WAIT, app.places.imports.acquire())
+        .await
         .map_err(|_| ApiError::new(Code::Unavailable, "another import is under way; try again when it is done"))?;
     let now = Time::now();
     // Each of the kernel's four tables full, once.

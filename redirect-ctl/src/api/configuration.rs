@@ -101,10 +101,14 @@ pub(super) async fn commit_configuration(
     let confirm_within_s =
         query.confirm_within.as_deref().map(|text| in_query("confirm_within", seconds(text))).transpose()?;
     let note = note(&caller, query.author, query.comment)?;
-    let (revision, before, after) = app.store.try_document(document.clone(), note.time).await?;
-    if let Some(expected) = expected.filter(|expected| *expected != revision) {
-        return Err(crate::store::Error::Stale { expected, found: revision }.into());
+    // A document that was made of another state need not make sense beside this one: that it is late says more.
+    let standing = app.store.snapshot().standing;
+    refuse_stale(expected, standing.revision)?;
+    if let Some(pending) = standing.pending.filter(|_| !query.dry_run) {
+        return Err(crate::store::Error::Pending { pending }.into());
     }
+    let (revision, before, after) = app.store.try_document(document.clone(), note.time).await?;
+    refuse_stale(expected, revision)?;
     let diff = blocking(move || Diff::between(&before, &after)).await?;
     if query.dry_run {
         return Ok(tagged(revision, Json(CommitReport { dry_run: true, diff, commit: None })));
@@ -112,6 +116,13 @@ pub(super) async fn commit_configuration(
     // What the diff was made of is what is changed.
     let change = ConfigurationChange::Commit { document, note, expected: Some(revision), confirm_within_s };
     carry_out(State(app), change, diff).await
+}
+
+fn refuse_stale(expected: Option<u64>, found: u64) -> Result<(), crate::store::Error> {
+    match expected {
+        Some(expected) if expected != found => Err(crate::store::Error::Stale { expected, found }),
+        _ => Ok(()),
+    }
 }
 
 /// Commits a state of the history again. `If-Match` is the revision of the configuration that it is to replace, or `*`. A pending commit is

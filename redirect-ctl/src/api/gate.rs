@@ -230,8 +230,8 @@ impl Gate {
         let announced =
             request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
         if announced.is_some_and(|length| length > rule.size.bytes_max()) {
-            let text = format!("the body has more than {} bytes", rule.size.bytes_max());
-            return Err(ApiError::new(Code::TooLarge, text).into());
+            let text = format!("the body has more than {} bytes, which is the most here", rule.size.bytes_max());
+            return Err(ApiError::at(Code::TooLarge, "", &text).into());
         }
         Ok(())
     }

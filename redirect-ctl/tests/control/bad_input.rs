@@ -163,7 +163,7 @@ async fn bad_members_are_refused_by_every_resource() {
         for (member, now) in shown.as_object().unwrap() {
             // What only answers have is ignored, and a text may be free.
             let free = ["description", "note"].contains(&member.as_str());
-            let ignored = ["revision", "state", "health", "flows", "names", "not_before", "not_after"];
+            let ignored = ["revision", "facts", "state", "health", "flows", "names", "not_before", "not_after"];
             let ignored = ignored.contains(&member.as_str())
                 || (["source", "status"].contains(&member.as_str())
                     && (path.contains("relays") || path.contains("interfaces")));

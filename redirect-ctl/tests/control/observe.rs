@@ -61,8 +61,8 @@ async fn events_come_as_they_happen_to_whoever_wants_them() {
         lab.get("/v1/status").await.json()["events"] == json!({"read": 2, "lost": 12, "dropped": 0})
     })
     .await;
-    lab.get("/v1/events?reason=bored").await.problem(422, "invalid", Some("?reason"));
-    lab.get("/v1/events?class=nobody").await.problem(422, "invalid", Some("?class"));
+    lab.get("/v1/flows:watch?reason=bored").await.problem(422, "invalid", Some("?reason"));
+    lab.get("/v1/flows:watch?class=nobody").await.problem(422, "invalid", Some("?class"));
     lab.stop().await;
     assert_eq!(timeout(PATIENCE, all.next()).await.unwrap().unwrap(), None, "the daemon stopped");
 }
@@ -102,7 +102,7 @@ async fn only_so_many_may_watch() {
     for _ in 0..limits::EVENT_WATCHERS_MAX {
         watchers.push(lab.client.events(&any()).await.unwrap());
     }
-    lab.get("/v1/events").await.problem(503, "unavailable", None);
+    lab.get("/v1/flows:watch").await.problem(503, "unavailable", None);
     watchers.clear();
     eventually("their places are free again", || async { lab.client.events(&any()).await.is_ok() }).await;
 }

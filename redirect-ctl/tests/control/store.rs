@@ -38,7 +38,7 @@ pub(crate) fn open(path: &Path) -> (Store, thread::JoinHandle<()>) {
 
 /// Undoes what the schema has of facts, and of commits.
 const NO_FACTS: &str = "DROP TABLE configuration; DROP TABLE commit_sections; DROP TABLE commit_texts; DROP TABLE commits;
-    DROP TABLE facts; DROP TABLE priorities; DROP TABLE imports;
+    DROP TABLE changes;    DROP TABLE facts; DROP TABLE priorities; DROP TABLE imports;
     CREATE TABLE subscribers (prefix BLOB PRIMARY KEY, class INTEGER NOT NULL, origin TEXT NOT NULL, expires_s INTEGER) STRICT, WITHOUT ROWID;";
 
 pub(crate) fn class(name: &str) -> Change {
