@@ -11,7 +11,8 @@
 //! - [`health`]: asks relays whether they live
 //! - [`host`]: routes, sysctls and relays' sockets of the host
 //! - [`api`]: REST over the Unix socket, its types and its client; [`metrics`]: Prometheus
-//! - [`cli`] and [`commands`]: `redirect-ctl`; [`postfix`]: what it makes of the settings of a Postfix
+//! - [`cli`] and [`commands`]: `redirect-ctl`; [`postfix`]: what it makes of the settings of a Postfix; [`doctor`]: and of this host; `redact`: what
+//!   of it leaves the house
 //! - [`relay`]: tells the embedded relay who a connection comes from and which gateway is its; [`smtp`]: how a class is treated there;
 //!   [`clients`]: the certificates and users that this takes
 //! - [`daemon`]: start order, tasks, stop; [`log`](mod@log): where its lines go; [`limits`]: every bound
@@ -24,6 +25,7 @@ pub mod config;
 pub mod daemon;
 pub mod dataplane;
 pub mod desired;
+pub mod doctor;
 pub mod health;
 pub mod host;
 pub mod limits;
@@ -31,6 +33,7 @@ pub mod log;
 pub mod metrics;
 pub mod postfix;
 pub mod reconcile;
+mod redact;
 pub mod relay;
 pub mod routes;
 pub mod smtp;

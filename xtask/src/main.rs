@@ -10,6 +10,7 @@ mod exec;
 mod fuzz;
 mod kernels;
 mod mail;
+mod man;
 mod postfix;
 mod relays;
 mod setup;
@@ -55,6 +56,9 @@ enum Task {
     #[command(after_help = "Examples:\n  cargo xtask fuzz\n  cargo xtask fuzz handle --seconds 600\n  \
                             cargo xtask fuzz icmp --keep    add what reaches more code to tests/fuzz/corpus")]
     Fuzz(fuzz::Args),
+    /// Write the manual pages and shell completions
+    #[command(after_help = "Example:\n  cargo xtask man target/docs")]
+    Man(man::Args),
 }
 
 fn main() -> ExitCode {
@@ -64,6 +68,7 @@ fn main() -> ExitCode {
         Task::Demo(args) => demo::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),
+        Task::Man(args) => man::run(&args),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("cargo xtask: {error:#}");

@@ -10,6 +10,7 @@ mod clients;
 pub mod error;
 pub mod events;
 mod extract;
+mod kernel;
 mod lines;
 mod mail;
 pub mod server;
@@ -150,6 +151,7 @@ fn routes() -> OpenApiRouter<Arc<AppState>> {
         .routes(routes!(explain))
         .routes(routes!(get_status))
         .routes(routes!(get_stats))
+        .routes(routes!(kernel::kernel_diff))
         .routes(routes!(livez))
         .routes(routes!(readyz))
         .routes(routes!(get_metrics))

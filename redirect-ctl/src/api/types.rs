@@ -74,6 +74,7 @@ pub mod paths {
     pub const EXPLAIN: &str = "/v1/explain";
     pub const STATUS: &str = "/v1/status";
     pub const STATS: &str = "/v1/stats";
+    pub const KERNEL_DIFF: &str = "/v1/kernel:diff";
     pub const LIVEZ: &str = "/livez";
     pub const READYZ: &str = "/readyz";
     pub const METRICS: &str = "/metrics";
@@ -117,6 +118,7 @@ pub mod paths {
         EVENTS,
         TRACE,
         EXPLAIN,
+        KERNEL_DIFF,
         STATUS,
         STATS,
         LIVEZ,
@@ -131,6 +133,8 @@ pub const APPLIED_HEADER: &str = "redirect-applied";
 
 /// How many routes an export leaves out.
 pub const OMITTED_HEADER: &str = "redirect-omitted";
+
+pub use super::kernel::{KernelDiff, KernelOperation};
 
 /// Rows of a list, and where the next page begins.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

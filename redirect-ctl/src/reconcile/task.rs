@@ -32,7 +32,10 @@ use super::{
     pool::pool,
 };
 use crate::{
-    dataplane::{self, Counters, Dataplane, Explanation, FlowCounts, FlowRecord, MapMemory, Mode, Operation, Probe},
+    dataplane::{
+        self, ClassId, Counters, Dataplane, Explanation, FlowCounts, FlowRecord, MapMemory, Mode, Operation, Probe,
+        RelayId,
+    },
     desired::{Class, Relay, RelayStatus, Tables},
     health::Health,
     host, limits,
@@ -115,6 +118,17 @@ pub enum AskError {
     Dataplane(#[from] dataplane::Error),
 }
 
+/// What the kernel lacks of what the store wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Drift {
+    /// Of the store.
+    pub revision: u64,
+    /// That the kernel says it holds.
+    pub applied: u64,
+    /// What would be done about it.
+    pub operations: Vec<Operation>,
+}
+
 /// Where an answer is wanted.
 type Reply<T> = oneshot::Sender<Result<T, dataplane::Error>>;
 
@@ -126,6 +140,7 @@ enum Question {
     RemoveLock(Host, Reply<Option<u32>>),
     Explain(Probe, Reply<Explanation>),
     Memory(Reply<Vec<MapMemory>>),
+    Drift(Reply<Drift>),
 }
 
 /// The way to the reconciler. Clones share it.
@@ -154,6 +169,11 @@ impl Handle {
     /// As [`Dataplane::memory`].
     pub async fn memory(&self) -> Result<Vec<MapMemory>, AskError> {
         self.ask(Question::Memory).await
+    }
+
+    /// Compares everything, and changes nothing.
+    pub async fn drift(&self) -> Result<Drift, AskError> {
+        self.ask(Question::Drift).await
     }
 
     /// Events from now on, until the reconciler ends. Whoever is slow loses the oldest.
@@ -475,28 +495,8 @@ impl<D: Dataplane> Reconciler<D> {
                 )
             }
         };
-        let desired = Desired {
-            revision: view.snapshot.revision,
-            relays: tables
-                .relays
-                .values()
-                .filter(|relay| delivery::is_known(relay))
-                .map(|relay| (relay.id, delivery::kernel_relay(relay, |endpoint| self.can_steer(relay, endpoint))))
-                .collect(),
-            classes: {
-                let health = self.health.borrow();
-                let takes_flows = |relay: &Relay, endpoint| {
-                    stage.takes_flows()
-                        && relay.spec.status == RelayStatus::Enabled
-                        && delivery::takes_flows(relay, endpoint, |endpoint| self.can_steer(relay, endpoint))
-                        && !health.is_down(relay.id, endpoint)
-                };
-                let classes = tables.classes.values();
-                classes.map(|class| (class.id, kernel_class(class, tables, takes_flows))).collect()
-            },
-            subscribers,
-            interfaces,
-        };
+        let (relays, classes) = self.policy(tables, stage);
+        let desired = Desired { revision: view.snapshot.revision, relays, classes, subscribers, interfaces };
         let actual = Actual {
             revision: self.dataplane.revision()?,
             relays: self.dataplane.relays()?,
@@ -530,6 +530,56 @@ impl<D: Dataplane> Reconciler<D> {
         // Whoever was due and not part of the plan is as it should be.
         self.interface_retries.retain(|_, interface| interface.retry.at > started);
         Ok(Synced { revision: desired.revision, stage, full })
+    }
+
+    /// What the kernel should hold of relays and classes.
+    fn policy(
+        &self,
+        tables: &Tables,
+        stage: Stage,
+    ) -> (BTreeMap<RelayId, policy::Relay>, BTreeMap<ClassId, policy::Class>) {
+        let known = tables.relays.values().filter(|relay| delivery::is_known(relay));
+        let relays = known
+            .map(|relay| (relay.id, delivery::kernel_relay(relay, |endpoint| self.can_steer(relay, endpoint))))
+            .collect();
+        let health = self.health.borrow();
+        let takes_flows = |relay: &Relay, endpoint| {
+            stage.takes_flows()
+                && relay.spec.status == RelayStatus::Enabled
+                && delivery::takes_flows(relay, endpoint, |endpoint| self.can_steer(relay, endpoint))
+                && !health.is_down(relay.id, endpoint)
+        };
+        let classes = tables.classes.values();
+        (relays, classes.map(|class| (class.id, kernel_class(class, tables, takes_flows))).collect())
+    }
+
+    /// What a comparison of everything would do now. Interfaces that refuse, and are left alone for a while, are among it.
+    fn drift(&self) -> Result<Drift, dataplane::Error> {
+        let stage = *self.stage.borrow();
+        let (snapshot, subscribers) = self.store.peek().map_err(|error| dataplane::Error::System {
+            what: "read the store".to_owned(),
+            source: std::io::Error::other(error),
+        })?;
+        let (relays, classes) = self.policy(&snapshot.tables, stage);
+        let interfaces = snapshot.tables.interfaces.values().filter(|_| stage.attaches());
+        let desired = Desired {
+            revision: snapshot.revision,
+            relays,
+            classes,
+            subscribers: subscribers.into_iter().map(kernel_subscriber).collect(),
+            interfaces: interfaces
+                .map(|interface| (interface.name.as_str().to_owned(), (interface.role, interface.hook)))
+                .collect(),
+        };
+        let actual = Actual {
+            revision: self.dataplane.revision()?,
+            relays: self.dataplane.relays()?,
+            classes: self.dataplane.classes()?,
+            subscribers: self.dataplane.subscribers()?,
+            interfaces: self.dataplane.interfaces(),
+        };
+        let operations = plan(&desired, &actual, Order::SetsFirst);
+        Ok(Drift { revision: desired.revision, applied: actual.revision, operations })
     }
 
     fn can_steer(&self, relay: &Relay, endpoint: SocketAddr) -> bool {
@@ -667,6 +717,7 @@ impl<D: Dataplane> Reconciler<D> {
             Question::RemoveLock(host, reply) => drop(reply.send(self.dataplane.remove_lock(host))),
             Question::Explain(probe, reply) => drop(reply.send(self.dataplane.explain(&probe))),
             Question::Memory(reply) => drop(reply.send(self.dataplane.memory())),
+            Question::Drift(reply) => drop(reply.send(self.drift())),
         }
     }
 }

@@ -7,6 +7,7 @@ mod cli;
 mod clients;
 mod daemon;
 mod health;
+mod inspect;
 mod log;
 mod mail;
 mod observe;
