@@ -15,6 +15,7 @@ pub mod error;
 pub mod events;
 mod extract;
 pub mod gate;
+mod kernel;
 mod lines;
 mod mail;
 pub mod server;
@@ -178,6 +179,7 @@ fn routes() -> OpenApiRouter<Arc<AppState>> {
         .routes(routes!(explain))
         .routes(routes!(get_status))
         .routes(routes!(get_stats))
+        .routes(routes!(kernel::kernel_diff))
         .routes(routes!(livez))
         .routes(routes!(readyz))
         .routes(routes!(get_metrics))

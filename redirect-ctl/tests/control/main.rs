@@ -11,6 +11,7 @@ mod conditions;
 mod configuration;
 mod daemon;
 mod health;
+mod inspect;
 mod log;
 mod mail;
 mod observe;
