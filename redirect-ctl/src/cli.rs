@@ -74,6 +74,9 @@ pub enum Noun {
     /// Redirected connections
     #[command(subcommand)]
     Flow(FlowVerb),
+    /// Changes of the configuration as they happen
+    #[command(subcommand)]
+    Event(EventVerb),
     /// Print what happens in sessions with the embedded relay, until interrupted: no contents, no passwords, nobody's name
     #[command(
         after_help = "Examples:\n  redirect-ctl trace --subscriber 10.20.3.7\n  redirect-ctl -o json trace --subscriber 2001:db8:3::/64"
@@ -237,6 +240,25 @@ pub struct Trace {
     /// Sessions of clients inside this prefix, or of this address
     #[arg(long, value_name = "PREFIX")]
     pub subscriber: Prefix,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum EventVerb {
+    /// Print what changes in the configuration, by whomever, until interrupted
+    #[command(
+        after_help = "Examples:\n  redirect-ctl event watch --type class --type relay\n  redirect-ctl -o json event watch --since 1201"
+    )]
+    Watch(EventWatch),
+}
+
+#[derive(Debug, Args)]
+pub struct EventWatch {
+    /// Only changes of this type, such as class or `managed_domain`; may be repeated
+    #[arg(long = "type", value_name = "TYPE")]
+    pub types: Vec<String>,
+    /// Begin after this revision, as far back as redirectd's log reaches; without it, now
+    #[arg(long, value_name = "REVISION")]
+    pub since: Option<u64>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -180,6 +180,7 @@ async fn start_and_wait(
         verifications: Semaphore::new(limits::VERIFICATIONS_MAX),
         dataplane: settings.dataplane.clone(),
         places: Places::default(),
+        change_watchers: Arc::new(Semaphore::new(limits::CHANGE_WATCHERS_MAX)),
         watchers: Watchers::default(),
         access,
         started,

@@ -18,6 +18,8 @@ pub const API_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 pub const API_APPLY_WAIT: Duration = Duration::from_secs(2);
 /// Requests in flight at a stop have this long to finish.
 pub const API_DRAIN: Duration = Duration::from_secs(2);
+/// How often a merge patch is tried while others change its resource: more than there are API connections that could.
+pub const PATCH_ATTEMPTS_MAX: usize = 300;
 /// Rows of a page where the request does not say.
 pub const PAGE_ROWS_DEFAULT: u32 = 100;
 /// Rows of a page at most; the cursor leads to the rest.
@@ -220,7 +222,15 @@ pub const EVENTS_INTERVAL: Duration = Duration::from_millis(50);
 pub const EVENTS_BATCH_MAX: usize = maps::EVENTS_BYTES as usize / 72;
 /// Events that wait for a subscriber of the daemon's; a slower one loses the oldest and is told how many.
 pub const EVENTS_QUEUE_MAX: usize = 4_096;
-/// Requests that watch events; an eighth of the API's connections.
+/// Rows of the log of changes, some 60 bytes each: who was away for fewer changes than that reads on where it was.
+pub const CHANGES_LOGGED_MAX: i64 = 100_000;
+/// Rows of the log that one reading takes.
+pub const CHANGES_READ_MAX: u32 = 256;
+/// Requests that watch the changes of the configuration; an eighth of the API's connections.
+pub const CHANGE_WATCHERS_MAX: usize = 32;
+/// A watcher of changes hears something at least this often, so that it notices a connection that is gone.
+pub const CHANGES_HEARTBEAT: Duration = Duration::from_secs(15);
+/// Requests that watch flows; an eighth of the API's connections.
 pub const EVENT_WATCHERS_MAX: usize = 32;
 
 /// Pace of the collection of idle flows.

@@ -13,6 +13,7 @@
 //! What the configuration file owns (the embedded relay, its interfaces) is stored too, marked as the file's, and follows the file at each
 //! start.
 
+mod changes;
 mod clients;
 mod configuration;
 mod facts;
@@ -47,7 +48,9 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use self::facts::Extensions;
 pub(crate) use self::mail::with_known_password;
+use self::revisions::Resource;
 pub use self::{
+    changes::{Action, Logged, Reach},
     configuration::{ConfigurationChange, Note},
     facts::{FactFilter, FactLine, FactQuery, TakeFacts},
     import::{Import, ImportCounts, ImportDiff, ImportKey, Staging},
@@ -59,8 +62,8 @@ use crate::{
     configuration::{Commit, Configuration, Document, PendingCommit},
     dataplane::{ClassId, RelayId},
     desired::{
-        self, Action, Class, ClassSpec, EMBEDDED_RELAY, Interface, InterfaceName, Limits, Name, PoolRelay, Relay,
-        RelaySpec, RelayStatus, Snapshot, Source, Tables, Time, Weight,
+        self, Class, ClassSpec, EMBEDDED_RELAY, Interface, InterfaceName, Limits, Name, PoolRelay, Relay, RelaySpec,
+        RelayStatus, Snapshot, Source, Tables, Time, Weight,
     },
     limits,
     revision::{Conditions, Versioned},
@@ -257,6 +260,27 @@ pub enum Kind {
 }
 
 impl Kind {
+    pub const ALL: [Self; 10] = [
+        Self::Subscriber,
+        Self::Class,
+        Self::Relay,
+        Self::Gateway,
+        Self::Group,
+        Self::Route,
+        Self::ManagedDomain,
+        Self::Certificate,
+        Self::User,
+        Self::Interface,
+    ];
+
+    /// As a word of the API.
+    pub const fn type_name(self) -> &'static str {
+        match self {
+            Self::ManagedDomain => "managed_domain",
+            _ => self.name(),
+        }
+    }
+
     pub const fn name(self) -> &'static str {
         match self {
             Self::Subscriber => "subscriber",
@@ -606,6 +630,18 @@ impl Store {
     /// A page of routes in their order.
     pub async fn routes(&self, query: RouteQuery) -> Result<Vec<Versioned<Route>>, Error> {
         self.read(move |connection| mail::select_routes(connection, &query)).await
+    }
+
+    pub async fn count_routes(&self, filter: RouteFilter) -> Result<u64, Error> {
+        self.read(move |connection| mail::count_routes(connection, &filter)).await
+    }
+
+    pub async fn count_managed_domains(&self) -> Result<u64, Error> {
+        self.read(|connection| count(connection, "SELECT count(*) FROM managed_domains")).await
+    }
+
+    pub async fn count_users(&self) -> Result<u64, Error> {
+        self.read(|connection| count(connection, "SELECT count(*) FROM users")).await
     }
 
     /// What [`Change::ImportRoutes`] would do.
@@ -1056,6 +1092,7 @@ impl Step<'_> {
             }
         }
         let outcome = self.carry_out(change)?;
+        self.log(change, resource.as_ref(), outcome)?;
         let revision = match outcome {
             Outcome::Created | Outcome::Replaced | Outcome::Unchanged => {
                 resource.map(|resource| self.revision_of(&resource)).transpose()?.flatten()
@@ -1067,6 +1104,25 @@ impl Step<'_> {
             | Outcome::ImportedBefore { .. } => None,
         };
         Ok((outcome, revision))
+    }
+
+    fn log(&self, change: &Change, resource: Option<&Resource<'_>>, outcome: Outcome) -> Result<(), Error> {
+        let action = match outcome {
+            // The expiry notes each subscriber by itself.
+            Outcome::Unchanged | Outcome::Expired(_) | Outcome::ImportedBefore { .. } => return Ok(()),
+            Outcome::Created | Outcome::Replaced | Outcome::Imported(_) => Action::Put,
+            // What another source says of the subscriber stays.
+            Outcome::Deleted | Outcome::Removed(_) => match resource {
+                Some(resource) if self.revision_of(resource)?.is_some() => Action::Put,
+                _ => Action::Delete,
+            },
+        };
+        if matches!(change, Change::Configuration(_)) {
+            let kinds = Kind::ALL.into_iter().filter(|kind| *kind != Kind::Subscriber);
+            return kinds.map(|kind| changes::log(self.connection, self.next_revision, kind, None, action)).collect();
+        }
+        let (kind, key) = resource.map_or((change.kind(), None), |resource| (resource.kind(), Some(resource.key())));
+        changes::log(self.connection, self.next_revision, kind, key.as_deref(), action)
     }
 
     fn carry_out(&mut self, change: &Change) -> Result<Outcome, Error> {
@@ -1445,6 +1501,10 @@ fn prefix_column(row: &Row<'_>, column: usize) -> Result<IpNet, Error> {
     desired::prefix_from_key(&key).ok_or_else(|| Error::Corrupt { what: "a prefix", value: format!("{key:02x?}") })
 }
 
+fn count(connection: &Connection, sql: &str) -> Result<u64, Error> {
+    Ok(connection.prepare_cached(sql)?.query_row([], |row| row.get(0))?)
+}
+
 /// What changed of where mail goes.
 enum MailTouched {
     /// The routes of these patterns, which may be none.
@@ -1594,6 +1654,7 @@ const MIGRATIONS: &[Migration] = &[
     facts::facts_schema,
     import::imports_schema,
     configuration::configuration_schema,
+    changes::changes_schema,
 ];
 
 type Migration = fn(&Transaction<'_>) -> Result<(), Error>;
@@ -1675,14 +1736,14 @@ fn first_schema(transaction: &Transaction<'_>) -> Result<(), Error> {
     )?;
     // The classes that mirror the field; see the words of the design.
     let defaults = [
-        (1, "misconfigured", Action::Redirect),
-        (2, "configured", Action::Redirect),
-        (3, "authenticated", Action::Pass),
-        (4, "bypass", Action::Pass),
-        (5, "blocked", Action::Block),
+        (1, "misconfigured", desired::Action::Redirect),
+        (2, "configured", desired::Action::Redirect),
+        (3, "authenticated", desired::Action::Pass),
+        (4, "bypass", desired::Action::Pass),
+        (5, "blocked", desired::Action::Block),
     ];
     for (id, name, action) in defaults {
-        let relay = (action == Action::Redirect).then_some(1);
+        let relay = (action == desired::Action::Redirect).then_some(1);
         transaction.execute(
             "INSERT INTO classes (id, name, action, relay, on_relay_down, gateway) VALUES (?1, ?2, ?3, ?4, 'pass', NULL)",
             params![id, name, action.name(), relay],
@@ -1748,12 +1809,14 @@ fn adopt_file(connection: &mut Connection, file: &FileResources) -> Result<(), E
     let revision = before.revision + 1;
     if known.is_none_or(|known| known.spec != spec || known.source != Source::File) {
         write_relay(&transaction, known.map_or(1, |relay| relay.id), &spec, Source::File, revision)?;
+        changes::log(&transaction, revision, Kind::Relay, Some(EMBEDDED_RELAY), Action::Put)?;
     }
     let gone = |known: &&Interface| {
         known.source == Source::File && file.interfaces.iter().all(|interface| interface.name != known.name)
     };
     for interface in before.tables.interfaces.values().filter(gone) {
         transaction.execute("DELETE FROM interfaces WHERE name = ?1", [interface.name.as_str()])?;
+        changes::log(&transaction, revision, Kind::Interface, Some(interface.name.as_str()), Action::Delete)?;
     }
     for interface in &file.interfaces {
         let interface = Interface { source: Source::File, ..interface.clone() };
@@ -1762,6 +1825,7 @@ fn adopt_file(connection: &mut Connection, file: &FileResources) -> Result<(), E
         }
         if before.tables.interfaces.get(&interface.name) != Some(&interface) {
             write_interface(&transaction, &interface, revision)?;
+            changes::log(&transaction, revision, Kind::Interface, Some(interface.name.as_str()), Action::Put)?;
         }
     }
     if read_tables(&transaction)?.tables != before.tables {

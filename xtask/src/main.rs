@@ -15,6 +15,7 @@ mod man;
 mod package;
 mod postfix;
 mod relays;
+mod schemathesis;
 mod setup;
 mod test;
 

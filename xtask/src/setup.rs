@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     exec::{self, Root},
-    mail, postfix,
+    mail, postfix, schemathesis,
 };
 
 /// Reads LLVM bitcode of rustc's LLVM or older only, and rustc 1.95 has LLVM 22: hence the version and [`LLVM_VERSIONS`].
@@ -36,7 +36,12 @@ pub(crate) enum Presence {
     File(&'static str),
 }
 
-const TOOLS: [Tool; 7] = [
+const TOOLS: [Tool; 8] = [
+    Tool {
+        presence: Presence::File("/usr/share/doc/python3-venv/copyright"),
+        package: "python3-venv",
+        purpose: "keeps schemathesis apart from the system's Python",
+    },
     Tool {
         presence: Presence::Program("ip"),
         package: "iproute2",
@@ -82,6 +87,7 @@ impl Tool {
 struct Missing {
     tools: Vec<&'static Tool>,
     sink: bool,
+    schemathesis: bool,
     mail: Vec<&'static mail::Program>,
     core: bool,
     linker: bool,
@@ -98,6 +104,7 @@ impl Missing {
         Ok(Self {
             tools: TOOLS.iter().filter(|tool| !tool.is_present()).collect(),
             sink: !postfix::is_present()?,
+            schemathesis: !schemathesis::is_present()?,
             mail,
             core: !core_is_present(),
             linker: !linker_is_present(),
@@ -105,7 +112,7 @@ impl Missing {
     }
 
     fn nothing(&self) -> bool {
-        self.tools.is_empty() && !self.sink && self.mail.is_empty() && !self.core && !self.linker
+        self.tools.is_empty() && !self.sink && !self.schemathesis && self.mail.is_empty() && !self.core && !self.linker
     }
 }
 
@@ -141,6 +148,9 @@ pub(crate) fn ensure() -> Result<bool> {
         ));
         program.unpack()?;
     }
+    if missing.schemathesis {
+        schemathesis::install()?;
+    }
     if missing.core {
         install_core()?;
     }
@@ -150,7 +160,12 @@ pub(crate) fn ensure() -> Result<bool> {
 
     let left = Missing::find()?;
     let packages = left.tools.iter().map(|tool| tool.package).chain(left.mail.iter().map(|program| program.package));
-    let others = [("smtp-sink", left.sink), ("core for bpf", left.core), ("bpf-linker", left.linker)];
+    let others = [
+        ("smtp-sink", left.sink),
+        ("schemathesis", left.schemathesis),
+        ("core for bpf", left.core),
+        ("bpf-linker", left.linker),
+    ];
     let absent: Vec<_> = packages.chain(others.iter().filter(|(_, absent)| *absent).map(|(name, _)| *name)).collect();
     if !absent.is_empty() {
         bail!("installed without an error, but still absent: {}; look at `apt-get install` or PATH", absent.join(", "));

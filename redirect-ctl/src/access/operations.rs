@@ -85,6 +85,8 @@ const OPERATIONS: &[(&str, Roles)] = &[
     ("put_lock", WRITE),
     ("delete_lock", WRITE),
     ("watch_events", READ),
+    ("watch_flows", READ),
+    ("watch_changes", READ),
     ("trace_sessions", READ),
     ("explain", READ),
     ("get_status", READ),
@@ -107,12 +109,14 @@ const OPERATIONS: &[(&str, Roles)] = &[
 ];
 
 /// Operations on the one subscriber that the path names: those that a token for a part of the subscribers may call.
-const OF_ONE_SUBSCRIBER: &[&str] = &["get_subscriber", "put_subscriber", "delete_subscriber"];
+const OF_ONE_SUBSCRIBER: &[&str] = &["get_subscriber", "put_subscriber", "patch_subscriber", "delete_subscriber"];
 /// The list, which such a token may call with `within`.
 const OF_SUBSCRIBERS_WITHIN: &str = "list_subscribers";
 
 /// Who may call an operation; `None` for one that is not in the table.
 pub fn roles_of(operation: &str) -> Option<Roles> {
+    // Who may PUT a resource may PATCH it.
+    let operation = operation.strip_prefix("patch_").map_or_else(|| operation.to_owned(), |name| format!("put_{name}"));
     OPERATIONS.iter().find(|(id, _)| *id == operation).map(|(_, roles)| *roles)
 }
 
@@ -200,6 +204,10 @@ impl Rules {
         match path.map(|path| self.0.get(path)) {
             Some(Some(methods)) => {
                 methods.get(method).cloned().unwrap_or_else(|| refusal("method_not_allowed", ANYONE))
+            }
+            // A browser that loads the reader of the description shows no token yet.
+            Some(None) if path.is_some_and(|path| path == "/docs" || path.starts_with("/docs/")) => {
+                Rule { is_public: true, ..refusal("docs", ANYONE) }
             }
             // Nobody but an administrator, until somebody has thought about it.
             Some(None) => refusal("undescribed", ADMIN),

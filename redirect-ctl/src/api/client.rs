@@ -26,9 +26,10 @@ use super::{
     endpoint::Transport,
     error::Problem,
     types::{
-        APPLIED_HEADER, EventLine, EventQuery, ExplainQuery, Explanation, FlowList, FlowListQuery, Lock, LockPut,
-        OMITTED_HEADER, Original, OriginalQuery, Page, REVISION_HEADER, RouteExplainQuery, RouteExplanation,
-        RouteExportQuery, RouteFormat, RouteImport, RouteImportQuery, Stats, Status, TraceLine, TraceQuery, paths,
+        APPLIED_HEADER, ChangesQuery, EventLine, EventQuery, ExplainQuery, Explanation, FlowList, FlowListQuery,
+        LAST_EVENT_ID, Lock, LockPut, OMITTED_HEADER, Original, OriginalQuery, Page, REVISION_HEADER,
+        RouteExplainQuery, RouteExplanation, RouteExportQuery, RouteFormat, RouteImport, RouteImportQuery, ServerEvent,
+        Stats, Status, TraceLine, TraceQuery, paths,
     },
 };
 use crate::limits;
@@ -119,7 +120,7 @@ impl Client {
 
     /// Events from now on. The deadline is for the first answer only.
     pub async fn events(&self, query: &EventQuery) -> Result<Lines<EventLine>, Error> {
-        self.lines(paths::EVENTS, query).await
+        self.lines(paths::FLOWS_WATCH, query).await
     }
 
     /// What happens in sessions with the embedded relay from now on. The deadline is for the first answer only.
@@ -127,14 +128,23 @@ impl Client {
         self.lines(paths::TRACE, query).await
     }
 
+    /// Changes of the configuration after a revision, or from now on. The deadline is for the first answer only.
+    pub async fn changes(&self, query: &ChangesQuery, since: Option<u64>) -> Result<Lines<ServerEvent>, Error> {
+        self.lines_since(paths::EVENTS, query, since).await
+    }
+
     async fn lines<T>(&self, path: &str, query: &impl Serialize) -> Result<Lines<T>, Error> {
-        let open = self.open(format!("{path}?{}", query_text(query)?));
+        self.lines_since(path, query, None).await
+    }
+
+    async fn lines_since<T>(&self, path: &str, query: &impl Serialize, since: Option<u64>) -> Result<Lines<T>, Error> {
+        let open = self.open(format!("{path}?{}", query_text(query)?), since);
         timeout(self.timeout, open)
             .await
             .map_err(|_| Error::Timeout { host: self.transport.name(), after: self.timeout })?
     }
 
-    async fn open<T>(&self, target: String) -> Result<Lines<T>, Error> {
+    async fn open<T>(&self, target: String, since: Option<u64>) -> Result<Lines<T>, Error> {
         let unreachable = |source| Error::Unreachable { host: self.transport.name(), source };
         let stream = self.transport.connect().await.map_err(unreachable)?;
         let (mut sender, connection) =
@@ -142,8 +152,11 @@ impl Client {
         let mut tasks = JoinSet::new();
         // How it ends is told by the body.
         tasks.spawn(async { drop(connection.await) });
-        let request =
-            self.head().uri(target).body(Empty::<Bytes>::new()).map_err(|error| Error::Answer(error.to_string()))?;
+        let mut request = self.head().uri(target);
+        if let Some(revision) = since {
+            request = request.header(LAST_EVENT_ID, revision);
+        }
+        let request = request.body(Empty::<Bytes>::new()).map_err(|error| Error::Answer(error.to_string()))?;
         let response = sender.send_request(request).await.map_err(|error| unreachable(io::Error::other(error)))?;
         let (head, body) = response.into_parts();
         if head.status.is_success() {
@@ -378,13 +391,42 @@ impl<T: Line> Lines<T> {
     /// The next line; `None` when the daemon stops. A type that this version does not know is left out.
     pub async fn next(&mut self) -> Result<Option<T>, Error> {
         loop {
+            let Some(line) = self.line().await? else { return Ok(None) };
+            let value: serde_json::Value = decode(&line)?;
+            if value["type"].as_str().is_some_and(|name| T::TYPES.contains(&name)) {
+                return decode(&line).map(Some);
+            }
+        }
+    }
+}
+
+impl Lines<ServerEvent> {
+    /// The next event; `None` when the daemon stops. One that this version does not know is left out.
+    pub async fn next_event(&mut self) -> Result<Option<ServerEvent>, Error> {
+        let mut name = String::new();
+        loop {
+            let Some(line) = self.line().await? else { return Ok(None) };
+            let line = String::from_utf8(line).map_err(|error| Error::Answer(error.to_string()))?;
+            match line.trim_end().split_once(": ") {
+                Some(("event", text)) => text.clone_into(&mut name),
+                Some(("data", data)) => match name.as_str() {
+                    "change" => return decode(data.as_bytes()).map(ServerEvent::Change).map(Some),
+                    "reset" => return decode(data.as_bytes()).map(ServerEvent::Reset).map(Some),
+                    "dropped" => return decode(data.as_bytes()).map(ServerEvent::Dropped).map(Some),
+                    _ => {}
+                },
+                _ => {}
+            }
+        }
+    }
+}
+
+impl<T> Lines<T> {
+    /// The next line with its end; `None` when the daemon stops.
+    async fn line(&mut self) -> Result<Option<Vec<u8>>, Error> {
+        loop {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = self.buffer.drain(..=end).collect();
-                let value: serde_json::Value = decode(&line)?;
-                if value["type"].as_str().is_some_and(|name| T::TYPES.contains(&name)) {
-                    return decode(&line).map(Some);
-                }
-                continue;
+                return Ok(Some(self.buffer.drain(..=end).collect()));
             }
             if self.buffer.len() > limits::BODY_BYTES_MAX {
                 return Err(Error::Answer("a line without an end".to_owned()));

@@ -1,14 +1,15 @@
 //! Handlers of what clients of the embedded relay meet: certificates and users.
 
-use axum::{Json, extract::State, response::Response};
+use axum::{extract::State, response::Response};
 use redirect_relay::{Verifier, gateway::Secret};
 
 use super::{
-    App, all, change, commit,
+    App, change, commit,
     conditions::show,
     error::{ApiError, Code, Problem},
     extract::{Body, Key, Members, Params},
-    in_query, not_found, page_rows, paged, same_key,
+    list::{self, Form, Rows, Wanted},
+    not_found, same_key,
     types::{Certificate, CertificatePut, Page, User, UserListQuery, UserPut, paths},
 };
 use crate::{
@@ -16,18 +17,21 @@ use crate::{
     desired::{Invalid, Name, Time},
     limits,
     revision::{Conditions, Versioned},
-    store::{Change, Kind},
+    store::{self, Change, Kind, Store},
 };
 
 // Certificates
 
 #[utoipa::path(get, path = paths::CERTIFICATES, tag = "certificates", responses((status = 200, body = Page<Versioned<Certificate>>)))]
-pub(super) async fn list_certificates(State(app): App) -> Json<Page<Versioned<Certificate>>> {
+pub(super) async fn list_certificates(State(app): App, form: Form) -> Response {
     let snapshot = app.store.snapshot();
-    all(snapshot.clients.certificates.iter().map(|(name, certificate)| Versioned {
-        resource: Certificate::new(name.clone(), certificate),
-        revision: snapshot.revisions.of(Kind::Certificate, name),
-    }))
+    list::all(
+        form,
+        snapshot.clients.certificates.iter().map(|(name, certificate)| Versioned {
+            resource: Certificate::new(name.clone(), certificate),
+            revision: snapshot.revisions.of(Kind::Certificate, name),
+        }),
+    )
 }
 
 #[utoipa::path(get, path = paths::CERTIFICATE, tag = "certificates", params(("name" = String, Path)),
@@ -81,12 +85,35 @@ pub(super) async fn delete_certificate(
     responses((status = 200, body = Page<Versioned<User>>), (status = 422, body = Problem)))]
 pub(super) async fn list_users(
     State(app): App,
+    form: Form,
     Params(query): Params<UserListQuery>,
-) -> Result<Json<Page<Versioned<User>>>, ApiError> {
-    let rows_max = page_rows(query.limit)?;
-    let after = query.cursor.as_deref().map(|cursor| in_query("cursor", cursor.parse())).transpose()?;
-    let rows = app.store.users(after, rows_max + 1).await?;
-    Ok(paged(rows, rows_max, |last| last.name.to_string()))
+) -> Result<Response, ApiError> {
+    let wanted = Wanted { limit: query.limit, cursor: query.cursor, count: query.count };
+    list::answer(form, wanted, UserRows(app.store.clone())).await
+}
+
+struct UserRows(Store);
+
+impl Rows for UserRows {
+    type Key = Username;
+    type Row = clients::User;
+    type Item = User;
+
+    async fn after(
+        &self,
+        after: Option<Username>,
+        rows_max: u32,
+    ) -> Result<Vec<Versioned<clients::User>>, store::Error> {
+        self.0.users(after, rows_max).await
+    }
+
+    async fn count(&self) -> Result<u64, store::Error> {
+        self.0.count_users().await
+    }
+
+    fn key(row: &clients::User) -> Username {
+        row.name.clone()
+    }
 }
 
 #[utoipa::path(get, path = paths::USER, tag = "users", params(("name" = String, Path)),

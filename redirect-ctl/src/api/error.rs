@@ -8,7 +8,7 @@ use axum::{
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::types::LineFaults;
+use super::{request_id, types::LineFaults};
 use crate::{desired::Invalid, reconcile::task::AskError, store};
 
 pub const MEDIA_TYPE: &str = "application/problem+json";
@@ -35,14 +35,19 @@ pub struct Problem {
     /// What is wrong with a file, line by line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lines: Option<LineFaults>,
+    /// Names the request, as the answer's header `X-Request-Id` and redirectd's log do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "8c2ddb3e0a1f9b47")]
+    pub trace_id: Option<String>,
 }
 
 /// A place in the request and what is wrong there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FieldError {
-    /// JSON pointer (RFC 6901) into the body, `line N` of a file, `?name` for a query parameter, or `Name:` for a header.
+    /// JSON pointer (RFC 6901) into the body (empty: the whole of it) or `/name` of the path, `line N` of a file, `?name` for a query parameter, or `Name:` for a header.
     #[schema(example = "/class")]
     pub pointer: String,
+    /// What is wrong, and what to do about it.
     pub detail: String,
 }
 
@@ -205,6 +210,7 @@ impl ApiError {
             detail: self.detail.clone(),
             errors: self.errors.clone(),
             lines: self.lines.clone(),
+            trace_id: request_id::current(),
         }
     }
 }

@@ -1,11 +1,15 @@
-//! `GET /v1/events`: what the data plane reports, as it happens, a JSON object a line.
+//! `GET /v1/flows:watch`: what the data plane reports, as it happens, a JSON object a line.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use axum::response::Response;
+use hyper::body::Bytes;
 use ipnet::IpNet;
 use redirect_common::reason::{Reason, Verdict};
 use tokio::sync::{
@@ -18,7 +22,7 @@ use super::{
     AppState, class_in_query, class_name,
     error::{ApiError, Code},
     in_query,
-    lines::{self, Teller},
+    lines::{self, Source},
     types::{Event, EventLine, EventQuery, LockEvent, LostAt},
 };
 use crate::{
@@ -62,7 +66,7 @@ pub(super) fn watch(app: Arc<AppState>, query: &EventQuery) -> Result<Response, 
     let lost = observed.borrow_and_update().events.lost;
     let locks = app.relay_locks.subscribe();
     let watcher = Watcher { app, filter, events, locks, observed, lost, _place: place };
-    Ok(lines::answer(watcher))
+    Ok(lines::answer(lines::MEDIA_TYPE, watcher))
 }
 
 struct Filter {
@@ -108,10 +112,8 @@ struct Watcher {
     _place: OwnedSemaphorePermit,
 }
 
-impl Teller for Watcher {
-    type Line = EventLine;
-
-    async fn next(&mut self) -> Option<EventLine> {
+impl Source for Watcher {
+    async fn next(&mut self) -> Option<io::Result<Bytes>> {
         let line = loop {
             tokio::select! {
                 event = self.events.recv() => match event {
@@ -156,7 +158,7 @@ impl Teller for Watcher {
                 }
             }
         };
-        Some(line)
+        Some(lines::line(&line))
     }
 }
 

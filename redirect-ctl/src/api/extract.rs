@@ -5,11 +5,11 @@ use std::{fmt, str::FromStr};
 use axum::{
     body::{Bytes, to_bytes},
     extract::{FromRequest, FromRequestParts, Path, Query, Request},
-    http::{header, request::Parts},
+    http::{HeaderMap, header, request::Parts},
 };
 use serde::{
     Deserialize, Deserializer,
-    de::{DeserializeOwned, Error, IgnoredAny, MapAccess, Visitor},
+    de::{DeserializeOwned, Error, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 use serde_json::{Map, Value};
 use serde_path_to_error::Segment;
@@ -26,7 +26,7 @@ impl<S: Send + Sync, K: FromStr<Err: fmt::Display>> FromRequestParts<S> for Key<
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let Path(params) = Path::<Vec<(String, String)>>::from_request_parts(parts, state)
             .await
-            .map_err(|rejection| ApiError::new(Code::Invalid, rejection.body_text()))?;
+            .map_err(|rejection| ApiError::at(Code::Invalid, "", &rejection.body_text()))?;
         let [(name, text)] = params.as_slice() else {
             return Err(ApiError::new(Code::Internal, "the path has no key"));
         };
@@ -56,32 +56,91 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Params<T> {
 }
 
 /// A body whose type needs something of the path.
-pub(super) struct Members(Map<String, Value>);
+pub(super) struct Members(pub(super) Map<String, Value>);
 
 impl<'de> Deserialize<'de> for Members {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Each;
+        deserializer.deserialize_map(MembersVisitor).map(Self)
+    }
+}
 
-        impl<'de> Visitor<'de> for Each {
-            type Value = Members;
+struct MembersVisitor;
+
+impl<'de> Visitor<'de> for MembersVisitor {
+    type Value = Map<String, Value>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Self::Value, A::Error> {
+        let mut members = Map::new();
+        while let Some((name, Strict(value))) = access.next_entry::<String, Strict>()? {
+            if members.contains_key(&name) {
+                return Err(A::Error::custom(format_args!("duplicate field `{name}`")));
+            }
+            members.insert(name, value);
+        }
+        Ok(members)
+    }
+}
+
+/// Any value, in which no object has two members of one name.
+struct Strict(Value);
+
+impl<'de> Deserialize<'de> for Strict {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+
+        impl<'de> Visitor<'de> for Any {
+            type Value = Value;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
+                f.write_str("a value")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Members, A::Error> {
-                let mut members = Map::new();
-                while let Some((name, value)) = access.next_entry::<String, Value>()? {
-                    if members.contains_key(&name) {
-                        return Err(A::Error::custom(format_args!("duplicate field `{name}`")));
-                    }
-                    members.insert(name, value);
+            fn visit_unit<E>(self) -> Result<Value, E> {
+                Ok(Value::Null)
+            }
+
+            fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+                Ok(value.into())
+            }
+
+            fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+                Ok(value.into())
+            }
+
+            fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+                Ok(value.into())
+            }
+
+            fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+                Ok(value.into())
+            }
+
+            fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+                Ok(value.into())
+            }
+
+            fn visit_string<E>(self, value: String) -> Result<Value, E> {
+                Ok(value.into())
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
+                let mut values = Vec::new();
+                while let Some(Strict(value)) = access.next_element()? {
+                    values.push(value);
                 }
-                Ok(Members(members))
+                Ok(values.into())
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, access: A) -> Result<Value, A::Error> {
+                MembersVisitor.visit_map(access).map(Value::Object)
             }
         }
 
-        deserializer.deserialize_map(Each)
+        deserializer.deserialize_any(Any).map(Self)
     }
 }
 
@@ -119,7 +178,7 @@ impl<S: Send + Sync> FromRequest<S> for File {
 
     async fn from_request(request: Request, _state: &S) -> Result<Self, ApiError> {
         let too_large =
-            || ApiError::new(Code::TooLarge, format!("the file has more than {} bytes", limits::IMPORT_BYTES_MAX));
+            || ApiError::at(Code::TooLarge, "", &format!("the file has more than {} bytes", limits::IMPORT_BYTES_MAX));
         let bytes = to_bytes(request.into_body(), limits::IMPORT_BYTES_MAX).await.map_err(|_| too_large())?;
         String::from_utf8(bytes.into()).map(Self).map_err(|error| {
             let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
@@ -136,7 +195,12 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, _state: &S) -> Result<Self, ApiError> {
-        let bytes = json_bytes(request, limits::BODY_BYTES_MAX, "send one resource at a time").await?;
+        let (parts, body) = request.into_parts();
+        // Without a type it is taken for what it has to be.
+        if parts.headers.contains_key(header::CONTENT_TYPE) {
+            refuse_other_type(&parts.headers, "application/json")?;
+        }
+        let bytes = read_bytes(&parts.headers, body, limits::BODY_BYTES_MAX, "send one resource at a time").await?;
         from_json(&bytes).map(Self)
     }
 }
@@ -148,7 +212,12 @@ impl<S: Send + Sync> FromRequest<S> for Whole {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, _state: &S) -> Result<Self, ApiError> {
-        let bytes = json_bytes(request, limits::CONFIGURATION_BYTES_MAX, "no configuration is as large").await?;
+        let (parts, body) = request.into_parts();
+        if parts.headers.contains_key(header::CONTENT_TYPE) {
+            refuse_other_type(&parts.headers, "application/json")?;
+        }
+        let bytes_max = limits::CONFIGURATION_BYTES_MAX;
+        let bytes = read_bytes(&parts.headers, body, bytes_max, "no configuration is as large").await?;
         // A hundred thousand routes take a while.
         let read =
             tokio::task::spawn_blocking(move || from_json(&bytes).map_err(ApiError::silent_about_passwords_of_all));
@@ -156,28 +225,39 @@ impl<S: Send + Sync> FromRequest<S> for Whole {
     }
 }
 
-/// A body that says to be JSON, of `bytes_max` at most.
-async fn json_bytes(request: Request, bytes_max: usize, remedy: &str) -> Result<Bytes, ApiError> {
-    let json =
-        |value: &str| value.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"));
-    match request.headers().get(header::CONTENT_TYPE).map(|value| value.to_str().unwrap_or_default()) {
-        None => {}
-        Some(value) if json(value) => {}
-        Some(value) => {
-            return Err(ApiError::new(
-                Code::UnsupportedMediaType,
-                format!("{value:?} is not understood; send application/json"),
-            ));
-        }
+/// A JSON body that says that it is of this type.
+pub(super) async fn read_json<T: DeserializeOwned>(
+    headers: &HeaderMap,
+    body: axum::body::Body,
+    media_type: &str,
+) -> Result<T, ApiError> {
+    refuse_other_type(headers, media_type)?;
+    let bytes = read_bytes(headers, body, limits::BODY_BYTES_MAX, "send one resource at a time").await?;
+    from_json(&bytes)
+}
+
+fn refuse_other_type(headers: &HeaderMap, media_type: &str) -> Result<(), ApiError> {
+    let said = headers.get(header::CONTENT_TYPE).map_or("", |value| value.to_str().unwrap_or_default());
+    if said.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case(media_type)) {
+        return Ok(());
     }
-    let too_large = || ApiError::new(Code::TooLarge, format!("the body has more than {bytes_max} bytes; {remedy}"));
-    let announced =
-        request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    let text = format!("{said:?} is not understood; send {media_type}");
+    Err(ApiError::at(Code::UnsupportedMediaType, "Content-Type:", &text))
+}
+
+async fn read_bytes(
+    headers: &HeaderMap,
+    body: axum::body::Body,
+    bytes_max: usize,
+    remedy: &str,
+) -> Result<Bytes, ApiError> {
+    let too_large = || ApiError::at(Code::TooLarge, "", &format!("the body has more than {bytes_max} bytes; {remedy}"));
+    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
     if announced.is_some_and(|length| length > bytes_max) {
         return Err(too_large());
     }
     // A body that ends early fails here as well, and its sender is not there to read the answer.
-    to_bytes(request.into_body(), bytes_max).await.map_err(|_| too_large())
+    to_bytes(body, bytes_max).await.map_err(|_| too_large())
 }
 
 pub(super) fn from_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
@@ -211,7 +291,7 @@ pub(super) fn from_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError
 }
 
 fn not_json(error: &serde_json::Error) -> ApiError {
-    ApiError::new(Code::InvalidJson, format!("the body is not one JSON value: {error}"))
+    ApiError::at(Code::InvalidJson, "", &format!("the body is not one JSON value: {error}"))
 }
 
 /// RFC 6901.

@@ -25,8 +25,12 @@ use ipnet::IpNet;
 use redirect_relay::Rate;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::Semaphore;
+use tracing::Instrument as _;
 
-use super::error::{ApiError, Code};
+use super::{
+    error::{ApiError, Code},
+    request_id,
+};
 use crate::{
     access::{
         Caller, Confined, Peer, Peers, Roles, Rule, Rules, Size,
@@ -39,7 +43,7 @@ use crate::{
     store::Store,
 };
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const REQUEST_ID: HeaderName = HeaderName::from_static(request_id::HEADER);
 
 /// What the gate knows and keeps.
 pub struct Access {
@@ -85,8 +89,10 @@ impl Gate {
 
 /// Lets a request through, or answers in its stead.
 pub(super) async fn pass(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
-    let id = request_id(request.headers());
-    let mut response = gate.answer(request, &id, next).await;
+    let id = id_of(request.headers());
+    let span =
+        tracing::info_span!("request", id, method = %request.method(), path = tokens::redacted(request.uri().path()));
+    let mut response = request_id::within(id.clone(), gate.answer(request, &id, next).instrument(span)).await;
     if let Ok(id) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, id);
     }
@@ -396,7 +402,7 @@ fn bearer(headers: &HeaderMap) -> Result<Option<&str>, &'static str> {
 }
 
 /// The client's own, if it is a word, or one of ours.
-fn request_id(headers: &HeaderMap) -> String {
+fn id_of(headers: &HeaderMap) -> String {
     let is_word = |text: &&str| {
         (1..=limits::REQUEST_ID_BYTES_MAX).contains(&text.len())
             && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))

@@ -1,7 +1,7 @@
-//! Answers without an end: a JSON object a line, as things happen.
+//! Answers that come bit by bit: lines as things happen, or a list too long for memory.
 
 use std::{
-    convert::Infallible,
+    io,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -16,44 +16,51 @@ use serde::Serialize;
 
 pub(super) const MEDIA_TYPE: &str = "application/x-ndjson";
 
-/// Who tells one line after the other.
-pub(super) trait Teller: Send + Sized + 'static {
-    type Line: Serialize + Send;
-
-    /// The next line; `None` when the daemon stops.
-    fn next(&mut self) -> impl Future<Output = Option<Self::Line>> + Send;
+/// Who tells one bit after the other.
+pub(super) trait Source: Send + Sized + 'static {
+    /// The next bit; `None` at the end, such as when the daemon stops. After an error there is none.
+    fn next(&mut self) -> impl Future<Output = Option<io::Result<Bytes>>> + Send;
 }
 
-pub(super) fn answer(teller: impl Teller) -> Response {
-    let body = Body::new(Lines { next: Box::pin(next(teller)) });
-    ([(header::CONTENT_TYPE, MEDIA_TYPE)], body).into_response()
+pub(super) fn answer(media_type: &'static str, source: impl Source) -> Response {
+    let body = Body::new(Bits { next: Box::pin(next(source)) });
+    ([(header::CONTENT_TYPE, media_type)], body).into_response()
 }
 
-async fn next<T: Teller>(mut teller: T) -> Option<(Bytes, T)> {
-    let line = teller.next().await?;
-    let mut text = serde_json::to_vec(&line).ok()?;
+/// A JSON object as a line.
+pub(super) fn line(object: &impl Serialize) -> io::Result<Bytes> {
+    let mut text = serde_json::to_vec(object)?;
     text.push(b'\n');
-    Some((text.into(), teller))
+    Ok(text.into())
 }
 
-type Next<T> = Pin<Box<dyn Future<Output = Option<(Bytes, T)>> + Send>>;
-
-/// A body that ends when the daemon stops, or its reader goes.
-struct Lines<T> {
-    next: Next<T>,
+async fn next<S: Source>(mut source: S) -> Option<io::Result<(Bytes, S)>> {
+    let bit = source.next().await?;
+    Some(bit.map(|bit| (bit, source)))
 }
 
-impl<T: Teller> hyper::body::Body for Lines<T> {
+type Next<S> = Pin<Box<dyn Future<Output = Option<io::Result<(Bytes, S)>>> + Send>>;
+
+/// A body that ends with its source, or when its reader goes.
+struct Bits<S> {
+    next: Next<S>,
+}
+
+impl<S: Source> hyper::body::Body for Bits<S> {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = io::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        Poll::Ready(ready!(self.next.as_mut().poll(context)).map(|(line, teller)| {
-            self.next = Box::pin(next(teller));
-            Ok(Frame::data(line))
-        }))
+        Poll::Ready(match ready!(self.next.as_mut().poll(context)) {
+            None => None,
+            Some(Err(error)) => Some(Err(error)),
+            Some(Ok((bit, source))) => {
+                self.next = Box::pin(next(source));
+                Some(Ok(Frame::data(bit)))
+            }
+        })
     }
 }

@@ -19,7 +19,9 @@ use super::{
     conditions::show,
     error::{ApiError, Code, FieldError, Problem},
     extract::{Body, File, Key, Members, Params},
-    in_query, not_found, page_rows, paged, same_key,
+    in_query,
+    list::{self, Form, Rows, Wanted},
+    not_found, same_key,
     types::{
         Deleted, Gateway, ImportMode, ManagedDomainListQuery, OMITTED_HEADER, Page, Route, RouteDelete,
         RouteExplainQuery, RouteExplanation, RouteExportQuery, RouteFormat, RouteImport, RouteImportQuery,
@@ -32,19 +34,22 @@ use crate::{
     limits,
     revision::{Conditions, Versioned},
     routes::RouteKey,
-    store::{Change, Kind, Outcome, RouteFilter, RouteQuery, with_known_password},
+    store::{self, Change, Kind, Outcome, RouteFilter, RouteQuery, Store, with_known_password},
 };
 
 // Gateways
 
 #[utoipa::path(get, path = paths::GATEWAYS, tag = "gateways", responses((status = 200, body = Page<Versioned<Gateway>>)))]
-pub(super) async fn list_gateways(State(app): App) -> Json<Page<Versioned<Gateway>>> {
+pub(super) async fn list_gateways(State(app): App, form: Form) -> Response {
     let mut states: HashMap<_, _> = app.relay.gateways().into_iter().map(|state| (state.name.clone(), state)).collect();
     let snapshot = app.store.snapshot();
-    all(snapshot.tables.gateways.values().map(|gateway| Versioned {
-        revision: snapshot.revisions.of(Kind::Gateway, &gateway.name),
-        resource: Gateway { gateway: gateway.clone(), state: states.remove(&gateway.name) },
-    }))
+    list::all(
+        form,
+        snapshot.tables.gateways.values().map(|gateway| Versioned {
+            revision: snapshot.revisions.of(Kind::Gateway, &gateway.name),
+            resource: Gateway { gateway: gateway.clone(), state: states.remove(&gateway.name) },
+        }),
+    )
 }
 
 #[utoipa::path(get, path = paths::GATEWAY, tag = "gateways", params(("name" = String, Path)),
@@ -113,13 +118,15 @@ pub(super) async fn delete_gateway(
 // Groups
 
 #[utoipa::path(get, path = paths::GROUPS, tag = "groups", responses((status = 200, body = Page<Versioned<Group>>)))]
-pub(super) async fn list_groups(State(app): App) -> Json<Page<Versioned<Group>>> {
+pub(super) async fn list_groups(State(app): App, form: Form) -> Response {
     let snapshot = app.store.snapshot();
-    all(snapshot
-        .tables
-        .groups
-        .values()
-        .map(|group| Versioned { resource: group.clone(), revision: snapshot.revisions.of(Kind::Group, &group.name) }))
+    list::all(
+        form,
+        snapshot.tables.groups.values().map(|group| Versioned {
+            resource: group.clone(),
+            revision: snapshot.revisions.of(Kind::Group, &group.name),
+        }),
+    )
 }
 
 #[utoipa::path(get, path = paths::GROUP, tag = "groups", params(("name" = String, Path)),
@@ -168,18 +175,44 @@ const KEY_IN_PATH: &str = "DOMAIN, .DOMAIN or *, and what else tells the route f
     responses((status = 200, body = Page<Versioned<Route>>), (status = 422, body = Problem)))]
 pub(super) async fn list_routes(
     State(app): App,
+    form: Form,
     Params(query): Params<RouteListQuery>,
-) -> Result<Json<Page<Versioned<Route>>>, ApiError> {
-    let rows_max = page_rows(query.limit)?;
-    let after = query.cursor.as_deref().map(|cursor| in_query("cursor", cursor.parse())).transpose()?;
+) -> Result<Response, ApiError> {
     let within = query.within.as_deref().map(|within| in_query("within", domain(within))).transpose()?;
     let name = |member: &'static str, text: Option<String>| {
         text.map(|text| in_query(member, text.parse::<Name>().map_err(Invalid::from))).transpose()
     };
     let (target, class) = (name("target", query.target)?, name("class", query.class)?);
     let filter = RouteFilter { within, target, class, keys: None };
-    let rows = app.store.routes(RouteQuery { after, filter, rows_max: rows_max + 1 }).await?;
-    Ok(paged(rows, rows_max, |last| RouteKey::of(last).to_string()))
+    let wanted = Wanted { limit: query.limit, cursor: query.cursor, count: query.count };
+    list::answer(form, wanted, RouteRows { store: app.store.clone(), filter }).await
+}
+
+struct RouteRows {
+    store: Store,
+    filter: RouteFilter,
+}
+
+impl Rows for RouteRows {
+    type Key = RouteKey;
+    type Row = route::Route;
+    type Item = Route;
+
+    async fn after(
+        &self,
+        after: Option<RouteKey>,
+        rows_max: u32,
+    ) -> Result<Vec<Versioned<route::Route>>, store::Error> {
+        self.store.routes(RouteQuery { after, filter: self.filter.clone(), rows_max }).await
+    }
+
+    async fn count(&self) -> Result<u64, store::Error> {
+        self.store.count_routes(self.filter.clone()).await
+    }
+
+    fn key(row: &route::Route) -> RouteKey {
+        RouteKey::of(row)
+    }
 }
 
 #[utoipa::path(get, path = paths::ROUTE, tag = "routes", params(("key" = String, Path, description = KEY_IN_PATH)),
@@ -373,12 +406,31 @@ fn domain(text: &str) -> Result<Domain, Invalid> {
     responses((status = 200, body = Page<Versioned<ManagedDomain>>), (status = 422, body = Problem)))]
 pub(super) async fn list_managed_domains(
     State(app): App,
+    form: Form,
     Params(query): Params<ManagedDomainListQuery>,
-) -> Result<Json<Page<Versioned<ManagedDomain>>>, ApiError> {
-    let rows_max = page_rows(query.limit)?;
-    let after = query.cursor.as_deref().map(|cursor| in_query("cursor", domain(cursor))).transpose()?;
-    let rows = app.store.managed_domains(after, rows_max + 1).await?;
-    Ok(paged(rows, rows_max, |last: &ManagedDomain| last.domain.to_string()))
+) -> Result<Response, ApiError> {
+    let wanted = Wanted { limit: query.limit, cursor: query.cursor, count: query.count };
+    list::answer(form, wanted, ManagedDomainRows(app.store.clone())).await
+}
+
+struct ManagedDomainRows(Store);
+
+impl Rows for ManagedDomainRows {
+    type Key = Domain;
+    type Row = ManagedDomain;
+    type Item = ManagedDomain;
+
+    async fn after(&self, after: Option<Domain>, rows_max: u32) -> Result<Vec<Versioned<ManagedDomain>>, store::Error> {
+        self.0.managed_domains(after, rows_max).await
+    }
+
+    async fn count(&self) -> Result<u64, store::Error> {
+        self.0.count_managed_domains().await
+    }
+
+    fn key(row: &ManagedDomain) -> Domain {
+        row.domain.clone()
+    }
 }
 
 #[utoipa::path(get, path = paths::MANAGED_DOMAIN, tag = "managed domains", params(("domain" = String, Path)),

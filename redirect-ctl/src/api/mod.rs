@@ -6,10 +6,13 @@
 
 pub mod audit;
 mod bulk;
+mod changes;
 pub mod client;
 mod clients;
 pub mod conditions;
 mod configuration;
+mod describe;
+mod docs;
 pub mod endpoint;
 pub mod error;
 pub mod events;
@@ -17,7 +20,11 @@ mod extract;
 pub mod gate;
 mod kernel;
 mod lines;
+mod list;
 mod mail;
+mod patch;
+mod query;
+mod request_id;
 pub mod server;
 mod subscribers;
 pub(crate) mod tls;
@@ -35,7 +42,7 @@ use std::{
 use axum::{
     Json, Router,
     extract::{Request, State},
-    http::{HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
@@ -50,11 +57,14 @@ use self::{
     conditions::{etag, show},
     error::{ApiError, Code, Problem},
     extract::{Body, Key, Params},
+    list::Form,
+    patch::patchable,
     types::{
-        APPLIED_HEADER, Check, Class, ClassPut, ConfigurationStatus, Count, DataplaneStatus, EventLine, EventQuery,
-        EventsStatus, ExplainQuery, Explanation, Flow, FlowList, FlowListQuery, FlowsStatus, ForeignSourcesStatus,
-        Interface, InterfaceCount, InterfacePut, Lock, LockPut, Original, OriginalQuery, Page, PoolState,
-        REVISION_HEADER, Readiness, ReasonCount, Relay, RelayPut, Stats, Status, TraceLine, TraceQuery, paths,
+        APPLIED_HEADER, ChangeEvent, ChangesQuery, Check, Class, ClassPut, ConfigurationStatus, Count, DataplaneStatus,
+        EventLine, EventQuery, EventsStatus, ExplainQuery, Explanation, Flow, FlowList, FlowListQuery, FlowsStatus,
+        ForeignSourcesStatus, Interface, InterfaceCount, InterfacePut, Lock, LockPut, Original, OriginalQuery, Page,
+        PoolState, REVISION_HEADER, Readiness, ReasonCount, Relay, RelayPut, Stats, Status, TraceLine, TraceQuery,
+        paths,
     },
 };
 use crate::{
@@ -87,6 +97,8 @@ pub struct AppState {
     pub places: Places,
     pub watchers: events::Watchers,
     pub access: Arc<gate::Access>,
+    /// Places for those who watch the configuration.
+    pub change_watchers: Arc<Semaphore>,
     pub started: Instant,
 }
 
@@ -99,7 +111,7 @@ type App = State<Arc<AppState>>;
         description = "Decides what happens to subscribers' port-25 flows. Errors are RFC 9457 problems. A change is answered when the kernel \
                        holds it, or with `Redirect-Applied: false` if that takes longer than 2 s."
     ),
-    components(schemas(Problem))
+    components(schemas(Problem, types::ResetEvent, types::DroppedEvent))
 )]
 struct Description;
 
@@ -107,61 +119,76 @@ struct Description;
 pub fn app(state: Arc<AppState>) -> Router {
     let (router, description) = described();
     let gate = gate::Gate::new(Rules::new(&description), Arc::clone(&state.access), state.store.clone());
-    // The description is the same for every request.
-    let description = description.to_json().map_err(|error| error.to_string());
-    router
+    // The same for every request.
+    let description = completed(description);
+    docs::with(router)
         .fallback(no_such_path)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(axum::Extension(Arc::new(description)))
+        .layer(middleware::from_fn_with_state(Arc::new(query::Known::of(&description)), query::refuse_unknown))
+        .layer(axum::Extension(Arc::new(description.to_string())))
         .layer(middleware::from_fn(deadline))
         .layer(middleware::from_fn_with_state(Arc::new(gate), gate::pass))
         .with_state(state)
 }
 
 /// The OpenAPI 3.1 description of [`app`].
-pub fn description() -> utoipa::openapi::OpenApi {
+pub fn description() -> serde_json::Value {
+    completed(described().1)
+}
+
+/// The operations of [`app`], with who may call them, before what holds for all of them is written to each.
+pub fn operations() -> utoipa::openapi::OpenApi {
     described().1
 }
 
-/// The handlers, and their description with who may call them.
 fn described() -> (Router<Arc<AppState>>, utoipa::openapi::OpenApi) {
     let (router, mut description) = routes().split_for_parts();
     access::describe(&mut description);
     (router, description)
 }
 
+fn completed(description: utoipa::openapi::OpenApi) -> serde_json::Value {
+    let mut description = serde_json::to_value(description).expect("a description has JSON");
+    describe::complete(&mut description);
+    description
+}
+
 /// Every handler, registered with its description: there is no other way in.
 fn routes() -> OpenApiRouter<Arc<AppState>> {
     OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(subscribers::list_subscribers))
-        .routes(routes!(subscribers::get_subscriber, subscribers::put_subscriber, subscribers::delete_subscriber))
+        .routes(patchable(routes!(
+            subscribers::get_subscriber,
+            subscribers::put_subscriber,
+            subscribers::delete_subscriber
+        )))
         .routes(routes!(subscribers::delete_subscribers))
         .routes(routes!(bulk::import_subscribers))
         .routes(routes!(bulk::export_subscribers))
         .routes(routes!(list_classes))
-        .routes(routes!(get_class, put_class, delete_class))
+        .routes(patchable(routes!(get_class, put_class, delete_class)))
         .routes(routes!(list_relays))
-        .routes(routes!(get_relay, put_relay, delete_relay))
+        .routes(patchable(routes!(get_relay, put_relay, delete_relay)))
         .routes(routes!(list_interfaces))
-        .routes(routes!(get_interface, put_interface, delete_interface))
+        .routes(patchable(routes!(get_interface, put_interface, delete_interface)))
         .routes(routes!(mail::list_gateways))
-        .routes(routes!(mail::get_gateway, mail::put_gateway, mail::delete_gateway))
+        .routes(patchable(routes!(mail::get_gateway, mail::put_gateway, mail::delete_gateway)))
         .routes(routes!(mail::verify_gateway))
         .routes(routes!(mail::list_groups))
-        .routes(routes!(mail::get_group, mail::put_group, mail::delete_group))
+        .routes(patchable(routes!(mail::get_group, mail::put_group, mail::delete_group)))
         .routes(routes!(mail::list_routes))
-        .routes(routes!(mail::get_route, mail::put_route, mail::delete_route))
+        .routes(patchable(routes!(mail::get_route, mail::put_route, mail::delete_route)))
         .routes(routes!(mail::delete_routes))
         .routes(routes!(mail::explain_route))
         .routes(routes!(mail::import_routes))
         .routes(routes!(mail::export_routes))
         .routes(routes!(mail::lint))
         .routes(routes!(mail::list_managed_domains))
-        .routes(routes!(mail::get_managed_domain, mail::put_managed_domain, mail::delete_managed_domain))
+        .routes(patchable(routes!(mail::get_managed_domain, mail::put_managed_domain, mail::delete_managed_domain)))
         .routes(routes!(clients::list_certificates))
-        .routes(routes!(clients::get_certificate, clients::put_certificate, clients::delete_certificate))
+        .routes(patchable(routes!(clients::get_certificate, clients::put_certificate, clients::delete_certificate)))
         .routes(routes!(clients::list_users))
-        .routes(routes!(clients::get_user, clients::put_user, clients::delete_user))
+        .routes(patchable(routes!(clients::get_user, clients::put_user, clients::delete_user)))
         .routes(routes!(configuration::get_configuration))
         .routes(routes!(configuration::check_configuration))
         .routes(routes!(configuration::diff_configuration))
@@ -174,7 +201,8 @@ fn routes() -> OpenApiRouter<Arc<AppState>> {
         .routes(routes!(get_original))
         .routes(routes!(list_locks))
         .routes(routes!(put_lock, delete_lock))
-        .routes(routes!(watch_events))
+        .routes(routes!(watch_flows))
+        .routes(routes!(watch_changes))
         .routes(routes!(trace_sessions))
         .routes(routes!(explain))
         .routes(routes!(get_status))
@@ -220,13 +248,13 @@ async fn deadline(request: Request, next: Next) -> Response {
 // Classes
 
 #[utoipa::path(get, path = paths::CLASSES, tag = "classes", responses((status = 200, body = Page<Versioned<Class>>)))]
-async fn list_classes(State(app): App) -> Json<Page<Versioned<Class>>> {
+async fn list_classes(State(app): App, form: Form) -> Response {
     let snapshot = app.store.snapshot();
     let versioned = |class: &desired::Class| Versioned {
         resource: Class::from(&class.spec),
         revision: snapshot.revisions.of(Kind::Class, &class.spec.name),
     };
-    all(snapshot.tables.classes.values().map(versioned))
+    list::all(form, snapshot.tables.classes.values().map(versioned))
 }
 
 #[utoipa::path(get, path = paths::CLASS, tag = "classes", params(("name" = String, Path)),
@@ -262,14 +290,14 @@ async fn delete_class(State(app): App, conditions: Conditions, Key(name): Key<Na
 // Relays
 
 #[utoipa::path(get, path = paths::RELAYS, tag = "relays", responses((status = 200, body = Page<Versioned<Relay>>)))]
-async fn list_relays(State(app): App) -> Json<Page<Versioned<Relay>>> {
+async fn list_relays(State(app): App, form: Form) -> Response {
     let (health, observed) = (app.health.borrow().clone(), app.reconciler.observed());
     let snapshot = app.store.snapshot();
     let versioned = |relay: &desired::Relay| Versioned {
         resource: Relay::new(relay, &health, &observed),
         revision: snapshot.revisions.of(Kind::Relay, &relay.spec.name),
     };
-    all(snapshot.tables.relays.values().map(versioned))
+    list::all(form, snapshot.tables.relays.values().map(versioned))
 }
 
 #[utoipa::path(get, path = paths::RELAY, tag = "relays", params(("name" = String, Path)),
@@ -310,11 +338,14 @@ async fn delete_relay(State(app): App, conditions: Conditions, Key(name): Key<Na
 // Interfaces
 
 #[utoipa::path(get, path = paths::INTERFACES, tag = "interfaces", responses((status = 200, body = Page<Versioned<Interface>>)))]
-async fn list_interfaces(State(app): App) -> Json<Page<Versioned<Interface>>> {
+async fn list_interfaces(State(app): App, form: Form) -> Response {
     let revisions = app.store.snapshot().revisions;
-    all(interfaces(&app)
-        .into_iter()
-        .map(|resource| Versioned { revision: revisions.of(Kind::Interface, &resource.name), resource }))
+    list::all(
+        form,
+        interfaces(&app)
+            .into_iter()
+            .map(|resource| Versioned { revision: revisions.of(Kind::Interface, &resource.name), resource }),
+    )
 }
 
 #[utoipa::path(get, path = paths::INTERFACE, tag = "interfaces", params(("name" = String, Path)),
@@ -419,13 +450,13 @@ async fn get_original(State(app): App, Params(query): Params<OriginalQuery>) -> 
 // Locks: state of the kernel, so there is no revision.
 
 #[utoipa::path(get, path = paths::LOCKS, tag = "locks", responses((status = 200, body = Page<Lock>), (status = 503, body = Problem)))]
-async fn list_locks(State(app): App) -> Result<Json<Page<Lock>>, ApiError> {
+async fn list_locks(State(app): App, form: Form) -> Result<Response, ApiError> {
     let now_s = monotonic_s();
     let locks = app.reconciler.locks().await?.into_iter().filter(|(_, until_s)| *until_s > now_s);
     let mut locks: Vec<_> =
         locks.map(|(host, until_s)| Lock { address: Counted(host), left_s: until_s - now_s }).collect();
     locks.sort_by_key(|lock| lock.address.0.to_ip());
-    Ok(all(locks.into_iter()))
+    Ok(list::all(form, locks.into_iter()))
 }
 
 #[utoipa::path(put, path = paths::LOCK, tag = "locks", params(("address" = String, Path, description = COUNTED_IN_PATH)),
@@ -456,11 +487,24 @@ async fn delete_lock(State(app): App, Key(address): Key<Counted>) -> Result<Stat
 }
 
 /// New flows and refusals as they happen, a JSON object a line, until the client leaves or the daemon stops.
-#[utoipa::path(get, path = paths::EVENTS, tag = "flows", params(EventQuery),
+#[utoipa::path(get, path = paths::FLOWS_WATCH, tag = "flows", params(EventQuery),
     responses((status = 200, body = EventLine, content_type = "application/x-ndjson"), (status = 422, body = Problem),
     (status = 503, body = Problem)))]
-async fn watch_events(State(app): App, Params(query): Params<EventQuery>) -> Result<Response, ApiError> {
+async fn watch_flows(State(app): App, Params(query): Params<EventQuery>) -> Result<Response, ApiError> {
     events::watch(app, &query)
+}
+
+/// Changes of the configuration as server-sent events: `change`, whose id is the revision that is complete with it, `reset` and `dropped` (see
+/// their schemas), and a comment every 15 s. With `Last-Event-ID` from that revision on, as far back as the log reaches, also over restarts.
+#[utoipa::path(get, path = paths::EVENTS, tag = "status",
+    params(ChangesQuery, ("Last-Event-ID" = Option<u64>, Header, description = "The revision after which to begin; without it, from now on")),
+    responses((status = 200, body = ChangeEvent, content_type = "text/event-stream"), (status = 422, body = Problem)))]
+async fn watch_changes(
+    State(app): App,
+    headers: HeaderMap,
+    Params(query): Params<ChangesQuery>,
+) -> Result<Response, ApiError> {
+    changes::watch(app, &headers, &query).await
 }
 
 /// Sessions with the embedded relay as they happen, without contents, credentials and names of people, a JSON object a line, until the client
@@ -693,13 +737,8 @@ async fn get_metrics(State(app): App) -> Result<Response, ApiError> {
 }
 
 #[utoipa::path(get, path = paths::OPENAPI, tag = "health", responses((status = 200, body = Object)))]
-async fn get_description(
-    axum::Extension(description): axum::Extension<Arc<Result<String, String>>>,
-) -> Result<Response, ApiError> {
-    match &*description {
-        Ok(text) => Ok(([(header::CONTENT_TYPE, "application/json")], text.clone()).into_response()),
-        Err(error) => Err(ApiError::new(Code::Internal, error.clone())),
-    }
+async fn get_description(axum::Extension(description): axum::Extension<Arc<String>>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], (*description).clone())
 }
 
 // Shared by the handlers
@@ -801,15 +840,7 @@ fn page_rows(limit: Option<u32>) -> Result<u32, ApiError> {
 }
 
 /// A page of `rows_max` rows; one row more than that tells that there is another page, which begins after the cursor of the last.
-fn paged<R, T: From<R>>(
-    rows: Vec<Versioned<R>>,
-    rows_max: u32,
-    cursor: impl Fn(&R) -> String,
-) -> Json<Page<Versioned<T>>> {
-    paged_as(rows, rows_max, |last: &Versioned<R>| cursor(last), |row| row.map(T::from))
-}
-
-fn paged_as<R, T>(
+fn paged<R, T>(
     mut rows: Vec<R>,
     rows_max: u32,
     cursor: impl Fn(&R) -> String,

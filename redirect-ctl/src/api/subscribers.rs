@@ -12,7 +12,7 @@ use super::{
     conditions::show_as,
     error::{ApiError, Problem},
     extract::{Body, Key, Params},
-    in_query, not_found, page_rows, paged_as, same_key,
+    in_query, not_found, page_rows, paged, same_key,
     types::{
         Deleted, Page, Subscriber, SubscriberDelete, SubscriberDeleteQuery, SubscriberListQuery, SubscriberPut,
         SubscriberRecord, paths,
@@ -43,7 +43,7 @@ pub(super) async fn list_subscribers(
     let count = if query.count { Some(app.store.count_facts(facts.clone()).await?) } else { None };
     let rows = app.store.facts(facts).await?;
     let cursor = |last: &Known| last.fact.prefix.to_string().replace('/', "_");
-    let Json(page) = paged_as(rows, rows_max, cursor, Subscriber::from);
+    let Json(page) = paged(rows, rows_max, cursor, Subscriber::from);
     Ok(Json(Page { count, ..page }).into_response())
 }
 

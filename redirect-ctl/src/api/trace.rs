@@ -1,9 +1,10 @@
 //! `GET /v1/trace`: the sessions of a subscriber with the embedded relay as they happen, a JSON object a line. The relay has taken
 //! out of them what says anything of a message, a password, or of who writes to whom.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use axum::response::Response;
+use hyper::body::Bytes;
 use ipnet::IpNet;
 use redirect_relay::{Seen, Watcher};
 use tokio::sync::watch;
@@ -11,7 +12,7 @@ use tokio::sync::watch;
 use super::{
     AppState,
     error::{ApiError, Code},
-    lines::{self, Teller},
+    lines::{self, Source},
     types::{SessionLine, TraceLine},
 };
 use crate::reconcile::task::{Observed, Stage};
@@ -21,7 +22,7 @@ pub(super) fn watch(app: &Arc<AppState>, subscribers: IpNet) -> Result<Response,
     let sessions = app.relay.watch(subscribers).ok_or_else(|| {
         ApiError::new(Code::Unavailable, "as many as may look at sessions do already; try again when one has left")
     })?;
-    Ok(lines::answer(Tracer { sessions, observed: app.reconciler.watch() }))
+    Ok(lines::answer(lines::MEDIA_TYPE, Tracer { sessions, observed: app.reconciler.watch() }))
 }
 
 struct Tracer {
@@ -29,16 +30,14 @@ struct Tracer {
     observed: watch::Receiver<Observed>,
 }
 
-impl Teller for Tracer {
-    type Line = TraceLine;
-
-    async fn next(&mut self) -> Option<TraceLine> {
+impl Source for Tracer {
+    async fn next(&mut self) -> Option<io::Result<Bytes>> {
         let stops = |observed: &Observed| matches!(observed.stage, Stage::Draining | Stage::Detached);
         let seen = tokio::select! {
             seen = self.sessions.next() => seen,
             _ = self.observed.wait_for(stops) => return None,
         };
-        Some(match seen {
+        Some(lines::line(&match seen {
             Seen::Missed(count) => TraceLine::Lost { count },
             Seen::Line(line) => TraceLine::Line(Box::new(SessionLine {
                 time: line.at.to_string(),
@@ -48,6 +47,6 @@ impl Teller for Tracer {
                 who: line.who,
                 text: line.text.clone(),
             })),
-        })
+        }))
     }
 }

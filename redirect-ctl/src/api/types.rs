@@ -32,6 +32,7 @@ use crate::{
     reconcile::task::{InterfaceStatus as ObservedInterface, Observed},
     routes::RouteKey,
     smtp::Smtp,
+    store::{Action as ChangeAction, Logged},
 };
 
 mod configuration;
@@ -84,6 +85,7 @@ pub mod paths {
     pub const FLOWS_ORIGINAL: &str = "/v1/flows:original";
     pub const LOCKS: &str = "/v1/locks";
     pub const LOCK: &str = "/v1/locks/{address}";
+    pub const FLOWS_WATCH: &str = "/v1/flows:watch";
     pub const EVENTS: &str = "/v1/events";
     pub const TRACE: &str = "/v1/trace";
     pub const EXPLAIN: &str = "/v1/explain";
@@ -139,6 +141,7 @@ pub mod paths {
         CONFIGURATION_STATE,
         FLOWS,
         FLOWS_ORIGINAL,
+        FLOWS_WATCH,
         LOCKS,
         LOCK,
         EVENTS,
@@ -162,6 +165,9 @@ pub const APPLIED_HEADER: &str = "redirect-applied";
 
 /// The revision of the configuration at which a change can be seen.
 pub const REVISION_HEADER: &str = "redirect-revision";
+
+/// The revision after which a client wants to hear what changed.
+pub const LAST_EVENT_ID: &str = "last-event-id";
 
 /// How many routes an export leaves out.
 pub const OMITTED_HEADER: &str = "redirect-omitted";
@@ -641,9 +647,12 @@ impl RoutePut {
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub struct RouteListQuery {
-    /// Rows of the page; 100 where not given, 1000 at most.
+    /// Rows of the page; 100 where not given, 1000 at most. As lines: rows at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u32>,
+    /// Tell how many there are in all.
+    #[serde(default)]
+    pub count: bool,
     /// `next_cursor` of the page before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
@@ -718,9 +727,12 @@ pub struct RouteExplanation {
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub struct ManagedDomainListQuery {
-    /// Rows of the page; 100 where not given, 1000 at most.
+    /// Rows of the page; 100 where not given, 1000 at most. As lines: rows at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u32>,
+    /// Tell how many there are in all.
+    #[serde(default)]
+    pub count: bool,
     /// `next_cursor` of the page before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
@@ -790,9 +802,12 @@ pub struct UserPut {
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub struct UserListQuery {
-    /// Rows of the page; 100 where not given, 1000 at most.
+    /// Rows of the page; 100 where not given, 1000 at most. As lines: rows at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u32>,
+    /// Tell how many there are in all.
+    #[serde(default)]
+    pub count: bool,
     /// `next_cursor` of the page before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
@@ -993,6 +1008,61 @@ pub struct EventQuery {
     /// Only those with this reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub struct ChangesQuery {
+    /// Only changes of these types, with commas between, such as `class,relay`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub types: Option<String>,
+}
+
+/// The event `change`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ChangeEvent {
+    /// That the change made.
+    pub revision: u64,
+    #[schema(example = "class")]
+    pub r#type: String,
+    /// Null: several at once; read their list again.
+    #[schema(example = "gold")]
+    pub key: Option<String>,
+    pub action: ChangeAction,
+}
+
+impl From<&Logged> for ChangeEvent {
+    fn from(logged: &Logged) -> Self {
+        Self {
+            revision: logged.revision,
+            r#type: logged.kind.type_name().to_owned(),
+            key: logged.key.clone(),
+            action: logged.action,
+        }
+    }
+}
+
+/// The event `reset`: the log does not reach back to the client's revision; all lists are to be read again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ResetEvent {
+    /// From which the events go on.
+    pub revision: u64,
+}
+
+/// The event `dropped`: the client was so slow that the log ran past it; all lists are to be read again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DroppedEvent {
+    pub count: u64,
+}
+
+/// An event of `/v1/events` as a client takes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum ServerEvent {
+    Change(ChangeEvent),
+    Reset(ResetEvent),
+    Dropped(DroppedEvent),
 }
 
 /// A line of the events. Readers skip types that they do not know.

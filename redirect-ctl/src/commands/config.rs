@@ -47,11 +47,10 @@ async fn show(context: &mut Context<'_>, args: ConfigShow) -> Result<(), Error> 
     };
     let by_output = match context.layout.form {
         Output::Table | Output::Wide | Output::Name => DocumentFormat::Toml,
-        Output::Json => DocumentFormat::Json,
         Output::Yaml => DocumentFormat::Yaml,
         // All of it in one line.
         Output::Ndjson if args.format.is_none() => return context.layout.data(context.stdout, &document),
-        Output::Ndjson => DocumentFormat::Json,
+        Output::Json | Output::Ndjson => DocumentFormat::Json,
     };
     let text = text::write(&document, args.format.unwrap_or(by_output)).map_err(|error| Error::Failed(error.0))?;
     Ok(context.stdout.write_all(text.as_bytes())?)

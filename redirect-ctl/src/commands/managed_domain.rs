@@ -16,7 +16,7 @@ use crate::{
 pub(super) async fn run(context: &mut Context<'_>, verb: ManagedDomainVerb) -> Result<(), Error> {
     match verb {
         ManagedDomainVerb::List => {
-            let query = |rows, cursor| ManagedDomainListQuery { limit: Some(rows), cursor };
+            let query = |rows, cursor| ManagedDomainListQuery { limit: Some(rows), cursor, count: false };
             context.pages::<Versioned<ManagedDomain>, _>(None, query).await
         }
         ManagedDomainVerb::Get { domain } => context.get::<Versioned<ManagedDomain>>(&domain).await,

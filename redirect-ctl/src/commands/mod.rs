@@ -8,6 +8,7 @@ mod config;
 mod credentials;
 mod doctor;
 mod dry_run;
+mod event;
 mod explain;
 mod flow;
 mod gateway;
@@ -226,6 +227,7 @@ async fn command(context: &mut Context<'_>, noun: Noun) -> Result<(), Error> {
         Noun::Status => status::run(context).await,
         Noun::Stats(args) => stats::run(context, args).await,
         Noun::Explain(args) => explain::run(context, args).await,
+        Noun::Event(verb) => event::run(context, verb).await,
         Noun::Flow(verb) => flow::run(context, verb).await,
         Noun::Trace(args) => trace::run(context, args).await,
         Noun::Lock(verb) => lock::run(context, verb).await,

@@ -16,7 +16,7 @@ use crate::{
 pub(super) async fn run(context: &mut Context<'_>, verb: UserVerb) -> Result<(), Error> {
     match verb {
         UserVerb::List => {
-            let query = |rows, cursor| UserListQuery { limit: Some(rows), cursor };
+            let query = |rows, cursor| UserListQuery { limit: Some(rows), cursor, count: false };
             context.pages::<Versioned<User>, _>(None, query).await
         }
         UserVerb::Get { name } => context.get::<Versioned<User>>(&name).await,

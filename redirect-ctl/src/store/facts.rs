@@ -10,7 +10,9 @@ use std::{
 use ipnet::IpNet;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params, params_from_iter, types::Value};
 
-use super::{Error, Fill, Kind, Outcome, Step, lock_unpoisoned, mail, prefix_column, word};
+use super::{
+    Action, Error, Fill, Kind, Outcome, Step, changes, lock_unpoisoned, mail, prefix_column, revisions::Resource, word,
+};
 use crate::{
     dataplane::ClassId,
     desired::{self, Name, Origin},
@@ -620,6 +622,10 @@ impl Step<'_> {
                 }
                 _ => {
                     self.remove(prefix, &BTreeSet::from([source]))?;
+                    let stays = self.revision_of(&Resource::Subscriber(prefix))?.is_some();
+                    let action = if stays { Action::Put } else { Action::Delete };
+                    let key = prefix.to_string();
+                    changes::log(self.connection, self.next_revision, Kind::Subscriber, Some(&key), action)?;
                     expired += 1;
                 }
             }

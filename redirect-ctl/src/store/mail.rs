@@ -159,6 +159,14 @@ pub(super) fn select_routes(connection: &Connection, query: &RouteQuery) -> Resu
     rows.map(|row| row?).collect()
 }
 
+/// Of all pages.
+pub(super) fn count_routes(connection: &Connection, filter: &RouteFilter) -> Result<u64, Error> {
+    let clause = RouteFilter::SQL.replace("?a", "?1").replace("?b", "?2").replace("?c", "?3");
+    let (within, target, class) = filter.columns();
+    let mut statement = connection.prepare_cached(&format!("SELECT count(*) FROM routes WHERE {clause}"))?;
+    Ok(statement.query_row(params![within, target, class], |row| row.get(0))?)
+}
+
 impl RouteFilter {
     /// Of `?a` (the domain's place), `?b` (target) and `?c` (class), null where any will do. '/' follows '.'.
     const SQL: &str = "(?a IS NULL OR place = ?a OR (place >= ?a || '.' AND place < ?a || '/')) \

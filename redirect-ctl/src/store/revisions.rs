@@ -123,6 +123,17 @@ impl Change {
     }
 }
 
+impl Change {
+    /// Of what it is about.
+    pub(super) fn kind(&self) -> Kind {
+        match self {
+            Self::Expire { .. } => Kind::Subscriber,
+            Self::DeleteRoutes { .. } | Self::ImportRoutes { .. } => Kind::Route,
+            _ => self.resource().map_or(Kind::Subscriber, |resource| resource.kind()),
+        }
+    }
+}
+
 impl Step<'_> {
     /// The revision that changed it last; `None` where it is not there.
     pub(super) fn revision_of(&self, resource: &Resource<'_>) -> Result<Option<u64>, Error> {

@@ -84,7 +84,7 @@ async fn token(lab: &Lab, body: &Value) -> String {
 
 /// Every operation: method, path with keys in it, roles that the description promises.
 fn operations() -> Vec<(String, String, Option<Vec<String>>)> {
-    let description = serde_json::to_value(api::description()).unwrap();
+    let description = api::description();
     let mut found = Vec::new();
     for (path, item) in description["paths"].as_object().unwrap() {
         for (method, operation) in item.as_object().unwrap() {
@@ -130,7 +130,7 @@ fn should(method: &str, path: &str) -> Option<Vec<&'static str>> {
 
 #[test]
 fn every_operation_has_its_roles() {
-    let unlisted = redirect_ctl::access::unlisted(&api::description());
+    let unlisted = redirect_ctl::access::unlisted(&api::operations());
     assert!(unlisted.is_empty(), "give them a line in access/operations.rs: {unlisted:?}");
 }
 

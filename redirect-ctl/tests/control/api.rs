@@ -134,10 +134,10 @@ async fn lists_have_pages_and_filters() {
 
 /// Target, body, status, code, pointer.
 const BAD_BODIES: &[(&str, &str, u16, &str, Option<&str>)] = &[
-    ("/v1/subscribers/10.20.0.0_16", "", 400, "invalid_json", None),
-    ("/v1/subscribers/10.20.0.0_16", "{", 400, "invalid_json", None),
-    ("/v1/subscribers/10.20.0.0_16", r#"{"class":"configured"} x"#, 400, "invalid_json", None),
-    ("/v1/subscribers/10.20.0.0_16", "[[[[[[[[", 400, "invalid_json", None),
+    ("/v1/subscribers/10.20.0.0_16", "", 400, "invalid_json", Some("")),
+    ("/v1/subscribers/10.20.0.0_16", "{", 400, "invalid_json", Some("")),
+    ("/v1/subscribers/10.20.0.0_16", r#"{"class":"configured"} x"#, 400, "invalid_json", Some("")),
+    ("/v1/subscribers/10.20.0.0_16", "[[[[[[[[", 400, "invalid_json", Some("")),
     ("/v1/subscribers/10.20.0.0_16", "[]", 422, "invalid", Some("")),
     ("/v1/subscribers/10.20.0.0_16", r#"[null, "configured"]"#, 422, "invalid", Some("")),
     ("/v1/subscribers/10.20.0.0_16", "null", 422, "invalid", Some("")),
@@ -314,12 +314,12 @@ async fn bad_input_is_refused_with_its_place_and_changes_nothing() {
         answer.problem(*status, code, *pointer);
     }
     let huge = format!(r#"{{"class":"configured","prefix":"{}"}}"#, "x".repeat(limits::BODY_BYTES_MAX));
-    lab.put("/v1/subscribers/10.20.0.0_16", &huge).await.problem(413, "too_large", None);
+    lab.put("/v1/subscribers/10.20.0.0_16", &huge).await.problem(413, "too_large", Some(""));
     let deep = format!(r#"{{"class":{}"#, "[".repeat(10_000));
     lab.put("/v1/subscribers/10.20.0.0_16", &deep).await.expect(422);
     let form = lab.raw("PUT", "/v1/classes/gold", "Content-Type: text/plain\r\n", br#"{"action":"pass"}"#).await;
-    form.problem(415, "unsupported_media_type", None);
-    lab.raw("PUT", "/v1/classes/gold", "", b"\xff\xfe").await.problem(400, "invalid_json", None);
+    form.problem(415, "unsupported_media_type", Some("Content-Type:"));
+    lab.raw("PUT", "/v1/classes/gold", "", b"\xff\xfe").await.problem(400, "invalid_json", Some(""));
 
     assert_eq!(lab.get("/v1/status").await.json()["revision"], before);
     assert_eq!(lab.model.state().log.len(), log, "the kernel was written");
@@ -812,7 +812,7 @@ async fn every_route_is_described_and_every_description_is_served() {
     assert_eq!(served["openapi"], "3.1.0");
     let described: BTreeSet<_> = served["paths"].as_object().unwrap().keys().map(String::as_str).collect();
     assert_eq!(described, paths::ALL.iter().copied().collect(), "paths::ALL and the handlers differ");
-    assert_eq!(serde_json::to_value(api::description()).unwrap(), served);
+    assert_eq!(api::description(), served);
 
     for (path, item) in served["paths"].as_object().unwrap() {
         for (method, operation) in item.as_object().unwrap() {
@@ -822,7 +822,7 @@ async fn every_route_is_described_and_every_description_is_served() {
             };
             let target = path.replace("{prefix}", key).replace("{name}", key).replace("{address}", "192.0.2.1");
             // A wrong question, because the answer to a right one has no end.
-            let target = if path == paths::EVENTS { format!("{target}?reason={key}") } else { target };
+            let target = if path == paths::FLOWS_WATCH { format!("{target}?reason={key}") } else { target };
             let answer = lab.request(&method.to_uppercase(), &target, (method == "put").then_some("{}")).await;
             if !answer.text.is_empty() && answer.header("content-type") == Some("application/problem+json") {
                 let code = answer.json()["code"].as_str().unwrap().to_owned();

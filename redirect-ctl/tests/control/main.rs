@@ -3,6 +3,7 @@
 
 mod access;
 mod api;
+mod bad_input;
 mod binary;
 mod cli;
 mod clients;
@@ -10,11 +11,14 @@ mod commits;
 mod conditions;
 mod configuration;
 mod daemon;
+mod events;
 mod health;
 mod inspect;
 mod log;
 mod mail;
 mod observe;
+mod openapi;
+mod patch;
 mod reconcile;
 mod store;
 mod subscribers;
