@@ -153,15 +153,15 @@ pub async fn run(env: &mut Env<'_>, args: &[String]) -> u8 {
         Err(error) => return usage(env, &error),
     };
     let layout = layout(env, &global);
-    let is_for_people = layout.is_for_people();
+    let as_data = matches!(layout.form, Output::Json | Output::Yaml | Output::Ndjson);
     match dispatch(env, layout, global, noun).await {
         Ok(()) => exit::OK,
         // Whoever reads us has seen enough (`| head`); not our error.
         Err(Error::Print(error)) if error.kind() == io::ErrorKind::BrokenPipe => exit::OK,
         Err(Error::Differs) => exit::DIFFERS,
         Err(error) => {
-            let lines = if is_for_people { error.lines() } else { vec![error.data().to_string()] };
-            let mut start = if is_for_people { "redirect-ctl: " } else { "" };
+            let lines = if as_data { vec![error.data().to_string()] } else { error.lines() };
+            let mut start = if as_data { "" } else { "redirect-ctl: " };
             for line in lines {
                 // If even that cannot be said, the exit code says it.
                 let _ = writeln!(env.stderr, "{start}{}", line.replace(['\n', '\r'], " "));

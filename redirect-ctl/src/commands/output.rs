@@ -431,10 +431,10 @@ mod tests {
     #[test]
     fn one_description_gives_every_form() {
         for (form, expected) in [
-            (Output::Table, "NAME             PORT\nmx10             25\nmx9              -\n\\u{1b}[2J 日本  2525\n"),
+            (Output::Table, "NAME            PORT\nmx10            25\nmx9             -\n\\u{1b}[2J 日本  2525\n"),
             (
                 Output::Wide,
-                "NAME             PORT  IDLE-TIME\nmx10             25    1m1s\nmx9              -     1h0m\n\\u{1b}[2J 日本  2525  59s\n",
+                "NAME            PORT  IDLE-TIME\nmx10            25    1m1s\nmx9             -     1h0m\n\\u{1b}[2J 日本  2525  59s\n",
             ),
             (
                 Output::Ndjson,

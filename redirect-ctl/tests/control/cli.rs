@@ -170,7 +170,10 @@ async fn every_list_has_every_form() {
         assert!(expected && output.code == 0, "{args}: {}{}", output.stdout, output.stderr);
     }
     for (args, stderr) in [
-        ("subscriber list --columns colour", "there is no column \"colour\"; there are PREFIX,CLASS,SOURCE,EXPIRES\n"),
+        (
+            "subscriber list --columns colour",
+            "there is no column \"colour\"; there are PREFIX,CLASS,SOURCE,EXPIRES,SESSION,USER,MAC,REVISION\n",
+        ),
         ("status -o name", "nothing here has a name: -o name is for lists of resources\n"),
     ] {
         let output = lab.ctl(&args.split(' ').collect::<Vec<_>>()).await;

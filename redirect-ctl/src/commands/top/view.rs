@@ -219,7 +219,7 @@ mod tests {
 
     fn sample(at: Instant, uptime_s: u64, packets: u64) -> Sample {
         let status = json!({
-            "version": "0.1.0", "uptime_s": uptime_s, "revision": 9, "applied": 9, "error": null,
+            "version": "0.1.0", "uptime_s": uptime_s, "revision": 9, "applied": 9, "configuration": {"revision": 9, "pending": null}, "error": null,
             "dataplane": {"layout": 2, "flows_max": 65_536, "subscribers_max": 65_536, "full_syncs": 1},
             "interfaces": [],
             "flows": {"half_open": 3, "established": 12_345, "capacity": 131_072, "collected": 0},
