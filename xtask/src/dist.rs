@@ -37,6 +37,8 @@ const FILES: &[(&str, &str, u32)] = &[
     ("packaging/debian/copyright", "usr/share/doc/redirectd/copyright", 0o644),
     ("README.md", "usr/share/doc/redirectd/README.md", 0o644),
     ("docs/access.md", "usr/share/doc/redirectd/access.md", 0o644),
+    ("docs/api.md", "usr/share/doc/redirectd/api.md", 0o644),
+    ("docs/cli.md", "usr/share/doc/redirectd/cli.md", 0o644),
     ("docs/configure.md", "usr/share/doc/redirectd/configure.md", 0o644),
     ("docs/install.md", "usr/share/doc/redirectd/install.md", 0o644),
     ("docs/operate.md", "usr/share/doc/redirectd/operate.md", 0o644),
