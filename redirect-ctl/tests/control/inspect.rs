@@ -78,7 +78,7 @@ async fn drift_is_shown_as_what_would_be_done_and_nothing_is_changed() {
     assert_eq!(drift.code, 6, "{}", drift.stderr);
     assert_eq!(
         drift.stdout,
-        "OPERATION          SUBJECT\nset_subscriber     10.0.0.1/32\nremove_subscriber  10.9.0.0/16\n"
+        "OPERATION          SUBJECT\nremove_subscriber  10.9.0.0/16\nset_subscriber     10.0.0.1/32\n"
     );
     assert!(drift.stderr.contains("2 operations away"), "{}", drift.stderr);
     let json: Value = serde_json::from_str(&lab.ctl(&["-o", "json", "kernel", "diff"]).await.stdout).unwrap();
