@@ -1,10 +1,13 @@
 //! The command line of `redirect-ctl` and `redirectd`: clap types only. Nouns read, verbs change.
 
 mod configuration;
+mod global;
+mod inspect;
 
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::PossibleValuesParser, builder::TypedValueParser};
+use clap_complete::Shell;
 use redirect_relay::{
     Domain, Quota, Rate, Tarpit,
     gateway::{
@@ -16,10 +19,7 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     access::AccessRole,
-    api::{
-        endpoint::Endpoint,
-        types::{ImportMode, RouteFormat},
-    },
+    api::types::{ImportMode, RouteFormat},
     clients::Username,
     config, dataplane,
     desired::{self, Counted, InterfaceName, Name, PoolRelay, Prefix, Time},
@@ -29,56 +29,20 @@ use crate::{
     subscribers::{Login, Mac, Priority, Session},
 };
 
-pub use self::configuration::{
-    ConfigCommit, ConfigDiff, ConfigFile, ConfigHow, ConfigRollback, ConfigShow, ConfigVerb,
+pub use self::{
+    configuration::{ConfigCommit, ConfigDiff, ConfigFile, ConfigHow, ConfigRollback, ConfigShow, ConfigVerb},
+    global::{Credentials, Global, Output},
+    inspect::{Doctor, KernelVerb, SupportBundle, Top},
 };
 
 /// Inspect and drive redirectd.
 #[derive(Debug, Parser)]
 #[command(name = "redirect-ctl", version, after_help = EXAMPLES)]
 pub struct Cli {
-    #[arg(
-        long,
-        global = true,
-        help = "Where redirectd listens: unix:///PATH or https://NAME:PORT [env: REDIRECT_HOST] [default: unix:///run/redirect/api.sock]",
-        value_name = "URL"
-    )]
-    pub host: Option<Endpoint>,
     #[command(flatten)]
-    pub credentials: Credentials,
-    /// How to print what was asked for
-    #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]
-    pub output: Output,
-    /// Tables without their first line
-    #[arg(long, global = true)]
-    pub no_headers: bool,
-    /// How long to wait for an answer
-    #[arg(long, global = true, value_name = "DURATION", default_value = "10s", value_parser = duration)]
-    pub timeout: Duration,
+    pub global: Global,
     #[command(subcommand)]
     pub noun: Noun,
-}
-
-/// Who the caller is, where that is not told by the Unix socket. A token is never on the command line, where others could read it.
-#[derive(Debug, Args)]
-pub struct Credentials {
-    #[arg(
-        long,
-        global = true,
-        value_name = "FILE",
-        hide_short_help = true,
-        help = "The token is the first line of this file, or of standard input for \"-\" [env: REDIRECT_TOKEN, the token itself]"
-    )]
-    pub token_file: Option<PathBuf>,
-    /// The authority that signed redirectd's certificate, in PEM [default: those of the system]
-    #[arg(long, global = true, value_name = "FILE", hide_short_help = true)]
-    pub cacert: Option<PathBuf>,
-    /// The certificate to show to redirectd, in PEM
-    #[arg(long = "cert", global = true, value_name = "FILE", hide_short_help = true)]
-    pub client_cert: Option<PathBuf>,
-    /// Its key, in PEM
-    #[arg(long = "key", global = true, value_name = "FILE", hide_short_help = true)]
-    pub client_key: Option<PathBuf>,
 }
 
 const EXAMPLES: &str = "\
@@ -87,19 +51,16 @@ Examples:
   redirect-ctl gateway set default --address mx.example.net
   redirect-ctl subscriber set 10.20.0.0/16 --class configured
   redirect-ctl subscriber set 10.20.3.7 --class authenticated --source portal --ttl 8h
-  redirect-ctl -o json flow list --client 10.20.3.7
+  redirect-ctl flow list --client 10.20.3.7 -o json
+  redirect-ctl subscriber list --class blocked -o name
+  redirect-ctl class set guests --action block --dry-run
 
-Exit codes: 0 ok, 1 error, 2 usage, 3 not found, 4 conflict, 5 redirectd cannot be reached, 6 differs";
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Output {
-    Table,
-    Json,
-}
+Exit codes: 0 ok, 1 error, 2 usage, 3 not found, 4 conflict, 5 redirectd cannot be reached, 6 there are differences";
 
 #[derive(Debug, Subcommand)]
 pub enum Noun {
     /// Whether everything works: revision, interfaces, flows, relay
+    #[command(after_help = "Example:\n  redirect-ctl status")]
     Status,
     /// Packets and bytes by reason, and by class or interface
     #[command(
@@ -155,6 +116,7 @@ pub enum Noun {
     #[command(subcommand)]
     Config(ConfigVerb),
     /// What is allowed and yet hardly meant: shadowed routes, mail and passwords in clear, gateways out of reach; exit code 1 if there is any
+    #[command(after_help = "Example:\n  redirect-ctl lint")]
     Lint,
     /// Bearer tokens: who may use the API over TCP
     #[command(subcommand)]
@@ -176,6 +138,30 @@ pub enum Noun {
         after_help = "Examples:\n  systemctl stop redirectd && redirect-ctl uninstall\n  redirect-ctl uninstall --purge --config /etc/redirect/redirectd.toml"
     )]
     Uninstall(Uninstall),
+    /// What happens at the moment: traffic, relays, gateways, the busiest subscribers; until q is pressed
+    #[command(after_help = "Example:\n  redirect-ctl top --interval 5")]
+    Top(Top),
+    /// What may be wrong with this host, and what to do about it; exit code 1 if something does not work
+    #[command(
+        after_help = "Examples:\n  redirect-ctl doctor\n  redirect-ctl doctor --columns level,check,remedy --sort level\n  \
+                      redirect-ctl doctor --interface eth1 -o json"
+    )]
+    Doctor(Doctor),
+    /// What of ours is in the kernel
+    #[command(subcommand)]
+    Kernel(KernelVerb),
+    /// Write an archive for those who are to help: versions, state, counters, logs, the host's network; without secrets
+    #[command(
+        after_help = "Examples:\n  redirect-ctl support-bundle\n  redirect-ctl support-bundle --anonymize /tmp/ticket-7.tar.gz"
+    )]
+    SupportBundle(SupportBundle),
+    /// Print the completion script of a shell
+    #[command(after_help = "Examples:\n  redirect-ctl completion bash > /etc/bash_completion.d/redirect-ctl\n  \
+                            redirect-ctl completion fish > ~/.config/fish/completions/redirect-ctl.fish")]
+    Completion { shell: Shell },
+    /// Write the manual pages of redirect-ctl and redirectd into a folder
+    #[command(hide = true, after_help = "Example:\n  redirect-ctl man /usr/local/share/man")]
+    Man { folder: PathBuf },
 }
 
 #[derive(Debug, Args)]
@@ -319,11 +305,13 @@ pub struct FlowOriginal {
 #[derive(Debug, Subcommand)]
 pub enum LockVerb {
     /// List locked subscribers
+    #[command(after_help = "Example:\n  redirect-ctl lock list")]
     List,
     /// Lock a subscriber, or change how long
     #[command(after_help = "Example:\n  redirect-ctl lock add 10.20.3.7 --for 1h")]
     Add(LockAdd),
     /// Unlock a subscriber
+    #[command(after_help = "Example:\n  redirect-ctl lock remove 10.20.3.7")]
     Remove {
         #[arg(help = COUNTED)]
         address: Counted,
@@ -347,6 +335,7 @@ pub enum SubscriberVerb {
     #[command(after_help = "Example:\n  redirect-ctl subscriber list --within 10.20.0.0/16 --class authenticated")]
     List(SubscriberList),
     /// Show one subscriber
+    #[command(after_help = "Example:\n  redirect-ctl subscriber get 10.20.3.7")]
     Get { prefix: Prefix },
     /// Say what a prefix is, in place of what the same source said before
     #[command(
@@ -399,9 +388,6 @@ pub struct SubscriberDelete {
     /// Only if so many match
     #[arg(long, value_name = "N")]
     pub count: Option<u64>,
-    /// Delete many without a question
-    #[arg(long)]
-    pub yes: bool,
 }
 
 #[derive(Debug, Args)]
@@ -420,12 +406,6 @@ pub struct SubscriberImportArgs {
     /// What becomes of facts that the file does not name: they stay (merge) or go (replace)
     #[arg(long, default_value = "merge", value_parser = word::<ImportMode>(ImportMode::WORDS))]
     pub mode: ImportMode,
-    /// Tell what would change, and change nothing
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Replace without a question
-    #[arg(long)]
-    pub yes: bool,
 }
 
 #[derive(Debug, Args)]
@@ -503,8 +483,10 @@ pub struct SubscriberSet {
 #[derive(Debug, Subcommand)]
 pub enum ClassVerb {
     /// List classes
+    #[command(after_help = "Example:\n  redirect-ctl class list -o wide")]
     List,
     /// Show one class
+    #[command(after_help = "Example:\n  redirect-ctl class get guests -o yaml")]
     Get { name: Name },
     /// Create a class, or replace all of it
     #[command(
@@ -518,6 +500,7 @@ pub enum ClassVerb {
     )]
     Set(Box<ClassSet>),
     /// Delete a class that nobody uses
+    #[command(after_help = "Example:\n  redirect-ctl class delete guests")]
     Delete { name: Name },
 }
 
@@ -549,7 +532,7 @@ pub struct ClassSet {
     /// What becomes of a live flow when its subscriber gets another class
     #[arg(long, default_value = "reset", value_parser = word::<desired::OnClassChange>(desired::OnClassChange::WORDS))]
     pub on_class_change: desired::OnClassChange,
-    /// What is done with a new flow that should be redirected while redirectd is down (dataplane.daemon_timeout_s)
+    /// What is done with a new flow that should be redirected while redirectd is down, as `dataplane.daemon_timeout_s` has it
     #[arg(long, default_value = "keep", value_parser = word::<desired::OnDaemonDown>(desired::OnDaemonDown::WORDS))]
     pub on_daemon_down: desired::OnDaemonDown,
     /// New connections per second that one subscriber may open
@@ -640,19 +623,25 @@ pub struct SmtpArgs {
 #[derive(Debug, Subcommand)]
 pub enum RelayVerb {
     /// List relays
+    #[command(after_help = "Example:\n  redirect-ctl relay list")]
     List,
     /// Show one relay
+    #[command(after_help = "Example:\n  redirect-ctl relay get postfix")]
     Get { name: Name },
     /// Create a relay, or replace all of it
     #[command(after_help = "Example:\n  redirect-ctl relay set postfix --ipv4 10.9.0.25:25 --ipv6 [fd00:9::25]:25")]
     Set(RelaySet),
     /// Let new flows go to a relay
+    #[command(after_help = "Example:\n  redirect-ctl relay enable postfix")]
     Enable { name: Name },
     /// Let no new flows go to a relay; those that it has go on
+    #[command(after_help = "Example:\n  redirect-ctl relay drain postfix")]
     Drain { name: Name },
     /// The same, and do not ask whether it lives
+    #[command(after_help = "Example:\n  redirect-ctl relay disable postfix")]
     Disable { name: Name },
     /// Delete a relay that no class uses
+    #[command(after_help = "Example:\n  redirect-ctl relay delete postfix")]
     Delete { name: Name },
 }
 
@@ -674,13 +663,16 @@ pub struct RelaySet {
 #[derive(Debug, Subcommand)]
 pub enum InterfaceVerb {
     /// List interfaces
+    #[command(after_help = "Example:\n  redirect-ctl interface list")]
     List,
     /// Show one interface
+    #[command(after_help = "Example:\n  redirect-ctl interface get lan0")]
     Get { name: InterfaceName },
     /// Attach to an interface, or change how
     #[command(after_help = "Example:\n  redirect-ctl interface set lan0 --hook tc")]
     Set(InterfaceSet),
     /// Detach from an interface
+    #[command(after_help = "Example:\n  redirect-ctl interface delete lan0")]
     Delete { name: InterfaceName },
 }
 
@@ -703,8 +695,10 @@ pub struct InterfaceSet {
 #[derive(Debug, Subcommand)]
 pub enum GatewayVerb {
     /// List gateways
+    #[command(after_help = "Example:\n  redirect-ctl gateway list -o wide")]
     List,
     /// Show one gateway
+    #[command(after_help = "Example:\n  redirect-ctl gateway get isp -o yaml")]
     Get { name: Name },
     /// Create a gateway, or replace all of it
     #[command(after_help = "Examples:\n  redirect-ctl gateway set default --address mx.example.net\n  \
@@ -714,14 +708,19 @@ pub enum GatewayVerb {
                       --encryption starttls_required --verification ca --mechanism SCRAM-SHA-256 --username hotel7 --password-file -")]
     Set(Box<GatewaySet>),
     /// Try a gateway as mail would use it, up to a message that is given up; exit code 1 if none could go there
+    #[command(after_help = "Example:\n  redirect-ctl gateway verify isp")]
     Verify { name: Name },
     /// Let mail go to a gateway
+    #[command(after_help = "Example:\n  redirect-ctl gateway enable isp")]
     Enable { name: Name },
     /// Let no new messages go to a gateway; those under way go on
+    #[command(after_help = "Example:\n  redirect-ctl gateway drain isp")]
     Drain { name: Name },
     /// Let no mail go to a gateway
+    #[command(after_help = "Example:\n  redirect-ctl gateway disable isp")]
     Disable { name: Name },
     /// Delete a gateway that nothing uses
+    #[command(after_help = "Example:\n  redirect-ctl gateway delete isp")]
     Delete { name: Name },
 }
 
@@ -817,13 +816,16 @@ pub(crate) const BALANCES: &[&str] = &["round_robin", "least_outstanding"];
 #[derive(Debug, Subcommand)]
 pub enum GroupVerb {
     /// List groups
+    #[command(after_help = "Example:\n  redirect-ctl group list")]
     List,
     /// Show one group
+    #[command(after_help = "Example:\n  redirect-ctl group get out")]
     Get { name: Name },
     /// Create a group, or replace all of it
     #[command(after_help = "Example:\n  redirect-ctl group set out --member mx1 --member mx2 --member backup:1")]
     Set(GroupSet),
     /// Delete a group that nothing uses
+    #[command(after_help = "Example:\n  redirect-ctl group delete out")]
     Delete { name: Name },
 }
 
@@ -846,6 +848,7 @@ pub enum RouteVerb {
     #[command(after_help = "Example:\n  redirect-ctl route list --within example.com --target mx2")]
     List(RouteList),
     /// Show one route
+    #[command(after_help = "Example:\n  redirect-ctl route get example.com")]
     Get {
         #[arg(help = ROUTE_KEY)]
         key: RouteKey,
@@ -886,12 +889,6 @@ pub struct RouteImport {
     /// Delete the routes that the file does not name
     #[arg(long)]
     pub replace: bool,
-    /// Only show what would change
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Change it without a question
-    #[arg(long)]
-    pub yes: bool,
 }
 
 const ROUTE_KEY: &str = "As `route list` shows it, such as example.com, .example.com, * or '*;class=guests'";
@@ -956,16 +953,15 @@ pub struct RouteDelete {
     pub key: Option<RouteKey>,
     #[command(flatten)]
     pub filter: RouteFilter,
-    /// Delete many without a question
-    #[arg(long)]
-    pub yes: bool,
 }
 
 #[derive(Debug, Subcommand)]
 pub enum ManagedDomainVerb {
     /// List managed domains
+    #[command(after_help = "Example:\n  redirect-ctl managed-domain list")]
     List,
     /// Show one managed domain
+    #[command(after_help = "Example:\n  redirect-ctl managed-domain get example.org")]
     Get { domain: Domain },
     /// Create a managed domain, or replace it
     #[command(
@@ -973,6 +969,7 @@ pub enum ManagedDomainVerb {
     )]
     Set(ManagedDomainSet),
     /// Delete a managed domain
+    #[command(after_help = "Example:\n  redirect-ctl managed-domain delete example.org")]
     Delete { domain: Domain },
 }
 
@@ -990,8 +987,10 @@ pub struct ManagedDomainSet {
 #[derive(Debug, Subcommand)]
 pub enum CertificateVerb {
     /// List certificates
+    #[command(after_help = "Example:\n  redirect-ctl certificate list")]
     List,
     /// Show one certificate; with -o json its chain too
+    #[command(after_help = "Example:\n  redirect-ctl certificate get relay -o json")]
     Get { name: Name },
     /// Create a certificate, or replace it: sessions that begin afterwards are shown this one
     #[command(
@@ -1000,6 +999,7 @@ pub enum CertificateVerb {
     )]
     Set(CertificateSet),
     /// Delete a certificate that no class names
+    #[command(after_help = "Example:\n  redirect-ctl certificate delete relay")]
     Delete { name: Name },
 }
 
@@ -1017,14 +1017,17 @@ pub struct CertificateSet {
 #[derive(Debug, Subcommand)]
 pub enum UserVerb {
     /// List users
+    #[command(after_help = "Example:\n  redirect-ctl user list")]
     List,
     /// Show one user
+    #[command(after_help = "Example:\n  redirect-ctl user get anna")]
     Get { name: Username },
     /// Create a user, or give it another password
     #[command(after_help = "Examples:\n  redirect-ctl user set anna --password-file /root/anna.password\n  \
                       pass show anna | redirect-ctl user set anna@example.net --password-file -")]
     Set(UserSet),
     /// Delete a user
+    #[command(after_help = "Example:\n  redirect-ctl user delete anna")]
     Delete { name: Username },
 }
 
@@ -1045,6 +1048,7 @@ pub enum TokenVerb {
     )]
     Create(TokenCreate),
     /// List tokens, without their texts
+    #[command(after_help = "Example:\n  redirect-ctl token list")]
     List,
     /// Make a token useless, from now on
     #[command(after_help = "Example:\n  redirect-ctl token revoke portal")]

@@ -13,7 +13,8 @@
 //! - [`host`]: routes, sysctls and relays' sockets of the host
 //! - [`api`]: REST over the Unix socket, its types and its client; [`metrics`]: Prometheus
 //! - [`access`]: who may do what there, and who did
-//! - [`cli`] and [`commands`]: `redirect-ctl`; [`postfix`]: what it makes of the settings of a Postfix
+//! - [`cli`] and [`commands`]: `redirect-ctl`; [`postfix`]: what it makes of the settings of a Postfix; [`doctor`]: and of this host; `redact`: what
+//!   of it leaves the house
 //! - [`relay`]: tells the embedded relay who a connection comes from and which gateway is its; [`smtp`]: how a class is treated there;
 //!   [`clients`]: the certificates and users that this takes
 //! - [`daemon`]: start order, tasks, stop; [`supervisor`]: what systemd is told of it; [`log`](mod@log): where its lines go; [`limits`]: every bound
@@ -28,6 +29,7 @@ pub mod configuration;
 pub mod daemon;
 pub mod dataplane;
 pub mod desired;
+pub mod doctor;
 pub mod health;
 pub mod host;
 pub mod limits;
@@ -35,6 +37,7 @@ pub mod log;
 pub mod metrics;
 pub mod postfix;
 pub mod reconcile;
+mod redact;
 pub mod relay;
 pub mod revision;
 pub mod routes;

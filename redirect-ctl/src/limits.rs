@@ -278,6 +278,21 @@ pub const CLI_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest duration that the CLI takes, a century: a point in time that far ahead is still one.
 pub const DURATION_MAX: Duration = Duration::from_hours(100 * 365 * 24);
 
+/// Bytes of what another program prints that `doctor` and `support-bundle` look at: a ruleset of tens of thousands of lines.
+pub const TOOL_OUTPUT_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Rows of each list in a support bundle: enough to see what is meant, and little enough to be read.
+pub const BUNDLE_ROWS_MAX: u32 = PAGE_ROWS_MAX;
+
+/// Lines of the daemon's log in a support bundle.
+pub const BUNDLE_LOG_LINES: u32 = 5_000;
+
+/// Keys that `top` has not looked at yet: nobody types faster than it draws.
+pub const TOP_KEYS_MAX: usize = 64;
+
+/// Operations that `/v1/kernel:diff` lists; the others are counted.
+pub const DRIFT_OPERATIONS_MAX: usize = 1_000;
+
 const _: () = assert!(PAGE_ROWS_DEFAULT <= PAGE_ROWS_MAX);
 const _: () = assert!(API_APPLY_WAIT.as_secs() < API_REQUEST_TIMEOUT.as_secs());
 const _: () = assert!(COLLECT_ENTRIES.0 <= COLLECT_ENTRIES.1);

@@ -754,6 +754,14 @@ impl Store {
         self.read(move |connection| query(&*connection.unchecked_transaction()?)).await
     }
 
+    /// Everything at one revision, as for [`Scope::All`]; the notes of what was touched stay for the next view. Blocks.
+    pub fn peek(&self) -> Result<(Snapshot, BTreeMap<IpNet, ClassId>), Error> {
+        let mut connection = self.readers.take()?;
+        let found = read_all(&mut connection);
+        self.readers.give_back(connection);
+        found
+    }
+
     async fn read<T: Send + 'static>(
         &self,
         query: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
@@ -884,18 +892,25 @@ fn read_view(connection: &mut Connection, touched: &Touched, scope: Scope) -> Re
             }
             Subscribers::Touched(found)
         }
-        (Scope::All, _) | (Scope::Touched, None) => {
-            let mut statement =
-                transaction.prepare_cached("SELECT prefix, class FROM facts WHERE effective = 1 ORDER BY prefix")?;
-            let mut rows = statement.query([])?;
-            let mut found = BTreeMap::new();
-            while let Some(row) = rows.next()? {
-                found.insert(prefix_column(row, 0)?, row.get(1)?);
-            }
-            Subscribers::All(found)
-        }
+        (Scope::All, _) | (Scope::Touched, None) => Subscribers::All(read_subscribers(&transaction)?),
     };
     Ok(View { snapshot, subscribers })
+}
+
+fn read_all(connection: &mut Connection) -> Result<(Snapshot, BTreeMap<IpNet, ClassId>), Error> {
+    let transaction = connection.transaction()?;
+    Ok((read_tables(&transaction)?, read_subscribers(&transaction)?))
+}
+
+fn read_subscribers(connection: &Connection) -> Result<BTreeMap<IpNet, ClassId>, Error> {
+    let sql = "SELECT prefix, class FROM facts WHERE effective = 1 ORDER BY prefix";
+    let mut statement = connection.prepare_cached(sql)?;
+    let mut rows = statement.query([])?;
+    let mut found = BTreeMap::new();
+    while let Some(row) = rows.next()? {
+        found.insert(prefix_column(row, 0)?, row.get(1)?);
+    }
+    Ok(found)
 }
 
 impl Writer {
@@ -1103,8 +1118,8 @@ impl Step<'_> {
             },
         };
         if matches!(change, Change::Configuration(_)) {
-            let kinds = Kind::ALL.into_iter().filter(|kind| *kind != Kind::Subscriber);
-            return kinds.map(|kind| changes::log(self.connection, self.next_revision, kind, None, action)).collect();
+            let mut kinds = Kind::ALL.into_iter().filter(|kind| *kind != Kind::Subscriber);
+            return kinds.try_for_each(|kind| changes::log(self.connection, self.next_revision, kind, None, action));
         }
         let (kind, key) = resource.map_or((change.kind(), None), |resource| (resource.kind(), Some(resource.key())));
         changes::log(self.connection, self.next_revision, kind, key.as_deref(), action)

@@ -1,4 +1,4 @@
-//! What whoever started the daemon is told of it (sd_notify(3)): that it is ready, that it lives, that it stops. Without systemd, nobody.
+//! What whoever started the daemon is told of it (`sd_notify(3)`): that it is ready, that it lives, that it stops. Without systemd, nobody.
 
 use std::time::Duration;
 

@@ -114,23 +114,23 @@ fn packets_meet_the_subscribers_of_before_or_those_of_after() {
         let next = file(&lab, "next.ndjson", first, HOSTS, class);
         let capture =
             Capture::start(&lab, &lab.internet, "eth0", "tcp dst port 25 and src net 10.20.128.0/17").unwrap();
-        let mut sent = 1_u16..u16::MAX;
+        let mut ports = 1_u16..u16::MAX;
         thread::scope(|scope| {
             let importing = scope.spawn(|| import(&lab, &product, &next));
             while !importing.is_finished() {
-                send(sent.next().unwrap());
+                send(ports.next().unwrap());
             }
             importing.join().unwrap();
         });
-        sent.by_ref().take(100).for_each(send);
-        let sent: Vec<u16> = (1..sent.start).collect();
+        ports.by_ref().take(100).for_each(send);
+        let ports: Vec<u16> = (1..ports.start).collect();
         let segments = capture.stop().unwrap();
         let passed: Vec<u16> = segments.iter().filter_map(Packet::tcp).map(|segment| segment.from.port()).collect();
-        // The packets of both ends, in the order in which they were sent, change sides once.
+        // The packets of both ends, in the order in which they were ports, change sides once.
         let expected =
-            if class == "blocked" { sent.get(..passed.len()) } else { sent.get(sent.len() - passed.len()..) };
+            if class == "blocked" { ports.get(..passed.len()) } else { ports.get(ports.len() - passed.len()..) };
         assert_eq!(Some(passed.as_slice()), expected, "{class}: some packets met a mix");
-        assert!(!passed.is_empty() && passed.len() < sent.len(), "{class}: {} of {} passed", passed.len(), sent.len());
+        assert!(!passed.is_empty() && passed.len() < ports.len(), "{class}: {} of {} passed", passed.len(), ports.len());
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{debian, exec, setup};
+use crate::{debian, exec, man, setup};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -37,6 +37,8 @@ const FILES: &[(&str, &str, u32)] = &[
     ("packaging/debian/copyright", "usr/share/doc/redirectd/copyright", 0o644),
     ("README.md", "usr/share/doc/redirectd/README.md", 0o644),
     ("docs/access.md", "usr/share/doc/redirectd/access.md", 0o644),
+    ("docs/api.md", "usr/share/doc/redirectd/api.md", 0o644),
+    ("docs/cli.md", "usr/share/doc/redirectd/cli.md", 0o644),
     ("docs/configure.md", "usr/share/doc/redirectd/configure.md", 0o644),
     ("docs/install.md", "usr/share/doc/redirectd/install.md", 0o644),
     ("docs/operate.md", "usr/share/doc/redirectd/operate.md", 0o644),
@@ -76,6 +78,7 @@ pub(crate) fn build(profile: &str) -> Result<PathBuf> {
         exec::quietly(Command::new("strip").args(["--strip-unneeded", "--remove-section=.comment"]).arg(&to))?;
     }
     changelog(&tree)?;
+    manuals(&programs.join("redirect-ctl"), &tree)?;
     fs::write(tree.join("DEBIAN/conffiles"), "/etc/redirect/redirectd.toml\n")
         .context("write the list of conffiles")?;
     let version = env!("CARGO_PKG_VERSION");
@@ -108,6 +111,25 @@ fn changelog(tree: &Path) -> Result<()> {
     let to = tree.join("usr/share/doc").join(NAME).join("changelog");
     install(&exec::workspace().join("CHANGELOG.md"), &to, 0o644)?;
     exec::quietly(Command::new("gzip").args(["-9", "--no-name"]).arg(&to)).map(drop)
+}
+
+/// The manual pages and the shells' completions, as the program tells them.
+fn manuals(program: &Path, tree: &Path) -> Result<()> {
+    let scratch = tree.with_extension("manuals");
+    debian::empty(&scratch)?;
+    man::write(program, &scratch)?;
+    for entry in fs::read_dir(scratch.join("man")).context("list the manual pages")? {
+        let page = entry.context("list the manual pages")?.path();
+        let name = page.file_name().and_then(|name| name.to_str()).context("a page has a name")?;
+        let (_, section) = name.rsplit_once('.').context("a page has a section")?;
+        let to = tree.join("usr/share/man").join(format!("man{section}")).join(name);
+        install(&page, &to, 0o644)?;
+        exec::quietly(Command::new("gzip").args(["-9", "--no-name"]).arg(&to))?;
+    }
+    for (shell, name, to) in man::SHELLS {
+        install(&scratch.join("completions").join(shell).join(name), &tree.join(to), 0o644)?;
+    }
+    fs::remove_dir_all(&scratch).context("remove a folder")
 }
 
 /// The packages of the shared libraries that the programs are linked with.

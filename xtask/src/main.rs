@@ -11,6 +11,7 @@ mod exec;
 mod fuzz;
 mod kernels;
 mod mail;
+mod man;
 mod package;
 mod postfix;
 mod relays;
@@ -64,6 +65,9 @@ enum Task {
         after_help = "Examples:\n  cargo xtask dist\n\nThe package is written to the target directory's folder `dist`."
     )]
     Dist(dist::Args),
+    /// Write the manual pages and shell completions
+    #[command(after_help = "Example:\n  cargo xtask man target/docs")]
+    Man(man::Args),
 }
 
 fn main() -> ExitCode {
@@ -74,6 +78,7 @@ fn main() -> ExitCode {
         Task::Bench(args) => bench::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),
         Task::Dist(args) => dist::run(&args),
+        Task::Man(args) => man::run(&args),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("cargo xtask: {error:#}");

@@ -84,6 +84,7 @@ impl Tool {
 }
 
 /// What this machine lacks.
+#[expect(clippy::struct_excessive_bools, reason = "each is a thing of its own")]
 struct Missing {
     tools: Vec<&'static Tool>,
     sink: bool,

@@ -147,6 +147,6 @@ fn reset(reach: Reach) -> String {
 fn event(text: &mut String, name: &str, id: Option<u64>, data: &impl serde::Serialize) {
     let data = serde_json::to_string(data).expect("events have JSON");
     // Writing into a string cannot fail.
-    let _ = id.map(|id| write!(text, "id: {id}\n"));
+    let _ = id.map(|id| writeln!(text, "id: {id}"));
     let _ = write!(text, "event: {name}\ndata: {data}\n\n");
 }

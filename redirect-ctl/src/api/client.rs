@@ -45,6 +45,16 @@ pub enum Error {
     Problem(Box<Problem>),
     #[error("redirectd's answer makes no sense: {0}")]
     Answer(String),
+    #[error("{} {} was not sent: nothing is to be changed", .0.method, .0.target)]
+    Unsent(Box<Unsent>),
+}
+
+/// A change that a dry run does not ask for.
+#[derive(Debug)]
+pub struct Unsent {
+    pub method: Method,
+    pub target: String,
+    pub body: Vec<u8>,
 }
 
 /// What a change came to.
@@ -60,6 +70,7 @@ pub struct Changed {
 pub struct Client {
     transport: Transport,
     timeout: Duration,
+    dry_run: bool,
 }
 
 impl Client {
@@ -68,7 +79,13 @@ impl Client {
     }
 
     pub fn over(transport: Transport, timeout: Duration) -> Self {
-        Self { transport, timeout }
+        Self { transport, timeout, dry_run: false }
+    }
+
+    /// Whether it sends only what changes nothing; other requests fail as [`Error::Unsent`] then.
+    #[must_use]
+    pub fn dry_run(self, dry_run: bool) -> Self {
+        Self { dry_run, ..self }
     }
 
     pub async fn status(&self) -> Result<Status, Error> {
@@ -279,6 +296,9 @@ impl Client {
         body: Vec<u8>,
         if_match: Option<String>,
     ) -> Result<Answer, Error> {
+        if self.dry_run && is_change(&method, target) {
+            return Err(Error::Unsent(Box::new(Unsent { method, target: target.to_owned(), body })));
+        }
         timeout(self.timeout, self.exchange(method, target, body, if_match))
             .await
             .map_err(|_| Error::Timeout { host: self.transport.name(), after: self.timeout })?
@@ -327,6 +347,15 @@ impl Client {
         }
         Err(problem(answer.head.status, &answer.body))
     }
+}
+
+/// Whether a request may change something: all do but questions, which may be asked by POST for their length.
+fn is_change(method: &Method, target: &str) -> bool {
+    const QUESTIONS: &[&str] = &["verify", "check", "diff", "explain"];
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let is_question = path.rsplit_once(':').is_some_and(|(_, verb)| QUESTIONS.contains(&verb));
+    let asks_only = is_question || query.split('&').any(|pair| pair == "dry_run=true");
+    !(method == Method::GET || method == Method::HEAD || method == Method::POST && asks_only)
 }
 
 fn problem(status: hyper::StatusCode, body: &[u8]) -> Error {

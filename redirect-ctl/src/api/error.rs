@@ -243,8 +243,7 @@ impl From<store::Error> for ApiError {
                 Self::faults(text.collect::<Vec<_>>().join("; "), errors)
             }
             store::Error::Conflict { .. } => Self::new(Code::Conflict, text),
-            store::Error::Condition { .. } => Self::new(Code::PreconditionFailed, text),
-            store::Error::Stale { .. } => Self::new(Code::PreconditionFailed, text),
+            store::Error::Condition { .. } | store::Error::Stale { .. } => Self::new(Code::PreconditionFailed, text),
             store::Error::Pending { .. } => Self::new(Code::CommitPending, text),
             store::Error::InUse { .. } => Self::new(Code::InUse, text),
             store::Error::OwnedByFile { .. } => Self::new(Code::OwnedByFile, text),

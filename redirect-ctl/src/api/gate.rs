@@ -258,7 +258,7 @@ impl Gate {
 
     fn refuse(&self, asked: Record, refusal: Refusal) -> Response {
         let code = refusal.error.code();
-        let mut response = refusal.error.into_response();
+        let mut response = (*refusal.error).into_response();
         let headers = response.headers_mut();
         if let Some(wait) = refusal.wait {
             // Whole seconds, and never too early.
@@ -331,13 +331,13 @@ enum Source<'a> {
 /// Why a request does not come through.
 struct Refusal {
     who: String,
-    error: ApiError,
+    error: Box<ApiError>,
     wait: Option<Duration>,
 }
 
 impl From<ApiError> for Refusal {
     fn from(error: ApiError) -> Self {
-        Self { who: "unknown".to_owned(), error, wait: None }
+        Self { who: "unknown".to_owned(), error: Box::new(error), wait: None }
     }
 }
 

@@ -18,6 +18,7 @@ pub mod error;
 pub mod events;
 mod extract;
 pub mod gate;
+mod kernel;
 mod lines;
 mod list;
 mod mail;
@@ -214,6 +215,7 @@ fn routes() -> OpenApiRouter<Arc<AppState>> {
         .routes(routes!(explain))
         .routes(routes!(get_status))
         .routes(routes!(get_stats))
+        .routes(routes!(kernel::kernel_diff))
         .routes(routes!(livez))
         .routes(routes!(readyz))
         .routes(routes!(get_metrics))

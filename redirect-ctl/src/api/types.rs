@@ -91,6 +91,7 @@ pub mod paths {
     pub const EXPLAIN: &str = "/v1/explain";
     pub const STATUS: &str = "/v1/status";
     pub const STATS: &str = "/v1/stats";
+    pub const KERNEL_DIFF: &str = "/v1/kernel:diff";
     pub const LIVEZ: &str = "/livez";
     pub const READYZ: &str = "/readyz";
     pub const METRICS: &str = "/metrics";
@@ -146,6 +147,7 @@ pub mod paths {
         EVENTS,
         TRACE,
         EXPLAIN,
+        KERNEL_DIFF,
         STATUS,
         STATS,
         LIVEZ,
@@ -169,6 +171,8 @@ pub const LAST_EVENT_ID: &str = "last-event-id";
 
 /// How many routes an export leaves out.
 pub const OMITTED_HEADER: &str = "redirect-omitted";
+
+pub use super::kernel::{KernelDiff, KernelOperation};
 
 /// Rows of a list, and where the next page begins.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

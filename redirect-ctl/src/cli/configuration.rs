@@ -106,10 +106,4 @@ pub struct ConfigHow {
     /// Only if the configuration is at this revision
     #[arg(long, value_name = "N")]
     pub revision: Option<u64>,
-    /// Tell what would change, and change nothing
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Do not ask
-    #[arg(long)]
-    pub yes: bool,
 }

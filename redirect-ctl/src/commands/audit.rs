@@ -4,16 +4,15 @@ use std::time::Duration;
 
 use super::{
     Context, Error,
-    output::{Table, or_dash},
+    output::{Cell, Column, Columns},
 };
 use crate::{
     access::audit::Record,
     api::{
         audit::{AuditPage, AuditQuery},
-        client,
         types::paths,
     },
-    cli::{AuditList, AuditVerb, Output},
+    cli::{AuditList, AuditVerb},
     desired::Time,
     limits,
 };
@@ -40,9 +39,9 @@ async fn list(context: &mut Context<'_>, args: AuditList) -> Result<(), Error> {
             break page.lost_through;
         }
     };
-    context.print(&records, |records| table(records))?;
+    context.items(&records)?;
     if args.all && lost_through > 0 {
-        writeln!(context.stderr, "redirect-ctl: records up to {lost_through} are gone; there was no room for them")?;
+        context.note(&format!("records up to {lost_through} are gone; there was no room for them"))?;
     }
     Ok(())
 }
@@ -52,50 +51,36 @@ async fn watch(context: &mut Context<'_>) -> Result<(), Error> {
     let newest = AuditQuery { last: Some(1), limit: Some(1), ..AuditQuery::default() };
     let page: AuditPage = context.client.query(paths::AUDIT, &newest).await?;
     let mut seen = page.items.last().map_or(0, |record| record.seq);
+    context.layout.titles::<Record>(context.stdout)?;
+    context.stdout.flush()?;
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let query = AuditQuery { cursor: Some(seen), limit: Some(limits::PAGE_ROWS_MAX), ..AuditQuery::default() };
         let page: AuditPage = context.client.query(paths::AUDIT, &query).await?;
         if page.lost_through > seen {
-            writeln!(
-                context.stderr,
-                "redirect-ctl: records up to {} are gone before they were shown",
-                page.lost_through
-            )?;
+            context.note(&format!("records up to {} are gone before they were shown", page.lost_through))?;
         }
         for record in &page.items {
             seen = record.seq;
-            if context.output == Output::Table {
-                writeln!(context.stdout, "{}", cells(record).join("  "))?;
-            } else {
-                let text = serde_json::to_string(record).map_err(|error| client::Error::Answer(error.to_string()))?;
-                writeln!(context.stdout, "{text}")?;
-            }
+            context.layout.row(context.stdout, record)?;
         }
         context.stdout.flush()?;
     }
 }
 
-fn table(records: &[Record]) -> Table {
-    let header = ["SEQ", "TIME", "WHO", "FROM", "METHOD", "RESOURCE", "REVISION", "STATUS", "RESULT"];
-    Table::new(header, records.iter().map(cells))
-}
-
-fn cells(record: &Record) -> [String; 9] {
-    let revision = if record.before == record.after {
-        record.after.to_string()
-    } else {
-        format!("{}-{}", record.before, record.after)
-    };
-    [
-        record.seq.to_string(),
-        record.time.clone(),
-        record.who.clone(),
-        record.from.replace(' ', ":"),
-        record.method.clone(),
-        record.resource.clone(),
-        revision,
-        or_dash((record.status != 0).then_some(record.status)),
-        record.result.clone(),
-    ]
+impl Columns for Record {
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::of_width("SEQ", 6, |record| Cell::number(record.seq)),
+        Column::of_width("TIME", 30, |record| Cell::text(&record.time)),
+        Column::of_width("WHO", 16, |record| Cell::text(&record.who)),
+        Column::of_width("FROM", 16, |record| Cell::text(record.from.replace(' ', ":"))),
+        Column::of_width("METHOD", 6, |record| Cell::text(&record.method)),
+        Column::of_width("RESOURCE", 32, |record| Cell::text(&record.resource)),
+        Column::of_width("REVISION", 8, |record| {
+            let Self { before, after, .. } = record;
+            Cell::text(if before == after { after.to_string() } else { format!("{before}-{after}") })
+        }),
+        Column::of_width("STATUS", 6, |record| Cell::maybe((record.status != 0).then_some(record.status))),
+        Column::new("RESULT", |record| Cell::text(&record.result)),
+    ];
 }

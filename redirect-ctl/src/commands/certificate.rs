@@ -4,7 +4,8 @@ use serde_json::json;
 
 use super::{
     Context, Error,
-    output::{Table, joined, or_dash},
+    output::{Cell, Column, Columns},
+    resource::Resource,
 };
 use crate::{
     api::types::{Certificate, paths},
@@ -15,32 +16,34 @@ use crate::{
 
 pub(super) async fn run(context: &mut Context<'_>, verb: CertificateVerb) -> Result<(), Error> {
     match verb {
-        CertificateVerb::List => context.list(paths::CERTIFICATES, table).await,
-        CertificateVerb::Get { name } => context.get(paths::CERTIFICATE, &name, table).await,
+        CertificateVerb::List => context.list::<Versioned<Certificate>>().await,
+        CertificateVerb::Get { name } => context.get::<Versioned<Certificate>>(&name).await,
         CertificateVerb::Set(CertificateSet { name, chain_file, key_file }) => {
             let chain = context.read(&chain_file, limits::BODY_BYTES_MAX)?;
             let mut body = json!({"chain": chain});
             if let Some(key_file) = key_file {
                 body["key"] = context.read(&key_file, limits::BODY_BYTES_MAX)?.into();
             }
-            let (answer, changed): (Versioned<Certificate>, _) =
-                context.client.put(paths::CERTIFICATE, &name, &body).await?;
-            context.set(&format!("certificate {}", answer.name), &answer, changed)
+            context.put::<Versioned<Certificate>>(&name, &body).await
         }
-        CertificateVerb::Delete { name } => {
-            let changed = context.client.delete(paths::CERTIFICATE, &name).await?;
-            context.deleted(&format!("certificate {name}"), changed)
-        }
+        CertificateVerb::Delete { name } => context.delete::<Versioned<Certificate>>(&name).await,
     }
 }
 
-fn table(certificates: &[Versioned<Certificate>]) -> Table {
-    let row = |certificate: &Versioned<Certificate>| {
-        [
-            certificate.name.to_string(),
-            or_dash(Some(joined(certificate.names.iter().cloned()))),
-            certificate.not_after.to_string(),
-        ]
-    };
-    Table::new(["NAME", "NAMES", "NOT-AFTER"], certificates.iter().map(row))
+impl Resource for Versioned<Certificate> {
+    const KIND: [&'static str; 2] = ["certificate", "certificates"];
+    const COLLECTION: &'static str = paths::CERTIFICATES;
+    const PATH: &'static str = paths::CERTIFICATE;
+
+    fn key(&self) -> String {
+        self.name.to_string()
+    }
+}
+
+impl Columns for Versioned<Certificate> {
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::new("NAME", |certificate| Cell::text(&certificate.name)),
+        Column::new("NAMES", |certificate| Cell::list(&certificate.names)),
+        Column::new("NOT-AFTER", |certificate| Cell::text(certificate.not_after)),
+    ];
 }

@@ -4,7 +4,8 @@ use redirect_relay::Lock;
 
 use super::{
     Context, Error,
-    output::{Table, joined, or_dash},
+    output::{Cell, Column, Columns, joined},
+    resource::Resource,
 };
 use crate::{
     api::types::{Class, ClassPut, paths},
@@ -16,8 +17,8 @@ use crate::{
 
 pub(super) async fn run(context: &mut Context<'_>, verb: ClassVerb) -> Result<(), Error> {
     match verb {
-        ClassVerb::List => context.list(paths::CLASSES, table).await,
-        ClassVerb::Get { name } => context.get(paths::CLASS, &name, table).await,
+        ClassVerb::List => context.list::<Versioned<Class>>().await,
+        ClassVerb::Get { name } => context.get::<Versioned<Class>>(&name).await,
         ClassVerb::Set(args) => {
             let args = *args;
             let body = ClassPut {
@@ -38,13 +39,9 @@ pub(super) async fn run(context: &mut Context<'_>, verb: ClassVerb) -> Result<()
                 smtp: smtp(args.smtp)?,
                 revision: None,
             };
-            let (answer, changed): (Versioned<Class>, _) = context.client.put(paths::CLASS, &args.name, &body).await?;
-            context.set(&format!("class {}", answer.name), &answer, changed)
+            context.put::<Versioned<Class>>(&args.name, &body).await
         }
-        ClassVerb::Delete { name } => {
-            let changed = context.client.delete(paths::CLASS, &name).await?;
-            context.deleted(&format!("class {name}"), changed)
-        }
+        ClassVerb::Delete { name } => context.delete::<Versioned<Class>>(&name).await,
     }
 }
 
@@ -74,20 +71,29 @@ fn smtp(args: SmtpArgs) -> Result<Smtp, Error> {
     })
 }
 
-fn table(classes: &[Versioned<Class>]) -> Table {
-    let row = |class: &Versioned<Class>| {
-        [
-            class.name.to_string(),
-            class.action.to_string(),
-            or_dash(Some(joined(class.relays.iter().map(ToString::to_string)))),
-            class.on_relay_down.to_string(),
-            class.on_class_change.to_string(),
-            or_dash(Some(limits(&class.limits))),
-            or_dash(class.gateway.as_ref()),
-        ]
-    };
-    let header = ["NAME", "ACTION", "RELAYS", "ON-RELAY-DOWN", "ON-CLASS-CHANGE", "LIMITS", "GATEWAY"];
-    Table::new(header, classes.iter().map(row))
+impl Resource for Versioned<Class> {
+    const KIND: [&'static str; 2] = ["class", "classes"];
+    const COLLECTION: &'static str = paths::CLASSES;
+    const PATH: &'static str = paths::CLASS;
+
+    fn key(&self) -> String {
+        self.name.to_string()
+    }
+}
+
+impl Columns for Versioned<Class> {
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::new("NAME", |class| Cell::text(&class.name)),
+        Column::new("ACTION", |class| Cell::text(class.action)),
+        Column::new("RELAYS", |class| Cell::list(&class.relays)),
+        Column::new("ON-RELAY-DOWN", |class| Cell::text(class.on_relay_down)),
+        Column::new("ON-CLASS-CHANGE", |class| Cell::text(class.on_class_change)),
+        Column::new("LIMITS", |class| Cell::text(limits(&class.limits))),
+        Column::new("GATEWAY", |class| Cell::maybe(class.gateway.as_ref())),
+        Column::wide("TLS", |class| Cell::text(class.smtp.tls)),
+        Column::wide("AUTH", |class| Cell::text(class.smtp.auth)),
+        Column::wide("CERTIFICATE", |class| Cell::maybe(class.smtp.certificate.as_ref())),
+    ];
 }
 
 /// The limits that there are, in one word.

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{
     Context, Error,
-    output::{Table, or_dash},
+    output::{Cell, Column, Columns},
 };
 use crate::{
     api::{
@@ -24,31 +24,33 @@ use crate::{
     limits,
 };
 
-/// `user`: who commits where the command line does not say.
-pub(super) async fn run(context: &mut Context<'_>, verb: ConfigVerb, user: Option<String>) -> Result<(), Error> {
+pub(super) async fn run(context: &mut Context<'_>, verb: ConfigVerb) -> Result<(), Error> {
     match verb {
         ConfigVerb::Show(args) => show(context, args).await,
         ConfigVerb::Check(file) => check(context, file).await,
         ConfigVerb::Diff(args) => diff(context, args).await,
-        ConfigVerb::Commit(args) => commit(context, args, user).await,
+        ConfigVerb::Commit(args) => commit(context, args).await,
         ConfigVerb::Confirm => confirm(context).await,
-        ConfigVerb::Rollback(args) => roll_back(context, args, user).await,
+        ConfigVerb::Rollback(args) => roll_back(context, args).await,
         ConfigVerb::History => {
             let page: Page<Commit> = context.client.get(paths::CONFIGURATION_HISTORY).await?;
-            context.print(&page.items, |commits| history(commits))
+            context.items(&page.items)
         }
     }
 }
 
 async fn show(context: &mut Context<'_>, args: ConfigShow) -> Result<(), Error> {
-    let by_output = match context.output {
-        Output::Json => DocumentFormat::Json,
-        Output::Table => DocumentFormat::Toml,
-    };
     let client = context.client.patient();
     let document = match args.back {
         None => client.get::<Document>(paths::CONFIGURATION).await?,
         Some(back) => client.resource::<ConfigurationState>(paths::CONFIGURATION_STATE, &back).await?.configuration,
+    };
+    let by_output = match context.layout.form {
+        Output::Table | Output::Wide | Output::Name => DocumentFormat::Toml,
+        Output::Yaml => DocumentFormat::Yaml,
+        // All of it in one line.
+        Output::Ndjson if args.format.is_none() => return context.layout.data(context.stdout, &document),
+        Output::Json | Output::Ndjson => DocumentFormat::Json,
     };
     let text = text::write(&document, args.format.unwrap_or(by_output)).map_err(|error| Error::Failed(error.0))?;
     Ok(context.stdout.write_all(text.as_bytes())?)
@@ -56,8 +58,8 @@ async fn show(context: &mut Context<'_>, args: ConfigShow) -> Result<(), Error> 
 
 async fn check(context: &mut Context<'_>, file: ConfigFile) -> Result<(), Error> {
     let document = read(context, &file.file, file.format)?;
-    let answer = context.client.patient().post_if(paths::CONFIGURATION_CHECK, &document, None).await;
-    let (found, _): (ConfigurationCheck, _) = answer.map_err(|error| faults(context, error))?;
+    let (found, _): (ConfigurationCheck, _) =
+        context.client.patient().post_if(paths::CONFIGURATION_CHECK, &document, None).await?;
     let ConfigurationCheck { revision, added, changed, removed, .. } = found;
     let text = format!(
         "{} can be committed: beside revision {revision}, {added} added, {changed} changed, {removed} removed",
@@ -73,22 +75,21 @@ async fn diff(context: &mut Context<'_>, args: ConfigDiff) -> Result<(), Error> 
         None => (client.get::<Value>(paths::CONFIGURATION).await?, Some(args.back.unwrap_or(0))),
     };
     let target = client::with_query(paths::CONFIGURATION_DIFF, &ConfigurationDiffQuery { back })?;
-    let (diff, _): (Diff, _) =
-        client.post_if(&target, &document, None).await.map_err(|error| faults(context, error))?;
+    let (diff, _): (Diff, _) = client.post_if(&target, &document, None).await?;
     print(context, &diff)?;
     if diff.is_empty() { Ok(()) } else { Err(Error::Differs) }
 }
 
-async fn commit(context: &mut Context<'_>, args: ConfigCommit, user: Option<String>) -> Result<(), Error> {
+async fn commit(context: &mut Context<'_>, args: ConfigCommit) -> Result<(), Error> {
     let ConfigCommit { file, confirm, how } = args;
-    if file.file == Path::new("-") && !how.yes && !how.dry_run {
+    if file.file == Path::new("-") && !context.yes && !context.dry_run {
         let text = "standard input is the file, so nobody can be asked: give --yes or --dry-run";
         return Err(Error::Usage(text.to_owned()));
     }
     let document = read(context, &file.file, file.format)?;
     let confirm_within = confirm.map(|within| within.as_secs().max(1).to_string());
     let query = |dry_run| CommitQuery {
-        author: how.author.clone().or_else(|| user.clone()),
+        author: how.author.clone().or_else(|| context.user.clone()),
         comment: how.comment.clone(),
         confirm_within: confirm_within.clone(),
         dry_run,
@@ -98,11 +99,11 @@ async fn commit(context: &mut Context<'_>, args: ConfigCommit, user: Option<Stri
     change(context, &how, [&trial, &target], &document, "commit this?").await
 }
 
-async fn roll_back(context: &mut Context<'_>, args: ConfigRollback, user: Option<String>) -> Result<(), Error> {
+async fn roll_back(context: &mut Context<'_>, args: ConfigRollback) -> Result<(), Error> {
     let ConfigRollback { back, how } = args;
     let query = |dry_run| RollbackQuery {
         back: Some(back),
-        author: how.author.clone().or_else(|| user.clone()),
+        author: how.author.clone().or_else(|| context.user.clone()),
         comment: how.comment.clone(),
         dry_run,
     };
@@ -120,20 +121,18 @@ async fn change(
     question: &str,
 ) -> Result<(), Error> {
     let client = context.client.patient();
-    let answer = client.post_if(trial, document, how.revision).await;
-    let (report, shown): (CommitReport, Changed) = answer.map_err(|error| faults(context, error))?;
-    if how.dry_run {
+    let (report, shown): (CommitReport, Changed) = client.post_if(trial, document, how.revision).await?;
+    if context.dry_run {
         return print(context, &report.diff);
     }
     if report.diff.is_empty() {
         return context.done(&report, "nothing to change");
     }
-    if !how.yes {
+    if !context.yes {
         lines(context.stderr, &report.diff)?;
         context.confirm(question)?;
     }
-    let answer = client.post_if(target, document, Some(shown.revision)).await;
-    let (report, changed): (CommitReport, Changed) = answer.map_err(|error| faults(context, error))?;
+    let (report, changed): (CommitReport, Changed) = client.post_if(target, document, Some(shown.revision)).await?;
     let until = report.commit.as_ref().and_then(|commit| commit.deadline);
     let until = until
         .map(|deadline| format!("; it is taken back on {deadline} unless you confirm it: redirect-ctl config confirm"));
@@ -157,24 +156,10 @@ fn read(context: &mut Context<'_>, path: &Path, format: Option<DocumentFormat>) 
     text::read(&text, format).map_err(|error| Error::Failed(format!("{}: {error}", path.display())))
 }
 
-/// Tells all that is wrong with a document, a line for each; the error that is left says how many.
-fn faults(context: &mut Context<'_>, error: client::Error) -> Error {
-    match error {
-        client::Error::Problem(problem) if problem.errors.len() > 1 => {
-            for fault in &problem.errors {
-                // If even that cannot be said, the exit code says it.
-                let _ = writeln!(context.stderr, "{}: {}", fault.pointer, fault.detail);
-            }
-            Error::Failed(format!("{} faults; nothing was changed", problem.errors.len()))
-        }
-        error => error.into(),
-    }
-}
-
 fn print(context: &mut Context<'_>, diff: &Diff) -> Result<(), Error> {
-    match context.output {
-        Output::Json => context.json(diff),
-        Output::Table => Ok(lines(context.stdout, diff)?),
+    match context.layout.form {
+        Output::Json | Output::Yaml | Output::Ndjson => context.layout.data(context.stdout, diff),
+        Output::Table | Output::Wide | Output::Name => Ok(lines(context.stdout, diff)?),
     }
 }
 
@@ -220,23 +205,21 @@ fn members(out: &mut dyn io::Write, change: &ResourceChange) -> io::Result<()> {
     Ok(())
 }
 
-fn history(commits: &[Commit]) -> Table {
-    let row = |commit: &Commit| {
-        let Commit { added, changed, removed, .. } = commit;
-        let state = match &commit.deadline {
-            Some(deadline) => format!("{} until {deadline}", commit.state).replace(' ', "_"),
-            None => commit.state.to_string(),
-        };
-        [
-            commit.back.to_string(),
-            commit.revision.to_string(),
-            commit.time.to_string(),
-            or_dash(commit.author.as_ref()).replace(' ', "_"),
-            state,
-            format!("+{added}~{changed}-{removed}"),
-            or_dash(Some(&commit.comment)),
-        ]
-    };
-    let header = ["BACK", "REVISION", "TIME", "AUTHOR", "STATE", "CHANGES", "COMMENT"];
-    Table::new(header, commits.iter().map(row))
+impl Columns for Commit {
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::new("BACK", |commit| Cell::number(commit.back)),
+        Column::new("REVISION", |commit| Cell::number(commit.revision)),
+        Column::new("TIME", |commit| Cell::text(commit.time)),
+        Column::new("AUTHOR", |commit| Cell::maybe(commit.author.as_ref().map(|author| author.replace(' ', "_")))),
+        Column::new("STATE", |commit| {
+            Cell::text(match &commit.deadline {
+                Some(deadline) => format!("{} until {deadline}", commit.state).replace(' ', "_"),
+                None => commit.state.to_string(),
+            })
+        }),
+        Column::new("CHANGES", |Self { added, changed, removed, .. }| {
+            Cell::text(format!("+{added}~{changed}-{removed}"))
+        }),
+        Column::new("COMMENT", |commit| Cell::text(&commit.comment)),
+    ];
 }

@@ -1,12 +1,12 @@
 //! `event watch`.
 
-use super::{Context, Error};
+use super::{
+    Context, Error,
+    output::{Cell, Column, Columns},
+};
 use crate::{
-    api::{
-        client,
-        types::{ChangesQuery, ServerEvent},
-    },
-    cli::{EventVerb, EventWatch, Output},
+    api::types::{ChangeEvent, ChangesQuery, ServerEvent},
+    cli::{EventVerb, EventWatch},
 };
 
 pub(super) async fn run(context: &mut Context<'_>, verb: EventVerb) -> Result<(), Error> {
@@ -19,39 +19,38 @@ pub(super) async fn run(context: &mut Context<'_>, verb: EventVerb) -> Result<()
 async fn watch(context: &mut Context<'_>, args: EventWatch) -> Result<(), Error> {
     let types = (!args.types.is_empty()).then(|| args.types.join(","));
     let mut events = context.client.changes(&ChangesQuery { types }, args.since).await?;
-    if context.output == Output::Table && context.headers {
-        write_columns(context, ["REVISION", "ACTION", "TYPE", "KEY"])?;
-    }
+    context.layout.titles::<ServerEvent>(context.stdout)?;
     while let Some(event) = events.next_event().await? {
-        match (&event, context.output) {
-            (ServerEvent::Change(change), Output::Table) => {
-                let (revision, key) = (change.revision.to_string(), change.key.as_deref().unwrap_or("-"));
-                write_columns(context, [&revision, change.action.name(), &change.r#type, key])?;
-            }
-            (_, Output::Json) => {
-                let text = serde_json::to_string(&event).map_err(|error| client::Error::Answer(error.to_string()))?;
-                writeln!(context.stdout, "{text}")?;
-            }
-            (_, Output::Table) => {}
-        }
-        match event {
+        match &event {
             ServerEvent::Change(_) => {}
-            ServerEvent::Reset(reset) => writeln!(
-                context.stderr,
-                "redirect-ctl: the log of changes does not reach back so far; read the lists again (revision {})",
+            ServerEvent::Reset(reset) => context.note(&format!(
+                "the log of changes does not reach back so far; read the lists again (revision {})",
                 reset.revision
-            )?,
+            ))?,
             ServerEvent::Dropped(dropped) => {
-                writeln!(context.stderr, "redirect-ctl: {} changes were not read fast enough", dropped.count)?;
+                context.note(&format!("{} changes were not read fast enough", dropped.count))?;
             }
+        }
+        if !context.layout.is_for_people() || matches!(event, ServerEvent::Change(_)) {
+            context.layout.row(context.stdout, &event)?;
         }
         context.stdout.flush()?;
     }
-    writeln!(context.stderr, "redirect-ctl: redirectd stopped")?;
-    Ok(())
+    context.note("redirectd stopped")
 }
 
-/// Nobody knows how wide what comes later will be.
-fn write_columns(context: &mut Context<'_>, [revision, action, kind, key]: [&str; 4]) -> Result<(), Error> {
-    Ok(writeln!(context.stdout, "{revision:<10}  {action:<6}  {kind:<14}  {key}")?)
+impl Columns for ServerEvent {
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::of_width("REVISION", 10, |event| Cell::maybe(change(event).map(|change| change.revision))),
+        Column::of_width("ACTION", 6, |event| Cell::maybe(change(event).map(|change| change.action.name()))),
+        Column::of_width("TYPE", 14, |event| Cell::maybe(change(event).map(|change| &change.r#type))),
+        Column::new("KEY", |event| Cell::maybe(change(event).and_then(|change| change.key.as_ref()))),
+    ];
+}
+
+fn change(event: &ServerEvent) -> Option<&ChangeEvent> {
+    match event {
+        ServerEvent::Change(change) => Some(change),
+        ServerEvent::Reset(_) | ServerEvent::Dropped(_) => None,
+    }
 }

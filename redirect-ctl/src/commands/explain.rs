@@ -3,7 +3,7 @@
 use super::{
     Context, Error,
     class::limits,
-    output::{Table, duration, joined, or_dash},
+    output::{Cell, Columns as _, Fact, duration, fact, joined},
 };
 use crate::{
     api::types::{Contender, ExplainQuery, Explanation, PoolState, RouteExplainQuery},
@@ -20,7 +20,7 @@ pub(super) async fn run(context: &mut Context<'_>, args: cli::Explain) -> Result
                 interface: args.interface.map(|interface| interface.to_string()),
             };
             let explanation = context.client.explain(&query).await?;
-            context.print(&explanation, table)
+            context.answer(&explanation, Fact::COLUMNS, &facts(&explanation))
         }
         (_, _, Some(rcpt), Some(from), Some(class)) => {
             let (size, priority) = (args.size, args.priority);
@@ -32,35 +32,31 @@ pub(super) async fn run(context: &mut Context<'_>, args: cli::Explain) -> Result
     }
 }
 
-fn table(explanation: &Explanation) -> Table {
+fn facts(explanation: &Explanation) -> [Fact; 17] {
     let source = match explanation.sport {
         Some(sport) => std::net::SocketAddr::new(explanation.source, sport).to_string(),
         None => explanation.source.to_string(),
     };
-    let interface = match (&explanation.interface, explanation.mode) {
-        (Some(name), Some(mode)) => format!("{name} ({mode})"),
-        _ => "-".to_owned(),
-    };
-    let rows = [
-        ["source".to_owned(), source],
-        ["destination".to_owned(), explanation.destination.to_string()],
-        ["interface".to_owned(), interface],
-        ["verdict".to_owned(), explanation.verdict.clone()],
-        ["reason".to_owned(), format!("{}: {}", explanation.reason, explanation.text)],
-        ["prefix".to_owned(), or_dash(explanation.prefix.as_ref())],
-        ["facts".to_owned(), or_dash(Some(joined(explanation.facts.iter().map(contender))))],
-        ["class".to_owned(), or_dash(explanation.class.as_ref())],
-        ["limits".to_owned(), or_dash(explanation.limits.as_ref().map(limits))],
-        ["open".to_owned(), or_dash(explanation.open)],
-        ["locked for".to_owned(), or_dash(explanation.lock_left_s.map(|left_s| duration(left_s.into())))],
-        ["relays".to_owned(), or_dash(Some(joined(explanation.relays.iter().map(pool_state))))],
-        ["relay".to_owned(), or_dash(explanation.relay.as_ref())],
-        ["endpoint".to_owned(), or_dash(explanation.endpoint)],
-        ["mapped port".to_owned(), or_dash(explanation.mapped_port)],
-        ["delivery".to_owned(), or_dash(explanation.delivery.as_ref())],
-        ["revision".to_owned(), explanation.revision.to_string()],
-    ];
-    Table::new(["FACT", "VALUE"], rows)
+    let interface = explanation.interface.as_ref().zip(explanation.mode);
+    [
+        fact("source", Cell::text(source)),
+        fact("destination", Cell::text(explanation.destination)),
+        fact("interface", Cell::maybe(interface.map(|(name, mode)| format!("{name} ({mode})")))),
+        fact("verdict", Cell::text(&explanation.verdict)),
+        fact("reason", Cell::text(format!("{}: {}", explanation.reason, explanation.text))),
+        fact("prefix", Cell::maybe(explanation.prefix.as_ref())),
+        fact("facts", Cell::list(explanation.facts.iter().map(contender))),
+        fact("class", Cell::maybe(explanation.class.as_ref())),
+        fact("limits", Cell::maybe(explanation.limits.as_ref().map(limits))),
+        fact("open", Cell::maybe(explanation.open)),
+        fact("locked for", Cell::maybe(explanation.lock_left_s.map(|left_s| duration(left_s.into())))),
+        fact("relays", Cell::text(joined(explanation.relays.iter().map(pool_state)))),
+        fact("relay", Cell::maybe(explanation.relay.as_ref())),
+        fact("endpoint", Cell::maybe(explanation.endpoint)),
+        fact("mapped port", Cell::maybe(explanation.mapped_port)),
+        fact("delivery", Cell::maybe(explanation.delivery.as_ref())),
+        fact("revision", Cell::number(explanation.revision)),
+    ]
 }
 
 /// What a source says, how much that weighs, and until when.
@@ -72,6 +68,6 @@ fn contender(fact: &Contender) -> String {
 /// A relay with its weight where that says something, whether it takes flows, and whether it lives.
 fn pool_state(relay: &PoolState) -> String {
     let weight = if relay.weight == 1 { String::new() } else { format!(":{}", relay.weight) };
-    let health = or_dash(relay.health.as_ref().map(|health| health.state));
+    let health = relay.health.as_ref().map_or_else(|| "-".to_owned(), |health| health.state.to_string());
     format!("{}{weight}({},{health})", relay.name, relay.status)
 }

@@ -2,14 +2,11 @@
 
 use super::{
     Context, Error,
-    output::{Table, duration, or_dash},
+    output::{Cell, Column, Columns},
 };
 use crate::{
-    api::{
-        client,
-        types::{Event, EventLine, EventQuery, Flow, FlowListQuery, LostAt, Original, OriginalQuery},
-    },
-    cli::{FlowList, FlowVerb, FlowWatch, Output},
+    api::types::{Event, EventLine, EventQuery, Flow, FlowListQuery, LostAt, Original, OriginalQuery},
+    cli::{FlowList, FlowVerb, FlowWatch},
 };
 
 pub(super) async fn run(context: &mut Context<'_>, verb: FlowVerb) -> Result<(), Error> {
@@ -19,7 +16,7 @@ pub(super) async fn run(context: &mut Context<'_>, verb: FlowVerb) -> Result<(),
         FlowVerb::Original(args) => {
             let query = OriginalQuery { relay: args.relay.to_string(), client: args.client.to_string() };
             let original = context.client.original(&query).await?;
-            context.print(&original, original_table)
+            context.item(&original)
         }
     }
 }
@@ -32,65 +29,61 @@ async fn watch(context: &mut Context<'_>, args: FlowWatch) -> Result<(), Error> 
         reason: args.reason,
     };
     let mut events = context.client.events(&query).await?;
-    if context.output == Output::Table && context.headers {
-        let header = ["TIME", "INTERFACE", "VERDICT", "REASON", "CLASS", "CLIENT", "SERVER", "RELAY"];
-        write_columns(context, &header.map(str::to_owned))?;
-    }
+    context.layout.titles::<EventLine>(context.stdout)?;
     while let Some(line) = events.next().await? {
-        match (&line, context.output) {
-            (EventLine::Locked(lock), Output::Table) => {
-                let reason = "relay_abuse".to_owned();
-                let [dash, other] = ["-"; 2].map(str::to_owned);
-                let cells = [
-                    lock.time.clone(),
-                    dash.clone(),
-                    "lock".to_owned(),
-                    reason,
-                    lock.class.clone(),
-                    lock.address.to_string(),
-                    dash,
-                    other,
-                ];
-                write_columns(context, &cells)?;
-            }
-            (EventLine::Packet(event), Output::Table) => write_columns(context, &columns(event))?,
-            (_, Output::Json) => {
-                let text = serde_json::to_string(&line).map_err(|error| client::Error::Answer(error.to_string()))?;
-                writeln!(context.stdout, "{text}")?;
-            }
-            (EventLine::Lost { .. }, Output::Table) => {}
-        }
         if let EventLine::Lost { at, count } = line {
             let why = match at {
                 LostAt::Kernel => "in the kernel: more than dataplane.events_per_second, or more than are read in time",
                 LostAt::Queue => "because they were not read fast enough",
             };
-            writeln!(context.stderr, "redirect-ctl: {count} events were lost {why}")?;
+            context.note(&format!("{count} events were lost {why}"))?;
+        }
+        if !context.layout.is_for_people() || !matches!(line, EventLine::Lost { .. }) {
+            context.layout.row(context.stdout, &line)?;
         }
         context.stdout.flush()?;
     }
-    writeln!(context.stderr, "redirect-ctl: redirectd stopped")?;
-    Ok(())
+    context.note("redirectd stopped")
 }
 
-fn columns(event: &Event) -> [String; 8] {
-    [
-        event.time.clone(),
-        or_dash(event.interface.as_ref()),
-        event.verdict.clone(),
-        event.reason.clone(),
-        or_dash(event.class.as_ref()),
-        event.client.to_string(),
-        event.server.to_string(),
-        or_dash(event.relay),
-    ]
+impl Columns for EventLine {
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::of_width("TIME", 30, |line| match line {
+            Self::Packet(event) => Cell::text(&event.time),
+            Self::Locked(lock) => Cell::text(&lock.time),
+            Self::Lost { .. } => Cell::Nothing,
+        }),
+        Column::of_width("INTERFACE", 12, |line| Cell::maybe(packet(line).and_then(|event| event.interface.as_ref()))),
+        Column::of_width("VERDICT", 8, |line| match line {
+            Self::Packet(event) => Cell::text(&event.verdict),
+            Self::Locked(_) => Cell::text("lock"),
+            Self::Lost { .. } => Cell::Nothing,
+        }),
+        Column::of_width("REASON", 16, |line| match line {
+            Self::Packet(event) => Cell::text(&event.reason),
+            Self::Locked(_) => Cell::text("relay_abuse"),
+            Self::Lost { .. } => Cell::text("lost"),
+        }),
+        Column::of_width("CLASS", 14, |line| match line {
+            Self::Packet(event) => Cell::maybe(event.class.as_ref()),
+            Self::Locked(lock) => Cell::text(&lock.class),
+            Self::Lost { .. } => Cell::Nothing,
+        }),
+        Column::of_width("CLIENT", 24, |line| match line {
+            Self::Packet(event) => Cell::text(event.client),
+            Self::Locked(lock) => Cell::text(lock.address),
+            Self::Lost { .. } => Cell::Nothing,
+        }),
+        Column::of_width("SERVER", 24, |line| Cell::maybe(packet(line).map(|event| event.server))),
+        Column::new("RELAY", |line| Cell::maybe(packet(line).and_then(|event| event.relay))),
+    ];
 }
 
-/// Nobody knows how wide what comes later will be.
-fn write_columns(context: &mut Context<'_>, cells: &[String; 8]) -> Result<(), Error> {
-    const WIDTHS: [usize; 8] = [30, 12, 8, 16, 14, 24, 24, 0];
-    let cells = cells.iter().zip(WIDTHS).map(|(cell, width)| format!("{cell:width$}"));
-    Ok(writeln!(context.stdout, "{}", cells.collect::<Vec<_>>().join("  ").trim_end())?)
+fn packet(line: &EventLine) -> Option<&Event> {
+    match line {
+        EventLine::Packet(event) => Some(event),
+        EventLine::Locked(_) | EventLine::Lost { .. } => None,
+    }
 }
 
 async fn list(context: &mut Context<'_>, args: FlowList) -> Result<(), Error> {
@@ -101,37 +94,34 @@ async fn list(context: &mut Context<'_>, args: FlowList) -> Result<(), Error> {
         relay: args.relay.map(|relay| relay.to_string()),
     };
     let flows = context.client.flows(&query).await?;
-    context.print(&flows.items, |flows| table(flows))?;
-    if flows.total > flows.items.len() as u64 {
-        writeln!(
-            context.stderr,
-            "redirect-ctl: showing {} of {} flows; narrow it by --client, --class, --relay, or raise --limit",
-            flows.items.len(),
-            flows.total
-        )?;
+    context.items(&flows.items)?;
+    let shown = flows.items.len() as u64;
+    if flows.total > shown {
+        let total = flows.total;
+        let remedy = "narrow it by --client, --class, --relay, or raise --limit";
+        context.note(&format!("showing {shown} of {total} flows; {remedy}"))?;
     }
     Ok(())
 }
 
-fn table(flows: &[Flow]) -> Table {
-    let row = |flow: &Flow| {
-        [
-            flow.client.to_string(),
-            flow.server.to_string(),
-            or_dash(flow.relay),
-            flow.mapped_port.to_string(),
-            or_dash(flow.class.as_ref()),
-            flow.state.to_string(),
-            flow.delivery.to_string(),
-            duration(flow.age_s.into()),
-            duration(flow.idle_s.into()),
-        ]
-    };
-    let header = ["CLIENT", "SERVER", "RELAY", "PORT", "CLASS", "STATE", "DELIVERY", "AGE", "IDLE"];
-    Table::new(header, flows.iter().map(row))
+impl Columns for Flow {
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::new("CLIENT", |flow| Cell::text(flow.client)),
+        Column::new("SERVER", |flow| Cell::text(flow.server)),
+        Column::new("RELAY", |flow| Cell::maybe(flow.relay)),
+        Column::new("PORT", |flow| Cell::number(flow.mapped_port)),
+        Column::new("CLASS", |flow| Cell::maybe(flow.class.as_ref())),
+        Column::new("STATE", |flow| Cell::text(flow.state)),
+        Column::new("DELIVERY", |flow| Cell::text(flow.delivery)),
+        Column::new("AGE", |flow| Cell::duration(flow.age_s)),
+        Column::new("IDLE", |flow| Cell::duration(flow.idle_s)),
+    ];
 }
 
-fn original_table(original: &Original) -> Table {
-    let row = [original.client.to_string(), original.server.to_string(), or_dash(original.class.as_ref())];
-    Table::new(["CLIENT", "SERVER", "CLASS"], [row])
+impl Columns for Original {
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::new("CLIENT", |original| Cell::text(original.client)),
+        Column::new("SERVER", |original| Cell::text(original.server)),
+        Column::new("CLASS", |original| Cell::maybe(original.class.as_ref())),
+    ];
 }

@@ -8,7 +8,8 @@ use serde_json::Value;
 
 use super::{
     Context, Error,
-    output::{Table, joined, or_dash, word},
+    output::{Cell, Column, Columns, Tone, joined, word},
+    resource::Resource,
 };
 use crate::{
     api::{
@@ -21,14 +22,16 @@ use crate::{
 
 pub(super) async fn run(context: &mut Context<'_>, verb: GatewayVerb) -> Result<(), Error> {
     match verb {
-        GatewayVerb::List => context.list(paths::GATEWAYS, table).await,
-        GatewayVerb::Get { name } => context.get(paths::GATEWAY, &name, table).await,
+        GatewayVerb::List => context.list::<Versioned<Answer>>().await,
+        GatewayVerb::Get { name } => context.get::<Versioned<Answer>>(&name).await,
         GatewayVerb::Set(args) => {
             let verify = args.verify;
             let gateway = gateway(context, *args)?;
             if verify {
                 let report = context.client.verify(&with_password(&gateway)?).await?;
-                context.stderr.write_all(stages(&report).render(true).as_bytes())?;
+                let stages = stages(&report);
+                let table = context.layout.table(Stage::COLUMNS, &stages.iter().collect::<Vec<_>>())?;
+                context.stderr.write_all(table.as_bytes())?;
                 if !report.ok {
                     return Err(Error::Failed(format!(
                         "no mail could go to gateway {}; it is not saved",
@@ -41,23 +44,18 @@ pub(super) async fn run(context: &mut Context<'_>, verb: GatewayVerb) -> Result<
         GatewayVerb::Verify { name } => {
             let Answer { gateway, .. } = context.client.resource(paths::GATEWAY, &name).await?;
             let report = context.client.verify(&with_password(&gateway)?).await?;
-            context.print(&report, stages)?;
+            context.answer(&report, Stage::COLUMNS, &stages(&report))?;
             if report.ok { Ok(()) } else { Err(Error::Failed(format!("no mail could go to gateway {name}"))) }
         }
         GatewayVerb::Enable { name } => set_status(context, &name, Status::Enabled).await,
         GatewayVerb::Drain { name } => set_status(context, &name, Status::Draining).await,
         GatewayVerb::Disable { name } => set_status(context, &name, Status::Disabled).await,
-        GatewayVerb::Delete { name } => {
-            let changed = context.client.delete(paths::GATEWAY, &name).await?;
-            context.deleted(&format!("gateway {name}"), changed)
-        }
+        GatewayVerb::Delete { name } => context.delete::<Versioned<Answer>>(&name).await,
     }
 }
 
 async fn put(context: &mut Context<'_>, gateway: &Gateway) -> Result<(), Error> {
-    let (answer, changed): (Versioned<Answer>, _) =
-        context.client.put(paths::GATEWAY, &gateway.name, &with_password(gateway)?).await?;
-    context.set(&format!("gateway {}", answer.gateway.name), &answer, changed)
+    context.put::<Versioned<Answer>>(&gateway.name, &with_password(gateway)?).await
 }
 
 /// Reads the gateway and writes it back with another status; it keeps its password.
@@ -127,57 +125,74 @@ fn verification(mode: &str, file: Option<std::path::PathBuf>, pin: Option<Pin>) 
     }
 }
 
-fn stages(report: &VerifyReport) -> Table {
-    let row = |stage: &StageReport| {
-        let ok = if stage.ok { "ok" } else { "failed" };
-        [stage.stage.as_str().to_owned(), ok.to_owned(), format!("{}ms", stage.duration_ms), stage.text.clone()]
+/// A line of a verification: a stage, or a certificate that was shown in it.
+struct Stage {
+    name: &'static str,
+    result: Cell,
+    time: Cell,
+    detail: String,
+}
+
+impl Columns for Stage {
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::new("STAGE", |stage| Cell::text(stage.name)),
+        Column::new("RESULT", |stage| stage.result.clone()),
+        Column::new("TIME", |stage| stage.time.clone()),
+        Column::new("DETAIL", |stage| Cell::text(&stage.detail)),
+    ];
+}
+
+fn stages(report: &VerifyReport) -> Vec<Stage> {
+    let row = |stage: &StageReport| Stage {
+        name: stage.stage.as_str(),
+        result: if stage.ok { Cell::state("ok", Tone::Good) } else { Cell::state("failed", Tone::Bad) },
+        time: Cell::text(format!("{}ms", stage.duration_ms)),
+        detail: stage.text.clone(),
     };
     let below = |certificate: &CertificateReport| {
         let CertificateReport { subject, names, issuer, not_after, sha256, .. } = certificate;
-        let names = or_dash(Some(joined(names.iter().cloned())));
-        let text = format!("certificate of {subject} for {names}, by {issuer}, until {not_after}, SHA-256 {sha256}");
-        [String::new(), String::new(), String::new(), text]
+        let names = joined(names.iter().cloned());
+        let names = if names.is_empty() { "no name" } else { &names };
+        let detail = format!("certificate of {subject} for {names}, by {issuer}, until {not_after}, SHA-256 {sha256}");
+        Stage { name: "certificate", result: Cell::Nothing, time: Cell::Nothing, detail }
     };
     let rows = |stage| std::iter::once(row(stage)).chain(stage.certificates.iter().map(below));
-    Table::new(["STAGE", "RESULT", "TIME", "DETAIL"], report.stages.iter().flat_map(rows))
+    report.stages.iter().flat_map(rows).collect()
 }
 
-fn table(gateways: &[Versioned<Answer>]) -> Table {
-    let row = |Versioned { resource: Answer { gateway, state }, .. }: &Versioned<Answer>| {
-        let verification = match &gateway.verification {
-            Verification::None {} => "none",
-            Verification::Ca { .. } => "ca",
-            Verification::Pin { .. } => "pin",
-        };
-        let health = state.as_ref().map(|state| if state.up { "up" } else { "down" });
-        [
-            gateway.name.to_string(),
-            gateway.address.to_string(),
-            gateway.port.to_string(),
-            word(&gateway.encryption),
-            verification.to_owned(),
-            or_dash(gateway.account.as_ref().map(|account| &account.username)),
-            gateway.weight.to_string(),
-            word(&gateway.status),
-            or_dash(health),
-            or_dash(state.as_ref().map(|state| state.connections)),
-            or_dash(state.as_ref().map(|state| state.outstanding)),
-            or_dash(Some(&gateway.description)),
-        ]
-    };
-    let header = [
-        "NAME",
-        "ADDRESS",
-        "PORT",
-        "ENCRYPTION",
-        "VERIFICATION",
-        "USER",
-        "WEIGHT",
-        "STATUS",
-        "HEALTH",
-        "CONNECTIONS",
-        "OUTSTANDING",
-        "DESCRIPTION",
+impl Resource for Versioned<Answer> {
+    const KIND: [&'static str; 2] = ["gateway", "gateways"];
+    const COLLECTION: &'static str = paths::GATEWAYS;
+    const PATH: &'static str = paths::GATEWAY;
+
+    fn key(&self) -> String {
+        self.gateway.name.to_string()
+    }
+}
+
+impl Columns for Versioned<Answer> {
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::new("NAME", |answer| Cell::text(&answer.gateway.name)),
+        Column::new("ADDRESS", |answer| Cell::text(&answer.gateway.address)),
+        Column::new("PORT", |answer| Cell::number(answer.gateway.port)),
+        Column::new("ENCRYPTION", |answer| Cell::text(word(&answer.gateway.encryption))),
+        Column::wide("VERIFICATION", |answer| {
+            Cell::text(match &answer.gateway.verification {
+                Verification::None {} => "none",
+                Verification::Ca { .. } => "ca",
+                Verification::Pin { .. } => "pin",
+            })
+        }),
+        Column::wide("USER", |answer| Cell::maybe(answer.gateway.account.as_ref().map(|account| &account.username))),
+        Column::wide("WEIGHT", |answer| Cell::number(answer.gateway.weight)),
+        Column::new("STATUS", |answer| Cell::text(word(&answer.gateway.status))),
+        Column::new("HEALTH", |answer| match &answer.state {
+            None => Cell::Nothing,
+            Some(state) if state.up => Cell::state("up", Tone::Good),
+            Some(_) => Cell::state("down", Tone::Bad),
+        }),
+        Column::new("CONNECTIONS", |answer| Cell::maybe(answer.state.as_ref().map(|state| state.connections))),
+        Column::new("OUTSTANDING", |answer| Cell::maybe(answer.state.as_ref().map(|state| state.outstanding))),
+        Column::new("DESCRIPTION", |answer| Cell::text(&answer.gateway.description)),
     ];
-    Table::new(header, gateways.iter().map(row))
 }

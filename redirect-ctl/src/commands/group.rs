@@ -4,40 +4,46 @@ use redirect_relay::gateway::{Group, Member};
 
 use super::{
     Context, Error,
-    output::{Table, joined, or_dash, word},
+    output::{Cell, Column, Columns, word},
+    resource::Resource,
 };
 use crate::{api::types::paths, cli::GroupVerb, revision::Versioned};
 
 pub(super) async fn run(context: &mut Context<'_>, verb: GroupVerb) -> Result<(), Error> {
     match verb {
-        GroupVerb::List => context.list(paths::GROUPS, table).await,
-        GroupVerb::Get { name } => context.get(paths::GROUP, &name, table).await,
+        GroupVerb::List => context.list::<Versioned<Group>>().await,
+        GroupVerb::Get { name } => context.get::<Versioned<Group>>(&name).await,
         GroupVerb::Set(args) => {
             let group =
                 Group { name: args.name, description: args.description, balance: args.balance, members: args.members };
-            let (answer, changed): (Versioned<Group>, _) =
-                context.client.put(paths::GROUP, &group.name, &group).await?;
-            context.set(&format!("group {}", answer.name), &answer, changed)
+            context.put::<Versioned<Group>>(&group.name, &group).await
         }
-        GroupVerb::Delete { name } => {
-            let changed = context.client.delete(paths::GROUP, &name).await?;
-            context.deleted(&format!("group {name}"), changed)
-        }
+        GroupVerb::Delete { name } => context.delete::<Versioned<Group>>(&name).await,
     }
 }
 
-fn table(groups: &[Versioned<Group>]) -> Table {
-    let member = |Member { gateway, rank }: &Member| match rank {
+impl Resource for Versioned<Group> {
+    const KIND: [&'static str; 2] = ["group", "groups"];
+    const COLLECTION: &'static str = paths::GROUPS;
+    const PATH: &'static str = paths::GROUP;
+
+    fn key(&self) -> String {
+        self.name.to_string()
+    }
+}
+
+impl Columns for Versioned<Group> {
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::new("NAME", |group| Cell::text(&group.name)),
+        Column::new("BALANCE", |group| Cell::text(word(&group.balance))),
+        Column::new("MEMBERS", |group| Cell::list(group.members.iter().map(member))),
+        Column::new("DESCRIPTION", |group| Cell::text(&group.description)),
+    ];
+}
+
+fn member(Member { gateway, rank }: &Member) -> String {
+    match rank {
         0 => gateway.to_string(),
         rank => format!("{gateway}:{rank}"),
-    };
-    let row = |group: &Versioned<Group>| {
-        [
-            group.name.to_string(),
-            word(&group.balance),
-            joined(group.members.iter().map(member)),
-            or_dash(Some(&group.description)),
-        ]
-    };
-    Table::new(["NAME", "BALANCE", "MEMBERS", "DESCRIPTION"], groups.iter().map(row))
+    }
 }

@@ -2,7 +2,8 @@
 
 use super::{
     Context, Error,
-    output::{Table, or_dash},
+    output::{Cell, Column, Columns, Tone},
+    resource::Resource,
 };
 use crate::{
     api::types::{Interface, InterfacePut, paths},
@@ -12,8 +13,8 @@ use crate::{
 
 pub(super) async fn run(context: &mut Context<'_>, verb: InterfaceVerb) -> Result<(), Error> {
     match verb {
-        InterfaceVerb::List => context.list(paths::INTERFACES, table).await,
-        InterfaceVerb::Get { name } => context.get(paths::INTERFACE, &name, table).await,
+        InterfaceVerb::List => context.list::<Versioned<Interface>>().await,
+        InterfaceVerb::Get { name } => context.get::<Versioned<Interface>>(&name).await,
         InterfaceVerb::Set(args) => {
             let body = InterfacePut {
                 name: None,
@@ -24,28 +25,33 @@ pub(super) async fn run(context: &mut Context<'_>, verb: InterfaceVerb) -> Resul
                 status: None,
                 revision: None,
             };
-            let (answer, changed): (Versioned<Interface>, _) =
-                context.client.put(paths::INTERFACE, &args.name, &body).await?;
-            context.set(&format!("interface {}", answer.name), &answer, changed)
+            context.put::<Versioned<Interface>>(&args.name, &body).await
         }
-        InterfaceVerb::Delete { name } => {
-            let changed = context.client.delete(paths::INTERFACE, &name).await?;
-            context.deleted(&format!("interface {name}"), changed)
-        }
+        InterfaceVerb::Delete { name } => context.delete::<Versioned<Interface>>(&name).await,
     }
 }
 
-fn table(interfaces: &[Versioned<Interface>]) -> Table {
-    let row = |interface: &Versioned<Interface>| {
-        [
-            interface.name.to_string(),
-            interface.role.to_string(),
-            interface.hook.to_string(),
-            or_dash(interface.status.mode),
-            if interface.foreign_sources { "yes" } else { "no" }.to_owned(),
-            interface.source.to_string(),
-            or_dash(interface.status.error.as_ref()),
-        ]
-    };
-    Table::new(["NAME", "ROLE", "HOOK", "MODE", "FOREIGN-SOURCES", "SOURCE", "ERROR"], interfaces.iter().map(row))
+impl Resource for Versioned<Interface> {
+    const KIND: [&'static str; 2] = ["interface", "interfaces"];
+    const COLLECTION: &'static str = paths::INTERFACES;
+    const PATH: &'static str = paths::INTERFACE;
+
+    fn key(&self) -> String {
+        self.name.to_string()
+    }
+}
+
+impl Columns for Versioned<Interface> {
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::new("NAME", |interface| Cell::text(&interface.name)),
+        Column::new("ROLE", |interface| Cell::text(interface.role)),
+        Column::new("HOOK", |interface| Cell::text(interface.hook)),
+        Column::new("MODE", |interface| Cell::maybe(interface.status.mode)),
+        Column::new("FOREIGN-SOURCES", |interface| Cell::yes_or_no(interface.foreign_sources)),
+        Column::new("SOURCE", |interface| Cell::text(interface.source)),
+        Column::new("ERROR", |interface| match &interface.status.error {
+            Some(error) => Cell::state(error, Tone::Bad),
+            None => Cell::Nothing,
+        }),
+    ];
 }

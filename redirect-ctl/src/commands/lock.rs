@@ -2,29 +2,35 @@
 
 use super::{
     Context, Error,
-    output::{Table, duration},
+    output::{Cell, Column, Columns, duration},
 };
 use crate::{
-    api::types::{Lock, LockPut, paths},
+    api::types::{Lock, LockPut, Page, paths},
     cli::LockVerb,
 };
 
 pub(super) async fn run(context: &mut Context<'_>, verb: LockVerb) -> Result<(), Error> {
     match verb {
-        LockVerb::List => context.list(paths::LOCKS, table).await,
+        LockVerb::List => {
+            let page: Page<Lock> = context.client.get(paths::LOCKS).await?;
+            context.items(&page.items)
+        }
         LockVerb::Add(args) => {
             let duration_s = super::whole_seconds(args.duration);
             let lock = context.client.lock(&args.address, &LockPut { duration_s }).await?;
-            context.done(&lock, &format!("{} locked for {}", lock.address, duration(lock.left_s.into())))
+            let (name, left) = (lock.address.to_string(), duration(lock.left_s.into()));
+            context.said(&lock, &name, &format!("{name} locked for {left}"))
         }
         LockVerb::Remove { address } => {
             context.client.unlock(&address).await?;
-            context.done(&serde_json::json!({}), &format!("{address} unlocked"))
+            context.said(&serde_json::json!({}), &address.to_string(), &format!("{address} unlocked"))
         }
     }
 }
 
-fn table(locks: &[Lock]) -> Table {
-    let row = |lock: &Lock| [lock.address.to_string(), duration(lock.left_s.into())];
-    Table::new(["ADDRESS", "LEFT"], locks.iter().map(row))
+impl Columns for Lock {
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::new("ADDRESS", |lock| Cell::text(lock.address)),
+        Column::new("LEFT", |lock| Cell::duration(lock.left_s)),
+    ];
 }

@@ -4,7 +4,8 @@ use redirect_relay::route::{ManagedDomain, Target};
 
 use super::{
     Context, Error,
-    output::{Table, or_dash},
+    output::{Cell, Column, Columns},
+    resource::Resource,
 };
 use crate::{
     api::types::{ManagedDomainListQuery, paths},
@@ -16,29 +17,33 @@ pub(super) async fn run(context: &mut Context<'_>, verb: ManagedDomainVerb) -> R
     match verb {
         ManagedDomainVerb::List => {
             let query = |rows, cursor| ManagedDomainListQuery { limit: Some(rows), cursor, count: false };
-            context.pages(paths::MANAGED_DOMAINS, "managed domains", None, query, table).await
+            context.pages::<Versioned<ManagedDomain>, _>(None, query).await
         }
-        ManagedDomainVerb::Get { domain } => context.get(paths::MANAGED_DOMAIN, &domain, table).await,
+        ManagedDomainVerb::Get { domain } => context.get::<Versioned<ManagedDomain>>(&domain).await,
         ManagedDomainVerb::Set(args) => {
             let target = args.gateway.map(Target::Gateway).or(args.group.map(Target::Group));
             let managed = ManagedDomain { domain: args.domain, target };
-            let (answer, changed): (Versioned<ManagedDomain>, _) =
-                context.client.put(paths::MANAGED_DOMAIN, &managed.domain, &managed).await?;
-            context.set(&format!("managed domain {}", answer.domain), &answer, changed)
+            context.put::<Versioned<ManagedDomain>>(&managed.domain, &managed).await
         }
-        ManagedDomainVerb::Delete { domain } => {
-            let changed = context.client.delete(paths::MANAGED_DOMAIN, &domain).await?;
-            context.deleted(&format!("managed domain {domain}"), changed)
-        }
+        ManagedDomainVerb::Delete { domain } => context.delete::<Versioned<ManagedDomain>>(&domain).await,
     }
 }
 
-fn table(domains: &[Versioned<ManagedDomain>]) -> Table {
-    let row = |managed: &Versioned<ManagedDomain>| {
-        [
-            managed.domain.to_string(),
-            or_dash(managed.target.as_ref().map(|target| target.to_string().replace(' ', "="))),
-        ]
-    };
-    Table::new(["DOMAIN", "TARGET"], domains.iter().map(row))
+impl Resource for Versioned<ManagedDomain> {
+    const KIND: [&'static str; 2] = ["managed domain", "managed domains"];
+    const COLLECTION: &'static str = paths::MANAGED_DOMAINS;
+    const PATH: &'static str = paths::MANAGED_DOMAIN;
+
+    fn key(&self) -> String {
+        self.domain.to_string()
+    }
+}
+
+impl Columns for Versioned<ManagedDomain> {
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::new("DOMAIN", |managed| Cell::text(&managed.domain)),
+        Column::new("TARGET", |managed| {
+            Cell::maybe(managed.target.as_ref().map(|target| target.to_string().replace(' ', "=")))
+        }),
+    ];
 }

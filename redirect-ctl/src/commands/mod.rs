@@ -6,23 +6,30 @@ mod certificate;
 mod class;
 mod config;
 mod credentials;
+mod doctor;
+mod dry_run;
 mod event;
 mod explain;
 mod flow;
 mod gateway;
 mod group;
 mod interface;
+mod kernel;
 mod lint;
 mod lock;
 mod managed_domain;
+mod manual;
 mod output;
 mod postfix_check;
 mod relay;
+mod resource;
 mod route;
 mod stats;
 mod status;
 mod subscriber;
+mod support_bundle;
 mod token;
+mod top;
 mod trace;
 mod uninstall;
 mod user;
@@ -38,15 +45,16 @@ use std::{
 use clap::Parser;
 use redirect_relay::{Rate, gateway::Secret};
 use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
 
-use self::output::Table;
+use self::output::{Column, Columns, Layout};
 use crate::{
     api::{
-        client::{self, Changed, Client},
+        client::{self, Client},
         endpoint::Endpoint,
-        types::Page,
+        error::{FieldError, Problem},
     },
-    cli::{Cli, Noun, Output},
+    cli::{Cli, Global, Noun, Output},
     config::DEFAULT_SOCKET,
     limits,
 };
@@ -73,6 +81,7 @@ pub mod exit {
     pub const NOT_FOUND: u8 = 3;
     pub const CONFLICT: u8 = 4;
     pub const UNREACHABLE: u8 = 5;
+    /// What was compared is not the same.
     pub const DIFFERS: u8 = 6;
 }
 
@@ -96,35 +105,82 @@ impl Error {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => exit::USAGE,
-            Self::Differs => exit::DIFFERS,
             Self::Client(client::Error::Unreachable { .. } | client::Error::Timeout { .. }) => exit::UNREACHABLE,
             Self::Client(client::Error::Problem(problem)) => match problem.status {
                 404 => exit::NOT_FOUND,
                 409 | 412 => exit::CONFLICT,
                 _ => exit::ERROR,
             },
-            Self::Client(client::Error::Answer(_)) | Self::Print(_) | Self::Failed(_) => exit::ERROR,
+            Self::Client(client::Error::Answer(_) | client::Error::Unsent(_)) | Self::Print(_) | Self::Failed(_) => {
+                exit::ERROR
+            }
+            Self::Differs => exit::DIFFERS,
         }
+    }
+
+    /// For programs: the API's problem as it came, or one like it.
+    fn data(&self) -> Value {
+        let code = match self {
+            Self::Client(client::Error::Problem(problem)) => return json!(problem),
+            Self::Client(client::Error::Unreachable { .. } | client::Error::Timeout { .. }) => "unreachable",
+            Self::Client(client::Error::Answer(_) | client::Error::Unsent(_)) => "answer",
+            Self::Usage(_) => "usage",
+            Self::Print(_) => "print",
+            Self::Failed(_) => "failed",
+            Self::Differs => "differs",
+        };
+        json!({"code": code, "detail": self.to_string()})
+    }
+
+    /// For people: what happened, and a line for each place that is wrong if there are several.
+    fn lines(&self) -> Vec<String> {
+        let Self::Client(client::Error::Problem(problem)) = self else { return vec![self.to_string()] };
+        let Problem { detail, errors, .. } = &**problem;
+        let line = |fault: &FieldError| format!("{}: {}", fault.pointer, fault.detail);
+        // Often the detail is all of them in one line.
+        let (told, untold): (Vec<_>, Vec<_>) = errors.iter().partition(|fault| detail.contains(&fault.detail));
+        if untold.is_empty() && told.len() > 1 {
+            return told.into_iter().map(line).collect();
+        }
+        std::iter::once(detail.clone()).chain(untold.into_iter().map(line)).collect()
     }
 }
 
 /// Runs `redirect-ctl` with `args` (the first is the program's name) and returns its exit code.
 pub async fn run(env: &mut Env<'_>, args: &[String]) -> u8 {
-    let cli = match Cli::try_parse_from(args) {
+    let Cli { global, noun } = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => return usage(env, &error),
     };
-    match dispatch(env, cli).await {
+    let layout = layout(env, &global);
+    let as_data = matches!(layout.form, Output::Json | Output::Yaml | Output::Ndjson);
+    match dispatch(env, layout, global, noun).await {
         Ok(()) => exit::OK,
         // Whoever reads us has seen enough (`| head`); not our error.
         Err(Error::Print(error)) if error.kind() == io::ErrorKind::BrokenPipe => exit::OK,
         Err(Error::Differs) => exit::DIFFERS,
         Err(error) => {
-            let line = error.to_string().replace(['\n', '\r'], " ");
-            // If even that cannot be said, the exit code says it.
-            let _ = writeln!(env.stderr, "redirect-ctl: {line}");
+            let lines = if as_data { vec![error.data().to_string()] } else { error.lines() };
+            let mut start = if as_data { "" } else { "redirect-ctl: " };
+            for line in lines {
+                // If even that cannot be said, the exit code says it.
+                let _ = writeln!(env.stderr, "{start}{}", line.replace(['\n', '\r'], " "));
+                start = "  ";
+            }
             error.exit_code()
         }
+    }
+}
+
+fn layout(env: &Env<'_>, global: &Global) -> Layout {
+    // https://no-color.org: when present and not an empty string.
+    let is_set = |name: &str| (env.getenv)(name).is_some_and(|value| !value.is_empty());
+    Layout {
+        form: global.output,
+        columns: global.columns.clone(),
+        sort: global.sort.clone(),
+        headers: !global.no_headers,
+        colours: env.is_terminal && !is_set("NO_COLOR") && (env.getenv)("TERM").is_none_or(|term| term != "dumb"),
     }
 }
 
@@ -139,50 +195,64 @@ fn usage(env: &mut Env<'_>, error: &clap::Error) -> u8 {
     }
 }
 
-async fn dispatch(env: &mut Env<'_>, cli: Cli) -> Result<(), Error> {
-    let endpoint = match (cli.host, (env.getenv)("REDIRECT_HOST").filter(|host| !host.is_empty())) {
+async fn dispatch(env: &mut Env<'_>, layout: Layout, global: Global, noun: Noun) -> Result<(), Error> {
+    let endpoint = match (global.host, (env.getenv)("REDIRECT_HOST").filter(|host| !host.is_empty())) {
         (Some(endpoint), _) => endpoint,
         (None, Some(host)) => host.parse().map_err(|invalid| Error::Usage(format!("REDIRECT_HOST: {invalid}")))?,
         (None, None) => Endpoint::Unix(PathBuf::from(DEFAULT_SOCKET)),
     };
-    let transport = credentials::transport(env, endpoint, cli.credentials)?;
+    let user = ["SUDO_USER", "USER"].into_iter().find_map(|name| (env.getenv)(name));
+    let transport = credentials::transport(env, endpoint, global.credentials)?;
     let mut context = Context {
-        client: Client::over(transport, cli.timeout),
+        client: Client::over(transport, global.timeout).dry_run(global.dry_run),
+        user,
         stdout: env.stdout,
         stderr: env.stderr,
         stdin: env.stdin,
-        output: cli.output,
-        headers: !cli.no_headers,
+        layout,
         is_terminal: env.is_terminal,
         progress: env.progress,
+        timeout: global.timeout,
+        dry_run: global.dry_run,
+        yes: global.yes,
     };
-    match cli.noun {
-        Noun::Status => status::run(&mut context).await,
-        Noun::Stats(args) => stats::run(&mut context, args).await,
-        Noun::Explain(args) => explain::run(&mut context, args).await,
-        Noun::Event(verb) => event::run(&mut context, verb).await,
-        Noun::Flow(verb) => flow::run(&mut context, verb).await,
-        Noun::Trace(args) => trace::run(&mut context, args).await,
-        Noun::Lock(verb) => lock::run(&mut context, verb).await,
-        Noun::Subscriber(verb) => subscriber::run(&mut context, verb).await,
-        Noun::Class(verb) => class::run(&mut context, verb).await,
-        Noun::Relay(verb) => relay::run(&mut context, verb).await,
-        Noun::Interface(verb) => interface::run(&mut context, verb).await,
-        Noun::Gateway(verb) => gateway::run(&mut context, verb).await,
-        Noun::Group(verb) => group::run(&mut context, verb).await,
-        Noun::Route(verb) => route::run(&mut context, verb).await,
-        Noun::Certificate(verb) => certificate::run(&mut context, verb).await,
-        Noun::User(verb) => user::run(&mut context, verb).await,
-        Noun::Token(verb) => token::run(&mut context, verb).await,
-        Noun::Audit(verb) => audit::run(&mut context, verb).await,
-        Noun::Config(verb) => {
-            let user = ["SUDO_USER", "USER"].into_iter().find_map(|name| (env.getenv)(name));
-            config::run(&mut context, verb, user).await
-        }
-        Noun::Lint => lint::run(&mut context).await,
-        Noun::ManagedDomain(verb) => managed_domain::run(&mut context, verb).await,
-        Noun::PostfixCheck(args) => postfix_check::run(&mut context, &args, cli.timeout).await,
-        Noun::Uninstall(args) => uninstall::run(&mut context, &args),
+    match command(&mut context, noun).await {
+        Err(Error::Client(client::Error::Unsent(unsent))) => dry_run::show(&mut context, &unsent).await,
+        done => done,
+    }
+}
+
+async fn command(context: &mut Context<'_>, noun: Noun) -> Result<(), Error> {
+    match noun {
+        Noun::Status => status::run(context).await,
+        Noun::Stats(args) => stats::run(context, args).await,
+        Noun::Explain(args) => explain::run(context, args).await,
+        Noun::Event(verb) => event::run(context, verb).await,
+        Noun::Flow(verb) => flow::run(context, verb).await,
+        Noun::Trace(args) => trace::run(context, args).await,
+        Noun::Lock(verb) => lock::run(context, verb).await,
+        Noun::Subscriber(verb) => subscriber::run(context, verb).await,
+        Noun::Class(verb) => class::run(context, verb).await,
+        Noun::Relay(verb) => relay::run(context, verb).await,
+        Noun::Interface(verb) => interface::run(context, verb).await,
+        Noun::Gateway(verb) => gateway::run(context, verb).await,
+        Noun::Group(verb) => group::run(context, verb).await,
+        Noun::Route(verb) => route::run(context, verb).await,
+        Noun::Certificate(verb) => certificate::run(context, verb).await,
+        Noun::User(verb) => user::run(context, verb).await,
+        Noun::Token(verb) => token::run(context, verb).await,
+        Noun::Audit(verb) => audit::run(context, verb).await,
+        Noun::Config(verb) => config::run(context, verb).await,
+        Noun::Lint => lint::run(context).await,
+        Noun::ManagedDomain(verb) => managed_domain::run(context, verb).await,
+        Noun::PostfixCheck(args) => postfix_check::run(context, &args).await,
+        Noun::Uninstall(args) => uninstall::run(context, &args),
+        Noun::Doctor(args) => doctor::run(context, &args).await,
+        Noun::Top(args) => top::run(context, &args).await,
+        Noun::Kernel(verb) => kernel::run(context, verb).await,
+        Noun::SupportBundle(args) => support_bundle::run(context, args).await,
+        Noun::Completion { shell } => manual::completion(context, shell),
+        Noun::Man { folder } => manual::man(context, &folder),
     }
 }
 
@@ -208,69 +278,70 @@ fn failed(path: &Path, why: &dyn fmt::Display) -> Error {
 }
 
 /// What every command works with.
+#[expect(clippy::struct_excessive_bools, reason = "each says something of its own")]
 struct Context<'a> {
     client: Client,
+    /// Who runs the command, where the environment says it.
+    user: Option<String>,
     stdout: &'a mut dyn Write,
     stderr: &'a mut dyn Write,
     stdin: &'a mut dyn Read,
-    output: Output,
-    headers: bool,
+    layout: Layout,
     is_terminal: bool,
     progress: bool,
+    /// How long to wait for an answer.
+    timeout: Duration,
+    /// Nothing may be changed; the client sees to it for what goes to the API.
+    dry_run: bool,
+    /// Nobody is to be asked.
+    yes: bool,
 }
 
 impl Context<'_> {
-    /// Prints an answer as JSON, or as the table that `table` makes of it.
-    fn print<T: Serialize>(&mut self, answer: &T, table: impl FnOnce(&T) -> Table) -> Result<(), Error> {
-        match self.output {
-            Output::Json => self.json(answer),
-            Output::Table => Ok(self.stdout.write_all(table(answer).render(self.headers).as_bytes())?),
+    /// Prints a list.
+    fn items<T: Columns + Serialize>(&mut self, items: &[T]) -> Result<(), Error> {
+        self.layout.items(self.stdout, items)
+    }
+
+    /// Prints one resource: people get it as a list of one.
+    fn item<T: Columns + Serialize>(&mut self, item: &T) -> Result<(), Error> {
+        match self.layout.form {
+            Output::Table | Output::Wide | Output::Name => self.items(std::slice::from_ref(item)),
+            Output::Json | Output::Yaml | Output::Ndjson => self.layout.data(self.stdout, item),
         }
     }
 
-    fn json(&mut self, answer: &impl Serialize) -> Result<(), Error> {
-        let text = serde_json::to_string_pretty(answer).map_err(|error| client::Error::Answer(error.to_string()))?;
-        Ok(writeln!(self.stdout, "{text}")?)
+    /// Prints an answer: programs get it as it came, people the rows that are made from it.
+    fn answer<T>(&mut self, answer: &impl Serialize, columns: &[Column<T>], rows: &[T]) -> Result<(), Error> {
+        self.layout.answer(self.stdout, answer, columns, rows)
     }
 
-    /// Prints what a `set` made.
-    fn set(&mut self, what: &str, answer: &impl Serialize, changed: Changed) -> Result<(), Error> {
-        match self.output {
-            Output::Json => self.json(answer)?,
-            Output::Table => writeln!(self.stdout, "{what} set (revision {})", changed.revision)?,
+    /// Prints what was done with the resource of this name, in a sentence for people.
+    fn said(&mut self, answer: &impl Serialize, name: &str, text: &str) -> Result<(), Error> {
+        match self.layout.form {
+            Output::Name => Ok(writeln!(self.stdout, "{name}")?),
+            _ => self.done(answer, text),
         }
-        self.late(changed)
     }
 
-    /// Prints what was done without a revision.
+    /// Prints what was done where nothing has a name.
     fn done(&mut self, answer: &impl Serialize, text: &str) -> Result<(), Error> {
-        match self.output {
-            Output::Json => self.json(answer),
-            Output::Table => Ok(writeln!(self.stdout, "{text}")?),
+        match self.layout.form {
+            Output::Json | Output::Yaml | Output::Ndjson => self.layout.data(self.stdout, answer),
+            Output::Table | Output::Wide | Output::Name => Ok(writeln!(self.stdout, "{text}")?),
         }
     }
 
-    fn deleted(&mut self, what: &str, changed: Changed) -> Result<(), Error> {
-        match self.output {
-            Output::Json => self.json(&changed)?,
-            Output::Table => writeln!(self.stdout, "{what} deleted (revision {})", changed.revision)?,
-        }
-        self.late(changed)
-    }
-
-    fn late(&mut self, changed: Changed) -> Result<(), Error> {
-        if !changed.applied {
-            let text = format!(
-                "revision {} is stored, but the kernel does not hold it yet; see redirect-ctl status",
-                changed.revision
-            );
-            writeln!(self.stderr, "redirect-ctl: {text}")?;
-        }
-        Ok(())
+    /// Tells something beside the data.
+    fn note(&mut self, text: &str) -> Result<(), Error> {
+        Ok(writeln!(self.stderr, "redirect-ctl: {text}")?)
     }
 
     /// Asks on `stderr`, since nothing but data goes to `stdout`.
     fn confirm(&mut self, question: &str) -> Result<(), Error> {
+        if self.yes || self.dry_run {
+            return Ok(());
+        }
         write!(self.stderr, "{question} [y/N] ")?;
         self.stderr.flush()?;
         let mut answer = String::new();
@@ -302,57 +373,5 @@ impl Context<'_> {
             return Ok(Box::new(&mut *self.stdin));
         }
         Ok(Box::new(File::open(path).map_err(|error| failed(path, &error))?))
-    }
-
-    /// Lists a collection that comes in pages: up to `wanted` rows of it, or all.
-    async fn pages<T: Serialize + DeserializeOwned, Q: Serialize>(
-        &mut self,
-        path: &str,
-        what: &str,
-        wanted: Option<u32>,
-        query: impl Fn(u32, Option<String>) -> Q,
-        table: fn(&[T]) -> Table,
-    ) -> Result<(), Error> {
-        let wanted = wanted.map_or(usize::MAX, |rows| rows as usize);
-        let mut items: Vec<T> = Vec::new();
-        let mut cursor = None;
-        let more = loop {
-            let rows = u32::try_from(wanted - items.len()).unwrap_or(u32::MAX).min(limits::PAGE_ROWS_MAX);
-            let page: Page<T> = self.client.page(path, &query(rows, cursor)).await?;
-            items.extend(page.items);
-            cursor = page.next_cursor;
-            if cursor.is_none() || items.len() >= wanted {
-                break cursor.is_some();
-            }
-        };
-        self.print(&items, |items| table(items))?;
-        if more {
-            writeln!(
-                self.stderr,
-                "redirect-ctl: showing the first {} {what}; use --all, or raise --limit",
-                items.len()
-            )?;
-        }
-        Ok(())
-    }
-
-    /// Lists a collection that comes in one piece.
-    async fn list<T: Serialize + DeserializeOwned>(
-        &mut self,
-        path: &str,
-        table: fn(&[T]) -> Table,
-    ) -> Result<(), Error> {
-        let page: Page<T> = self.client.get(path).await?;
-        self.print(&page.items, |items| table(items))
-    }
-
-    async fn get<T: Serialize + DeserializeOwned>(
-        &mut self,
-        path: &str,
-        key: &impl std::fmt::Display,
-        table: fn(&[T]) -> Table,
-    ) -> Result<(), Error> {
-        let item: T = self.client.resource(path, key).await?;
-        self.print(&item, |item| table(std::slice::from_ref(item)))
     }
 }

@@ -6,16 +6,17 @@ use tokio::process::Command;
 
 use super::{
     Context, Error,
-    output::{Table, or_dash},
+    output::{Cell, Column, Columns, Tone},
 };
 use crate::{
     cli,
     postfix::{Finding, Level, check},
 };
 
-pub(super) async fn run(context: &mut Context<'_>, args: &cli::PostfixCheck, wait: Duration) -> Result<(), Error> {
+pub(super) async fn run(context: &mut Context<'_>, args: &cli::PostfixCheck) -> Result<(), Error> {
+    let wait = context.timeout;
     let findings = check(&ask(args, "-x", wait).await?, &ask(args, "-Px", wait).await?);
-    context.print(&findings, |findings| table(findings))?;
+    context.items(&findings)?;
     match findings.iter().filter(|finding| finding.level == Level::Error).count() {
         0 => Ok(()),
         count => Err(Error::Failed(format!(
@@ -50,16 +51,20 @@ async fn ask(args: &cli::PostfixCheck, option: &str, wait: Duration) -> Result<S
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-fn table(findings: &[Finding]) -> Table {
-    let rows = findings.iter().map(|finding| {
-        [
-            finding.level.name().to_owned(),
-            finding.place.clone(),
-            finding.parameter.to_owned(),
-            format!("\"{}\"", finding.value.as_deref().unwrap_or_default()),
-            finding.text.clone(),
-            or_dash(finding.remedy.as_ref()),
-        ]
-    });
-    Table::new(["LEVEL", "PLACE", "PARAMETER", "VALUE", "MEANING", "REMEDY"], rows)
+impl Columns for Finding {
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::new("LEVEL", |finding| {
+            let tone = match finding.level {
+                Level::Ok => Tone::Good,
+                Level::Warning => Tone::Warning,
+                Level::Error => Tone::Bad,
+            };
+            Cell::state(finding.level.name(), tone)
+        }),
+        Column::new("PLACE", |finding| Cell::text(&finding.place)),
+        Column::new("PARAMETER", |finding| Cell::text(finding.parameter)),
+        Column::new("VALUE", |finding| Cell::text(format!("\"{}\"", finding.value.as_deref().unwrap_or_default()))),
+        Column::new("MEANING", |finding| Cell::text(&finding.text)),
+        Column::new("REMEDY", |finding| Cell::maybe(finding.remedy.as_ref())),
+    ];
 }

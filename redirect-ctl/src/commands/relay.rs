@@ -4,67 +4,78 @@ use std::net::{SocketAddrV4, SocketAddrV6};
 
 use super::{
     Context, Error,
-    output::{Table, or_dash},
+    output::{Cell, Column, Columns, Tone},
+    resource::Resource,
 };
 use crate::{
     api::types::{Relay, RelayHealth, RelayPut, paths},
     cli::RelayVerb,
     desired::{Delivery, Name, RelayStatus},
+    health::HealthState,
     revision::Versioned,
 };
 
 pub(super) async fn run(context: &mut Context<'_>, verb: RelayVerb) -> Result<(), Error> {
     match verb {
-        RelayVerb::List => context.list(paths::RELAYS, table).await,
-        RelayVerb::Get { name } => context.get(paths::RELAY, &name, table).await,
-        RelayVerb::Set(args) => put(context, &args.name, body(args.ipv4, args.ipv6, args.delivery, args.status)).await,
+        RelayVerb::List => context.list::<Versioned<Relay>>().await,
+        RelayVerb::Get { name } => context.get::<Versioned<Relay>>(&name).await,
+        RelayVerb::Set(args) => {
+            context.put::<Versioned<Relay>>(&args.name, &body(args.ipv4, args.ipv6, args.delivery, args.status)).await
+        }
         RelayVerb::Enable { name } => set_status(context, &name, RelayStatus::Enabled).await,
         RelayVerb::Drain { name } => set_status(context, &name, RelayStatus::Draining).await,
         RelayVerb::Disable { name } => set_status(context, &name, RelayStatus::Disabled).await,
-        RelayVerb::Delete { name } => {
-            let changed = context.client.delete(paths::RELAY, &name).await?;
-            context.deleted(&format!("relay {name}"), changed)
-        }
+        RelayVerb::Delete { name } => context.delete::<Versioned<Relay>>(&name).await,
     }
-}
-
-async fn put(context: &mut Context<'_>, name: &Name, body: RelayPut) -> Result<(), Error> {
-    let (answer, changed): (Versioned<Relay>, _) = context.client.put(paths::RELAY, name, &body).await?;
-    context.set(&format!("relay {}", answer.name), &answer, changed)
 }
 
 /// Reads the relay and writes it back with another status.
 async fn set_status(context: &mut Context<'_>, name: &Name, status: RelayStatus) -> Result<(), Error> {
     let relay: Relay = context.client.resource(paths::RELAY, name).await?;
-    put(context, name, body(relay.ipv4, relay.ipv6, relay.delivery, status)).await
+    context.put::<Versioned<Relay>>(name, &body(relay.ipv4, relay.ipv6, relay.delivery, status)).await
 }
 
 fn body(ipv4: Option<SocketAddrV4>, ipv6: Option<SocketAddrV6>, delivery: Delivery, status: RelayStatus) -> RelayPut {
     RelayPut { name: None, ipv4, ipv6, delivery, status, source: None, health: None, flows: None, revision: None }
 }
 
-fn table(relays: &[Versioned<Relay>]) -> Table {
-    let row = |relay: &Versioned<Relay>| {
-        [
-            relay.name.to_string(),
-            or_dash(relay.ipv4),
-            or_dash(relay.ipv6),
-            relay.delivery.to_string(),
-            relay.status.to_string(),
-            or_dash(Some(health(&relay.health))),
-            relay.flows.to_string(),
-            relay.source.to_string(),
-        ]
-    };
-    let header = ["NAME", "IPV4", "IPV6", "DELIVERY", "STATUS", "HEALTH", "FLOWS", "SOURCE"];
-    Table::new(header, relays.iter().map(row))
+impl Resource for Versioned<Relay> {
+    const KIND: [&'static str; 2] = ["relay", "relays"];
+    const COLLECTION: &'static str = paths::RELAYS;
+    const PATH: &'static str = paths::RELAY;
+
+    fn key(&self) -> String {
+        self.name.to_string()
+    }
+}
+
+impl Columns for Versioned<Relay> {
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::new("NAME", |relay| Cell::text(&relay.name)),
+        Column::new("IPV4", |relay| Cell::maybe(relay.ipv4)),
+        Column::new("IPV6", |relay| Cell::maybe(relay.ipv6)),
+        Column::new("DELIVERY", |relay| Cell::text(relay.delivery)),
+        Column::new("STATUS", |relay| Cell::text(relay.status)),
+        Column::new("HEALTH", |relay| health(&relay.health)),
+        Column::new("FLOWS", |relay| Cell::number(relay.flows)),
+        Column::new("SOURCE", |relay| Cell::text(relay.source)),
+        Column::wide("ERROR", |relay| {
+            let endpoints = [&relay.health.ipv4, &relay.health.ipv6];
+            Cell::maybe(endpoints.into_iter().flatten().find_map(|endpoint| endpoint.error.as_ref()))
+        }),
+    ];
 }
 
 /// One word where the families agree.
-fn health(health: &RelayHealth) -> String {
+fn health(health: &RelayHealth) -> Cell {
+    let tone = |up: bool| if up { Tone::Good } else { Tone::Bad };
     match (&health.ipv4, &health.ipv6) {
-        (Some(ipv4), Some(ipv6)) if ipv4.state != ipv6.state => format!("ipv4={},ipv6={}", ipv4.state, ipv6.state),
-        (Some(endpoint), _) | (None, Some(endpoint)) => endpoint.state.to_string(),
-        (None, None) => String::new(),
+        (Some(ipv4), Some(ipv6)) if ipv4.state != ipv6.state => {
+            Cell::state(format!("ipv4={},ipv6={}", ipv4.state, ipv6.state), Tone::Warning)
+        }
+        (Some(endpoint), _) | (None, Some(endpoint)) => {
+            Cell::state(endpoint.state, tone(endpoint.state == HealthState::Up))
+        }
+        (None, None) => Cell::Nothing,
     }
 }

@@ -6,14 +6,12 @@ use redirect_relay::{gateway::PriorityRange, route::SizeRange};
 
 use super::{
     Context, Error,
-    output::{Table, or_dash},
+    output::{Cell, Column, Columns},
+    resource::Resource,
 };
 use crate::{
-    api::{
-        client,
-        types::{
-            Deleted, ImportMode, Route, RouteDelete, RouteImport, RouteImportQuery, RouteListQuery, RoutePut, paths,
-        },
+    api::types::{
+        Deleted, ImportMode, Route, RouteDelete, RouteImport, RouteImportQuery, RouteListQuery, RoutePut, paths,
     },
     cli::{self, RouteVerb},
     desired::Name,
@@ -26,23 +24,20 @@ pub(super) async fn run(context: &mut Context<'_>, verb: RouteVerb) -> Result<()
         RouteVerb::List(args) => {
             let wanted = (!args.all).then_some(args.limit);
             let query = |rows, cursor| RouteListQuery { limit: Some(rows), cursor, ..list_query(&args.filter) };
-            context.pages(paths::ROUTES, "routes", wanted, query, table).await
+            context.pages::<Versioned<Route>, _>(wanted, query).await
         }
-        RouteVerb::Get { key } => context.get(paths::ROUTE, &key, table).await,
+        RouteVerb::Get { key } => context.get::<Versioned<Route>>(&key).await,
         RouteVerb::Set(args) => set(context, args).await,
         RouteVerb::Delete(args) => match args.key {
-            Some(key) => {
-                let changed = context.client.delete(paths::ROUTE, &key).await?;
-                context.deleted(&format!("route {key}"), changed)
-            }
-            None => delete_many(context, args.filter, args.yes).await,
+            Some(key) => context.delete::<Versioned<Route>>(&key).await,
+            None => delete_many(context, args.filter).await,
         },
         RouteVerb::Import(args) => import(context, args).await,
         RouteVerb::Export { format } => {
             let (text, omitted) = context.client.export(format).await?;
             context.stdout.write_all(text.as_bytes())?;
             if omitted > 0 {
-                writeln!(context.stderr, "redirect-ctl: {omitted} routes are left out, for {format} cannot say them")?;
+                context.note(&format!("{omitted} routes are left out, for {format} cannot say them"))?;
             }
             Ok(())
         }
@@ -69,12 +64,11 @@ async fn set(context: &mut Context<'_>, args: cli::RouteSet) -> Result<(), Error
     conditions.size = args.size.or(conditions.size);
     conditions.priority = args.priority.or(conditions.priority);
     let body = RoutePut { gateway: args.gateway, group: args.group, note: args.note, ..RoutePut::default() };
-    let (answer, changed): (Versioned<Route>, _) = context.client.put(paths::ROUTE, &key, &body).await?;
-    context.set(&format!("route {}", answer.key), &answer, changed)
+    context.put::<Versioned<Route>>(&key, &body).await
 }
 
 /// Deletes what the filter matches, after somebody has said yes to the number.
-async fn delete_many(context: &mut Context<'_>, filter: cli::RouteFilter, yes: bool) -> Result<(), Error> {
+async fn delete_many(context: &mut Context<'_>, filter: cli::RouteFilter) -> Result<(), Error> {
     let mut count = 0;
     let mut query = list_query(&filter);
     query.limit = Some(limits::PAGE_ROWS_MAX);
@@ -86,9 +80,7 @@ async fn delete_many(context: &mut Context<'_>, filter: cli::RouteFilter, yes: b
             break;
         }
     }
-    if !yes {
-        context.confirm(&format!("delete {count} routes?"))?;
-    }
+    context.confirm(&format!("delete {count} routes?"))?;
     let cli::RouteFilter { within, target, class } = filter;
     let body = RouteDelete { within, target, class, keys: None, count };
     let (deleted, changed): (Deleted, _) = context.client.post(paths::ROUTES_DELETE, &body).await?;
@@ -100,7 +92,7 @@ async fn delete_many(context: &mut Context<'_>, filter: cli::RouteFilter, yes: b
 async fn import(context: &mut Context<'_>, args: cli::RouteImport) -> Result<(), Error> {
     let failed = |error: std::io::Error| Error::Failed(format!("{}: {error}", args.file.display()));
     let from_stdin = args.file == Path::new("-");
-    if from_stdin && !args.yes && !args.dry_run {
+    if from_stdin && !context.yes && !context.dry_run {
         return Err(Error::Usage(
             "standard input is the file, so nobody can be asked: give --yes or --dry-run".to_owned(),
         ));
@@ -114,61 +106,76 @@ async fn import(context: &mut Context<'_>, args: cli::RouteImport) -> Result<(),
     drop(source);
     let mode = if args.replace { ImportMode::Replace } else { ImportMode::Merge };
     let mut query = RouteImportQuery { format, mode, dry_run: true };
-    let (report, _) = context.client.import(&query, &text).await.map_err(|error| faults(context, error))?;
-    if args.dry_run || report.is_empty() {
-        return context.print(&report, changes);
+    let (report, _) = context.client.import(&query, &text).await?;
+    if context.dry_run || report.is_empty() {
+        return context.answer(&report, RouteChange::COLUMNS, &changes(&report));
     }
-    if !args.yes {
-        context.stderr.write_all(changes(&report).render(true).as_bytes())?;
+    if !context.yes {
+        let rows = changes(&report);
+        let table = context.layout.table(RouteChange::COLUMNS, &rows.iter().collect::<Vec<_>>())?;
+        context.stderr.write_all(table.as_bytes())?;
         let (added, changed, removed) = (report.added.count, report.changed.count, report.removed.count);
         context.confirm(&format!("add {added}, change {changed} and delete {removed} routes?"))?;
     }
     query.dry_run = false;
-    let (report, changed) = context.client.import(&query, &text).await.map_err(|error| faults(context, error))?;
-    context.print(&report, changes)?;
+    let (report, changed) = context.client.import(&query, &text).await?;
+    context.answer(&report, RouteChange::COLUMNS, &changes(&report))?;
     changed.map_or(Ok(()), |changed| context.late(changed))
 }
 
-/// Tells all that is wrong with a file, a line for each; the error that is left says how it ended.
-fn faults(context: &mut Context<'_>, error: client::Error) -> Error {
-    if let client::Error::Problem(problem) = &error {
-        for fault in problem.errors.iter().filter(|fault| fault.pointer.starts_with("line ")) {
-            // If even that cannot be said, the exit code says it.
-            let _ = writeln!(context.stderr, "{}: {}", fault.pointer, fault.detail);
-        }
-    }
-    error.into()
+/// What an import does to a route, or to how many more.
+struct RouteChange {
+    change: &'static str,
+    route: String,
 }
 
-fn changes(report: &RouteImport) -> Table {
+impl Columns for RouteChange {
+    const COLUMNS: &'static [Column<Self>] =
+        &[Column::new("CHANGE", |row| Cell::text(row.change)), Column::new("ROUTE", |row| Cell::text(&row.route))];
+}
+
+fn changes(report: &RouteImport) -> Vec<RouteChange> {
     let kinds = [("added", &report.added), ("changed", &report.changed), ("removed", &report.removed)];
-    let rows = kinds.into_iter().flat_map(|(kind, changes)| {
+    let rows = kinds.into_iter().flat_map(|(change, changes)| {
         let more = changes.count - changes.keys.len() as u64;
-        let more = (more > 0).then(|| [kind.to_owned(), format!("({more}_more)")]);
-        changes.keys.iter().map(move |key| [kind.to_owned(), key.to_string()]).chain(more)
+        let more = (more > 0).then(|| RouteChange { change, route: format!("({more}_more)") });
+        changes.keys.iter().map(move |key| RouteChange { change, route: key.to_string() }).chain(more)
     });
-    Table::new(["CHANGE", "ROUTE"], rows.chain([["unchanged".to_owned(), format!("({})", report.unchanged)]]))
+    rows.chain([RouteChange { change: "unchanged", route: format!("({})", report.unchanged) }]).collect()
 }
 
-fn table(routes: &[Versioned<Route>]) -> Table {
-    let row = |Versioned { resource: Route { key, route }, .. }: &Versioned<Route>| {
-        let conditions = &route.conditions;
-        let size = conditions.size.map(|SizeRange { min, max }| match max {
-            u64::MAX => format!("{min}.."),
-            max => format!("{min}..{max}"),
-        });
-        let priority = conditions.priority.map(|PriorityRange { min, max }| format!("{min}..{max}"));
-        [
-            key.to_string(),
-            route.target.to_string().replace(' ', "="),
-            route.order.to_string(),
-            or_dash(conditions.sender.as_ref()),
-            or_dash(conditions.class.as_ref().map(Name::as_str)),
-            or_dash(size),
-            or_dash(priority),
-            or_dash(Some(&route.note)),
-        ]
-    };
-    let header = ["ROUTE", "TARGET", "ORDER", "SENDER", "CLASS", "SIZE", "PRIORITY", "NOTE"];
-    Table::new(header, routes.iter().map(row))
+impl Resource for Versioned<Route> {
+    const KIND: [&'static str; 2] = ["route", "routes"];
+    const COLLECTION: &'static str = paths::ROUTES;
+    const PATH: &'static str = paths::ROUTE;
+
+    fn key(&self) -> String {
+        self.key.to_string()
+    }
+}
+
+impl Columns for Versioned<Route> {
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::new("ROUTE", |Versioned { resource: Route { key, .. }, .. }| Cell::text(key)),
+        Column::new("TARGET", |Versioned { resource: Route { route, .. }, .. }| {
+            Cell::text(route.target.to_string().replace(' ', "="))
+        }),
+        Column::new("ORDER", |Versioned { resource: Route { route, .. }, .. }| Cell::number(route.order)),
+        Column::new("SENDER", |Versioned { resource: Route { route, .. }, .. }| {
+            Cell::maybe(route.conditions.sender.as_ref())
+        }),
+        Column::new("CLASS", |Versioned { resource: Route { route, .. }, .. }| {
+            Cell::maybe(route.conditions.class.as_ref().map(Name::as_str))
+        }),
+        Column::new("SIZE", |Versioned { resource: Route { route, .. }, .. }| {
+            Cell::maybe(route.conditions.size.map(|SizeRange { min, max }| match max {
+                u64::MAX => format!("{min}.."),
+                max => format!("{min}..{max}"),
+            }))
+        }),
+        Column::new("PRIORITY", |Versioned { resource: Route { route, .. }, .. }| {
+            Cell::maybe(route.conditions.priority.map(|PriorityRange { min, max }| format!("{min}..{max}")))
+        }),
+        Column::new("NOTE", |Versioned { resource: Route { route, .. }, .. }| Cell::text(&route.note)),
+    ];
 }

@@ -7,11 +7,11 @@ use std::{
 
 use super::{
     Context, Error,
-    output::{Table, or_dash},
+    output::{Cell, Column},
 };
 use crate::{
     api::types::{Count, Stats},
-    cli::{self, Output, StatsBy},
+    cli::{self, StatsBy},
 };
 
 pub(super) async fn run(context: &mut Context<'_>, args: cli::Stats) -> Result<(), Error> {
@@ -19,13 +19,14 @@ pub(super) async fn run(context: &mut Context<'_>, args: cli::Stats) -> Result<(
         return watch(context, args.by, Duration::from_secs(seconds)).await;
     }
     let stats = context.client.stats().await?;
-    context.print(&stats, |stats| table(args.by, &rows(&stats_by(args.by, stats), None)))
+    let rows = rows(&stats_by(args.by, &stats), None);
+    context.answer(&stats, &columns(args.by, ["PACKETS", "BYTES"]), &rows)
 }
 
 /// Until interrupted. On a terminal each table takes the place of the one before.
 async fn watch(context: &mut Context<'_>, by: StatsBy, pause: Duration) -> Result<(), Error> {
     const CLEAR: &str = "\x1b[H\x1b[2J";
-    if context.output == Output::Json {
+    if !context.layout.is_for_people() {
         return Err(Error::Usage("stats --watch prints tables only; ask for stats -o json again and again".to_owned()));
     }
     let mut before = (Instant::now(), stats_by(by, &context.client.stats().await?));
@@ -33,7 +34,8 @@ async fn watch(context: &mut Context<'_>, by: StatsBy, pause: Duration) -> Resul
         tokio::time::sleep(pause).await;
         let after = (Instant::now(), stats_by(by, &context.client.stats().await?));
         let rates = rows(&after.1, Some((&before.1, after.0 - before.0)));
-        let text = table_of_rates(by, &rates).render(context.headers);
+        let columns = columns(by, ["PACKETS/S", "BYTES/S"]);
+        let text = context.layout.table(&columns, &context.layout.sorted(&columns, &rates)?)?;
         let clear = if context.is_terminal { CLEAR } else { "" };
         write!(context.stdout, "{clear}{text}")?;
         context.stdout.flush()?;
@@ -41,11 +43,12 @@ async fn watch(context: &mut Context<'_>, by: StatsBy, pause: Duration) -> Resul
     }
 }
 
+pub(super) type Row = (Key, Count);
 /// Class or interface where asked for, reason, verdict.
-type Key = (Option<String>, String, String);
-type Counts = BTreeMap<Key, Count>;
+pub(super) type Key = (Option<String>, String, String);
+pub(super) type Counts = BTreeMap<Key, Count>;
 
-fn stats_by(by: StatsBy, stats: &Stats) -> Counts {
+pub(super) fn stats_by(by: StatsBy, stats: &Stats) -> Counts {
     let classes = stats.reasons.iter().map(|row| (&row.class, &row.reason, &row.verdict, row.packets, row.bytes));
     let interfaces =
         stats.interfaces.iter().map(|row| (&row.interface, &row.reason, &row.verdict, row.packets, row.bytes));
@@ -61,7 +64,7 @@ fn stats_by(by: StatsBy, stats: &Stats) -> Counts {
 }
 
 /// The counts, or what they grew by per second since `before`; rows that did not grow are left out.
-fn rows(counts: &Counts, before: Option<(&Counts, Duration)>) -> Vec<(Key, Count)> {
+pub(super) fn rows(counts: &Counts, before: Option<(&Counts, Duration)>) -> Vec<Row> {
     let Some((before, time)) = before else {
         return counts.iter().map(|(key, count)| (key.clone(), *count)).collect();
     };
@@ -75,32 +78,20 @@ fn rows(counts: &Counts, before: Option<(&Counts, Duration)>) -> Vec<(Key, Count
     grown.filter(|(_, count)| count.packets > 0).collect()
 }
 
-fn table(by: StatsBy, rows: &[(Key, Count)]) -> Table {
-    render(by, rows, ["PACKETS", "BYTES"])
-}
-
-fn table_of_rates(by: StatsBy, rows: &[(Key, Count)]) -> Table {
-    render(by, rows, ["PACKETS/S", "BYTES/S"])
-}
-
-fn render(by: StatsBy, rows: &[(Key, Count)], [packets, bytes]: [&'static str; 2]) -> Table {
-    let cells = |(_, count): &(Key, Count)| [count.packets.to_string(), count.bytes.to_string()];
+fn columns(by: StatsBy, [packets, bytes]: [&'static str; 2]) -> Vec<Column<Row>> {
+    let owner = |title| Column::new(title, |row: &Row| Cell::maybe(row.0.0.as_ref()));
     let owner = match by {
-        StatsBy::Class => "CLASS",
-        StatsBy::Interface => "INTERFACE",
-        StatsBy::Reason => {
-            let row = |row: &(Key, Count)| {
-                let [packets, bytes] = cells(row);
-                [row.0.1.clone(), row.0.2.clone(), packets, bytes]
-            };
-            return Table::new(["REASON", "VERDICT", packets, bytes], rows.iter().map(row));
-        }
+        StatsBy::Class => Some(owner("CLASS")),
+        StatsBy::Interface => Some(owner("INTERFACE")),
+        StatsBy::Reason => None,
     };
-    let row = |row: &(Key, Count)| {
-        let [packets, bytes] = cells(row);
-        [or_dash(row.0.0.as_ref()), row.0.1.clone(), row.0.2.clone(), packets, bytes]
-    };
-    Table::new([owner, "REASON", "VERDICT", packets, bytes], rows.iter().map(row))
+    let counts = [
+        Column::new("REASON", |row: &Row| Cell::text(&row.0.1)),
+        Column::new("VERDICT", |row: &Row| Cell::text(&row.0.2)),
+        Column::new(packets, |row: &Row| Cell::number(row.1.packets)),
+        Column::new(bytes, |row: &Row| Cell::number(row.1.bytes)),
+    ];
+    owner.into_iter().chain(counts).collect()
 }
 
 #[cfg(test)]

@@ -6,19 +6,20 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::{
     Context, Error, failed,
-    output::{Table, or_dash},
+    output::{Cell, Column, Columns},
+    resource::Resource,
 };
 use crate::{
     api::{
         client::{self, Changed, bulk::upload},
         types::{
-            Deleted, ImportMode, Subscriber, SubscriberChange, SubscriberDelete, SubscriberDeleteQuery,
+            Contender, Deleted, ImportMode, Subscriber, SubscriberChange, SubscriberDelete, SubscriberDeleteQuery,
             SubscriberImport, SubscriberImportQuery, SubscriberListQuery, SubscriberPut, SubscriberRecord, paths,
         },
     },
     cli::SubscriberDelete as DeleteArgs,
     cli::{SubscriberFile, SubscriberFilter, SubscriberImportArgs, SubscriberList, SubscriberSet, SubscriberVerb},
-    desired::{Origin, Time},
+    desired::{Name, Origin, Prefix, Time},
     subscribers::Labels,
 };
 
@@ -28,7 +29,7 @@ const PIECE_BYTES: usize = 256 * 1024;
 pub(super) async fn run(context: &mut Context<'_>, verb: SubscriberVerb) -> Result<(), Error> {
     match verb {
         SubscriberVerb::List(args) => list(context, args).await,
-        SubscriberVerb::Get { prefix } => context.get(paths::SUBSCRIBER, &prefix, facts).await,
+        SubscriberVerb::Get { prefix } => get(context, prefix).await,
         SubscriberVerb::Set(args) => set(context, args).await,
         SubscriberVerb::Delete(args) => delete(context, args).await,
         SubscriberVerb::Import(args) => import(context, args).await,
@@ -37,11 +38,26 @@ pub(super) async fn run(context: &mut Context<'_>, verb: SubscriberVerb) -> Resu
     }
 }
 
+/// People see what each source says; the first one decides.
+async fn get(context: &mut Context<'_>, prefix: Prefix) -> Result<(), Error> {
+    let subscriber: Subscriber = context.client.resource(paths::SUBSCRIBER, &prefix).await?;
+    if !context.layout.is_for_people() {
+        return context.item(&subscriber);
+    }
+    let record = |fact: &Contender| Said {
+        prefix: subscriber.record.prefix,
+        class: fact.class.clone(),
+        source: fact.source,
+        expires: fact.expires,
+    };
+    context.answer(&subscriber, Said::COLUMNS, &subscriber.facts.iter().map(record).collect::<Vec<_>>())
+}
+
 async fn list(context: &mut Context<'_>, args: SubscriberList) -> Result<(), Error> {
     let wanted = (!args.all).then_some(args.limit);
     let filter = filter(&args.filter);
     let query = |rows, cursor| SubscriberListQuery { limit: Some(rows), cursor, ..filter.clone() };
-    context.pages(paths::SUBSCRIBERS, "subscribers", wanted, query, table).await
+    context.pages::<Subscriber, _>(wanted, query).await
 }
 
 fn filter(args: &SubscriberFilter) -> SubscriberListQuery {
@@ -89,9 +105,11 @@ async fn set(context: &mut Context<'_>, args: SubscriberSet) -> Result<(), Error
     let decides = answer.facts.iter().find(|fact| fact.effective);
     if let Some(fact) = decides.filter(|fact| fact.source != args.source) {
         let SubscriberRecord { prefix, class, .. } = &answer.record;
-        writeln!(context.stderr, "redirect-ctl: {prefix} stays {class}, as {} says", fact.source)?;
+        context.note(&format!("{prefix} stays {class}, as {} says", fact.source))?;
     }
-    context.set(&format!("subscriber {}", answer.record.prefix), &answer, changed)
+    let prefix = answer.record.prefix.to_string();
+    context.said(&answer, &prefix, &format!("subscriber {prefix} set (revision {})", changed.revision))?;
+    context.late(changed)
 }
 
 async fn delete(context: &mut Context<'_>, args: DeleteArgs) -> Result<(), Error> {
@@ -101,7 +119,9 @@ async fn delete(context: &mut Context<'_>, args: DeleteArgs) -> Result<(), Error
             session: args.session.as_ref().map(ToString::to_string),
         };
         let changed = context.client.delete_with(paths::SUBSCRIBER, &prefix, &query).await?;
-        return context.deleted(&format!("subscriber {prefix}"), changed);
+        let text = format!("subscriber {prefix} deleted (revision {})", changed.revision);
+        context.said(&changed, &prefix.to_string(), &text)?;
+        return context.late(changed);
     }
     let body = SubscriberDelete {
         within: args.within,
@@ -113,7 +133,7 @@ async fn delete(context: &mut Context<'_>, args: DeleteArgs) -> Result<(), Error
         labels: labels(args.labels)?,
         count: args.count,
     };
-    if !args.yes && body.count.is_none() {
+    if body.count.is_none() {
         context.confirm("delete everything that matches?")?;
     }
     let (deleted, changed): (Deleted, _) = context.client.post(paths::SUBSCRIBERS_DELETE, &body).await?;
@@ -122,9 +142,9 @@ async fn delete(context: &mut Context<'_>, args: DeleteArgs) -> Result<(), Error
 }
 
 async fn import(context: &mut Context<'_>, args: SubscriberImportArgs) -> Result<(), Error> {
-    let SubscriberImportArgs { file: SubscriberFile { file, source }, mode, dry_run, yes } = args;
-    let mut query = query(mode, dry_run, source);
-    if mode == ImportMode::Replace && !dry_run && !yes {
+    let SubscriberImportArgs { file: SubscriberFile { file, source }, mode } = args;
+    let mut query = query(mode, context.dry_run, source);
+    if mode == ImportMode::Replace && !context.dry_run && !context.yes {
         if file == Path::new("-") {
             return Err(Error::Usage("give --yes: standard input cannot be read twice".to_owned()));
         }
@@ -135,13 +155,13 @@ async fn import(context: &mut Context<'_>, args: SubscriberImportArgs) -> Result
         query.dry_run = false;
     }
     let (report, changed) = send(context, &query, &file).await?;
-    context.print(&report, changes)?;
+    context.answer(&report, Change::COLUMNS, &changes(&report))?;
     changed.map_or(Ok(()), |changed| context.late(changed))
 }
 
 async fn diff(context: &mut Context<'_>, args: SubscriberFile) -> Result<(), Error> {
     let (report, _) = send(context, &query(ImportMode::Replace, true, args.source), &args.file).await?;
-    context.print(&report, changes)?;
+    context.answer(&report, Change::COLUMNS, &changes(&report))?;
     if report.is_empty() { Ok(()) } else { Err(Error::Differs) }
 }
 
@@ -222,12 +242,31 @@ fn progress(shown: bool, length: Option<u64>) -> ProgressBar {
     ProgressBar::with_draw_target(length, ProgressDrawTarget::stderr()).with_style(style)
 }
 
-fn changes(report: &SubscriberImport) -> Table {
+/// What an import does to a fact, or to how many.
+struct Change {
+    kind: &'static str,
+    prefix: String,
+    source: Option<Origin>,
+    before: String,
+    after: String,
+}
+
+impl Columns for Change {
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::new("CHANGE", |row| Cell::text(row.kind)),
+        Column::new("PREFIX", |row| Cell::text(&row.prefix)),
+        Column::new("SOURCE", |row| Cell::maybe(row.source)),
+        Column::new("BEFORE", |row| Cell::text(&row.before)),
+        Column::new("AFTER", |row| Cell::text(&row.after)),
+    ];
+}
+
+fn changes(report: &SubscriberImport) -> Vec<Change> {
     let described = |record: &Option<SubscriberRecord>| {
-        or_dash(record.as_ref().map(|record| match record.expires {
+        record.as_ref().map_or_else(String::new, |record| match record.expires {
             Some(expires) => format!("{},until {expires}", record.class),
             None => record.class.to_string(),
-        }))
+        })
     };
     let example = |SubscriberChange { before, after }: &SubscriberChange| {
         let kind = match (before, after) {
@@ -236,8 +275,13 @@ fn changes(report: &SubscriberImport) -> Table {
             (Some(_), Some(_)) => "changed",
         };
         let of = after.as_ref().or(before.as_ref());
-        let (prefix, source) = (of.map(|record| record.prefix), of.map(|record| record.source));
-        [kind.to_owned(), or_dash(prefix), or_dash(source), described(before), described(after)]
+        Change {
+            kind,
+            prefix: of.map_or_else(String::new, |record| record.prefix.to_string()),
+            source: of.map(|record| record.source),
+            before: described(before),
+            after: described(after),
+        }
     };
     let counts = [
         ("added", report.added),
@@ -246,37 +290,52 @@ fn changes(report: &SubscriberImport) -> Table {
         ("unchanged", report.unchanged),
         ("expired", report.expired),
     ];
-    let counts = counts.map(|(kind, count)| {
-        [kind.to_owned(), format!("({count})"), or_dash(None::<u8>), or_dash(None::<u8>), or_dash(None::<u8>)]
+    let counts = counts.map(|(kind, count)| Change {
+        kind,
+        prefix: format!("({count})"),
+        source: None,
+        before: String::new(),
+        after: String::new(),
     });
-    Table::new(["CHANGE", "PREFIX", "SOURCE", "BEFORE", "AFTER"], report.examples.iter().map(example).chain(counts))
+    report.examples.iter().map(example).chain(counts).collect()
 }
 
-const COLUMNS: [&str; 4] = ["PREFIX", "CLASS", "SOURCE", "EXPIRES"];
+impl Resource for Subscriber {
+    const KIND: [&'static str; 2] = ["subscriber", "subscribers"];
+    const COLLECTION: &'static str = paths::SUBSCRIBERS;
+    const PATH: &'static str = paths::SUBSCRIBER;
 
-fn table(subscribers: &[Subscriber]) -> Table {
-    let row = |Subscriber { record, .. }: &Subscriber| {
-        [
-            record.prefix.to_string(),
-            record.class.to_string(),
-            record.source.to_string(),
-            or_dash(record.expires.as_ref()),
-        ]
-    };
-    Table::new(COLUMNS, subscribers.iter().map(row))
+    fn key(&self) -> String {
+        self.record.prefix.to_string()
+    }
 }
 
-/// The first one decides.
-fn facts(subscribers: &[Subscriber]) -> Table {
-    let rows = subscribers.iter().flat_map(|subscriber| {
-        subscriber.facts.iter().map(|fact| {
-            [
-                subscriber.record.prefix.to_string(),
-                fact.class.to_string(),
-                fact.source.to_string(),
-                or_dash(fact.expires.as_ref()),
-            ]
-        })
-    });
-    Table::new(COLUMNS, rows)
+impl Columns for Subscriber {
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::new("PREFIX", |subscriber| Cell::text(subscriber.record.prefix)),
+        Column::new("CLASS", |subscriber| Cell::text(&subscriber.record.class)),
+        Column::new("SOURCE", |subscriber| Cell::text(subscriber.record.source)),
+        Column::new("EXPIRES", |subscriber| Cell::maybe(subscriber.record.expires)),
+        Column::wide("SESSION", |subscriber| Cell::maybe(subscriber.record.session.as_ref())),
+        Column::wide("USER", |subscriber| Cell::maybe(subscriber.record.user.as_ref())),
+        Column::wide("MAC", |subscriber| Cell::maybe(subscriber.record.mac)),
+        Column::wide("REVISION", |subscriber| Cell::number(subscriber.revision)),
+    ];
+}
+
+/// What one source says of a prefix.
+struct Said {
+    prefix: Prefix,
+    class: Name,
+    source: Origin,
+    expires: Option<Time>,
+}
+
+impl Columns for Said {
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::new("PREFIX", |said| Cell::text(said.prefix)),
+        Column::new("CLASS", |said| Cell::text(&said.class)),
+        Column::new("SOURCE", |said| Cell::text(said.source)),
+        Column::new("EXPIRES", |said| Cell::maybe(said.expires)),
+    ];
 }

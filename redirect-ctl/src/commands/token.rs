@@ -1,8 +1,11 @@
 //! `token create|list|revoke`.
 
+use serde_json::json;
+
 use super::{
     Context, Error,
-    output::{Table, or_dash},
+    output::{Cell, Column, Columns},
+    resource::Resource,
 };
 use crate::{
     api::{
@@ -16,10 +19,11 @@ use crate::{
 pub(super) async fn run(context: &mut Context<'_>, verb: TokenVerb) -> Result<(), Error> {
     match verb {
         TokenVerb::Create(args) => create(context, args).await,
-        TokenVerb::List => context.list(paths::TOKENS, table).await,
+        TokenVerb::List => context.list::<Token>().await,
         TokenVerb::Revoke { name } => {
             context.client.remove(paths::TOKEN, &name).await?;
-            context.done(&serde_json::json!({"name": name, "revoked": true}), &format!("token {name} revoked"))
+            let answer = json!({"name": name, "revoked": true});
+            context.said(&answer, name.as_str(), &format!("token {name} revoked"))
         }
     }
 }
@@ -33,21 +37,27 @@ async fn create(context: &mut Context<'_>, args: TokenCreate) -> Result<(), Erro
     // The token alone, so that it can go into a file; what it is about goes elsewhere.
     context.done(&made, &made.token)?;
     let until = made.expires.map(|expires| format!(" until {expires}")).unwrap_or_default();
-    writeln!(context.stderr, "redirect-ctl: token {} for {}{until}; it is shown this once", made.name, made.role)?;
-    Ok(())
+    context.note(&format!("token {} for {}{until}; it is shown this once", made.name, made.role))
 }
 
-fn table(tokens: &[Token]) -> Table {
-    let row = |token: &Token| {
-        [
-            token.name.to_string(),
-            token.id.clone(),
-            token.role.to_string(),
-            or_dash(token.within.as_ref()),
-            token.created.to_string(),
-            or_dash(token.expires.as_ref()),
-            or_dash(token.last_used.as_ref()),
-        ]
-    };
-    Table::new(["NAME", "ID", "ROLE", "WITHIN", "CREATED", "EXPIRES", "LAST-USED"], tokens.iter().map(row))
+impl Resource for Token {
+    const KIND: [&'static str; 2] = ["token", "tokens"];
+    const COLLECTION: &'static str = paths::TOKENS;
+    const PATH: &'static str = paths::TOKEN;
+
+    fn key(&self) -> String {
+        self.name.to_string()
+    }
+}
+
+impl Columns for Token {
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::new("NAME", |token| Cell::text(&token.name)),
+        Column::new("ID", |token| Cell::text(&token.id)),
+        Column::new("ROLE", |token| Cell::text(token.role)),
+        Column::new("WITHIN", |token| Cell::maybe(token.within)),
+        Column::new("CREATED", |token| Cell::text(token.created)),
+        Column::new("EXPIRES", |token| Cell::maybe(token.expires)),
+        Column::new("LAST-USED", |token| Cell::maybe(token.last_used)),
+    ];
 }

@@ -4,7 +4,10 @@ use std::{fs, io, os::unix::net::UnixStream, path::Path};
 
 use serde::Serialize;
 
-use super::{Context, Error, failed, output::Table};
+use super::{
+    Context, Error, failed,
+    output::{Cell, Column, Columns},
+};
 use crate::{
     cli,
     config::{self, Settings},
@@ -22,6 +25,9 @@ struct Removed {
 }
 
 pub(super) fn run(context: &mut Context<'_>, args: &cli::Uninstall) -> Result<(), Error> {
+    if context.dry_run {
+        return Err(Error::Usage("uninstall cannot be tried: leave --dry-run out".to_owned()));
+    }
     let settings = settings(&args.config)?;
     if !args.force
         && let Some(socket) = settings.sockets.iter().find(|socket| UnixStream::connect(socket).is_ok())
@@ -36,7 +42,8 @@ pub(super) fn run(context: &mut Context<'_>, args: &cli::Uninstall) -> Result<()
     let (rules_and_routes, interface_settings) =
         host::undo(settings.routing, &settings.sysctl_notes()).map_err(|error| Error::Failed(error.to_string()))?;
     let files = if args.purge { purge(&settings.store)? } else { 0 };
-    context.print(&Removed { attachments, rules_and_routes, interface_settings, files }, table)
+    let removed = Removed { attachments, rules_and_routes, interface_settings, files };
+    context.answer(&removed, Count::COLUMNS, &counts(&removed))
 }
 
 /// Of a file that is gone, as of an empty one.
@@ -60,12 +67,25 @@ fn purge(store: &Path) -> Result<usize, Error> {
     Ok(removed)
 }
 
-fn table(removed: &Removed) -> Table {
+/// How much of one kind was removed.
+struct Count {
+    what: &'static str,
+    count: usize,
+}
+
+impl Columns for Count {
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::new("REMOVED", |row| Cell::text(row.what)),
+        Column::new("COUNT", |row| Cell::number(row.count as u64)),
+    ];
+}
+
+fn counts(removed: &Removed) -> [Count; 4] {
     let rows = [
         ("attachments", removed.attachments),
         ("rules and routes", removed.rules_and_routes),
         ("interface settings", removed.interface_settings),
         ("files", removed.files),
     ];
-    Table::new(["REMOVED", "COUNT"], rows.map(|(what, count)| [what.to_owned(), count.to_string()]))
+    rows.map(|(what, count)| Count { what, count })
 }

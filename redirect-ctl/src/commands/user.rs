@@ -2,7 +2,11 @@
 
 use serde_json::json;
 
-use super::{Context, Error, output::Table};
+use super::{
+    Context, Error,
+    output::{Cell, Column, Columns},
+    resource::Resource,
+};
 use crate::{
     api::types::{User, UserListQuery, paths},
     cli::{UserSet, UserVerb},
@@ -13,21 +17,27 @@ pub(super) async fn run(context: &mut Context<'_>, verb: UserVerb) -> Result<(),
     match verb {
         UserVerb::List => {
             let query = |rows, cursor| UserListQuery { limit: Some(rows), cursor, count: false };
-            context.pages(paths::USERS, "users", None, query, table).await
+            context.pages::<Versioned<User>, _>(None, query).await
         }
-        UserVerb::Get { name } => context.get(paths::USER, &name, table).await,
+        UserVerb::Get { name } => context.get::<Versioned<User>>(&name).await,
         UserVerb::Set(UserSet { name, password_file }) => {
             let body = json!({"password": context.first_line(&password_file)?.expose()});
-            let (answer, changed): (Versioned<User>, _) = context.client.put(paths::USER, &name, &body).await?;
-            context.set(&format!("user {}", answer.name), &answer, changed)
+            context.put::<Versioned<User>>(&name, &body).await
         }
-        UserVerb::Delete { name } => {
-            let changed = context.client.delete(paths::USER, &name).await?;
-            context.deleted(&format!("user {name}"), changed)
-        }
+        UserVerb::Delete { name } => context.delete::<Versioned<User>>(&name).await,
     }
 }
 
-fn table(users: &[Versioned<User>]) -> Table {
-    Table::new(["NAME"], users.iter().map(|user| [user.name.to_string()]))
+impl Resource for Versioned<User> {
+    const KIND: [&'static str; 2] = ["user", "users"];
+    const COLLECTION: &'static str = paths::USERS;
+    const PATH: &'static str = paths::USER;
+
+    fn key(&self) -> String {
+        self.name.to_string()
+    }
+}
+
+impl Columns for Versioned<User> {
+    const COLUMNS: &'static [Column<Self>] = &[Column::new("NAME", |user| Cell::text(&user.name))];
 }

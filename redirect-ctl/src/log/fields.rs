@@ -133,7 +133,7 @@ mod tests {
             share = 0.5,
             yes = true,
             r#type = ?"x",
-            status = Some(450).map(display),
+            status = Some(display(450)),
             error,
             "message of {}",
             1

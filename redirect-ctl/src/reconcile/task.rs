@@ -31,7 +31,10 @@ use super::{
     pool::pool,
 };
 use crate::{
-    dataplane::{self, Counters, Dataplane, Explanation, FlowCounts, FlowRecord, MapMemory, Mode, Operation, Probe},
+    dataplane::{
+        self, ClassId, Counters, Dataplane, Explanation, FlowCounts, FlowRecord, MapMemory, Mode, Operation, Probe,
+        RelayId,
+    },
     desired::{Class, Relay, RelayStatus, Tables},
     health::Health,
     host, limits,
@@ -125,6 +128,17 @@ pub enum AskError {
     Dataplane(#[from] dataplane::Error),
 }
 
+/// What the kernel lacks of what the store wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Drift {
+    /// Of the store.
+    pub revision: u64,
+    /// That the kernel says it holds.
+    pub applied: u64,
+    /// What would be done about it.
+    pub operations: Vec<Operation>,
+}
+
 /// Where an answer is wanted.
 type Reply<T> = oneshot::Sender<Result<T, dataplane::Error>>;
 
@@ -137,6 +151,7 @@ enum Question {
     Explain(Probe, Reply<Explanation>),
     Memory(Reply<Vec<MapMemory>>),
     Alive(Reply<()>),
+    Drift(Reply<Drift>),
 }
 
 /// The way to the reconciler. Clones share it.
@@ -170,6 +185,11 @@ impl Handle {
     /// Waits until the reconciler has time; `false` where it has ended.
     pub async fn answers(&self) -> bool {
         self.ask(Question::Alive).await.is_ok()
+    }
+
+    /// Compares everything, and changes nothing.
+    pub async fn drift(&self) -> Result<Drift, AskError> {
+        self.ask(Question::Drift).await
     }
 
     /// Events from now on, until the reconciler ends. Whoever is slow loses the oldest.
@@ -494,28 +514,8 @@ impl<D: Dataplane> Reconciler<D> {
                 (touched.into_iter().filter_map(|(prefix, class)| Some((prefix, class?))).collect(), actual)
             }
         };
-        let desired = Desired {
-            revision: view.snapshot.revision,
-            relays: tables
-                .relays
-                .values()
-                .filter(|relay| delivery::is_known(relay))
-                .map(|relay| (relay.id, delivery::kernel_relay(relay, |endpoint| self.can_steer(relay, endpoint))))
-                .collect(),
-            classes: {
-                let health = self.health.borrow();
-                let takes_flows = |relay: &Relay, endpoint| {
-                    stage.takes_flows(delivery::is_embedded(relay))
-                        && relay.spec.status == RelayStatus::Enabled
-                        && delivery::takes_flows(relay, endpoint, |endpoint| self.can_steer(relay, endpoint))
-                        && !health.is_down(relay.id, endpoint)
-                };
-                let classes = tables.classes.values();
-                classes.map(|class| (class.id, kernel_class(class, tables, takes_flows))).collect()
-            },
-            subscribers,
-            interfaces,
-        };
+        let (relays, classes) = self.policy(tables, stage);
+        let desired = Desired { revision: view.snapshot.revision, relays, classes, subscribers, interfaces };
         let actual = Actual {
             revision: self.dataplane.revision()?,
             relays: self.dataplane.relays()?,
@@ -549,6 +549,54 @@ impl<D: Dataplane> Reconciler<D> {
         // Whoever was due and not part of the plan is as it should be.
         self.interface_retries.retain(|_, interface| interface.retry.at > started);
         Ok(Synced { revision: desired.revision, stage, full })
+    }
+
+    /// What the kernel should hold of relays and classes.
+    fn policy(
+        &self,
+        tables: &Tables,
+        stage: Stage,
+    ) -> (BTreeMap<RelayId, policy::Relay>, BTreeMap<ClassId, policy::Class>) {
+        let known = tables.relays.values().filter(|relay| delivery::is_known(relay));
+        let relays = known
+            .map(|relay| (relay.id, delivery::kernel_relay(relay, |endpoint| self.can_steer(relay, endpoint))))
+            .collect();
+        let health = self.health.borrow();
+        let takes_flows = |relay: &Relay, endpoint| {
+            stage.takes_flows(delivery::is_embedded(relay))
+                && relay.spec.status == RelayStatus::Enabled
+                && delivery::takes_flows(relay, endpoint, |endpoint| self.can_steer(relay, endpoint))
+                && !health.is_down(relay.id, endpoint)
+        };
+        let classes = tables.classes.values();
+        (relays, classes.map(|class| (class.id, kernel_class(class, tables, takes_flows))).collect())
+    }
+
+    /// What a comparison of everything would do now. Interfaces that refuse, and are left alone for a while, are among it.
+    fn drift(&self) -> Result<Drift, dataplane::Error> {
+        let stage = *self.stage.borrow();
+        let (snapshot, subscribers) = self.store.peek().map_err(|error| dataplane::Error::System {
+            what: "read the store".to_owned(),
+            source: std::io::Error::other(error),
+        })?;
+        let (relays, classes) = self.policy(&snapshot.tables, stage);
+        let attached = self.dataplane.interfaces();
+        let interfaces = if stage == Stage::Prepared {
+            attached.iter().map(|(name, found)| (name.clone(), (found.role, found.hook))).collect()
+        } else {
+            let wanted = snapshot.tables.interfaces.values().filter(|_| stage.attaches());
+            wanted.map(|interface| (interface.name.as_str().to_owned(), (interface.role, interface.hook))).collect()
+        };
+        let desired = Desired { revision: snapshot.revision, relays, classes, subscribers, interfaces };
+        let actual = Actual {
+            revision: self.dataplane.revision()?,
+            relays: self.dataplane.relays()?,
+            classes: self.dataplane.classes()?,
+            subscribers: self.dataplane.subscribers()?,
+            interfaces: attached,
+        };
+        let operations = plan(&desired, &actual, Order::RemovalsFirst);
+        Ok(Drift { revision: desired.revision, applied: actual.revision, operations })
     }
 
     fn can_steer(&self, relay: &Relay, endpoint: SocketAddr) -> bool {
@@ -690,6 +738,7 @@ impl<D: Dataplane> Reconciler<D> {
             Question::RemoveLock(host, reply) => drop(reply.send(self.dataplane.remove_lock(host))),
             Question::Explain(probe, reply) => drop(reply.send(self.dataplane.explain(&probe))),
             Question::Memory(reply) => drop(reply.send(self.dataplane.memory())),
+            Question::Drift(reply) => drop(reply.send(self.drift())),
             Question::Alive(reply) => drop(reply.send(Ok(()))),
         }
     }

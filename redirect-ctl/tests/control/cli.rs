@@ -26,8 +26,12 @@ async fn nouns_list_get_set_and_delete() {
         ("interface set lan1 --hook xdp --foreign-sources", "interface lan1 set (revision 8)\n"),
         (
             "gateway list",
-            "NAME  ADDRESS         PORT  ENCRYPTION  VERIFICATION  USER  WEIGHT  STATUS   HEALTH  CONNECTIONS  OUTSTANDING  DESCRIPTION\n\
-             mx    mx.example.net  25    starttls    none          -     1       enabled  up      0            0            main\n",
+            "NAME  ADDRESS         PORT  ENCRYPTION  STATUS   HEALTH  CONNECTIONS  OUTSTANDING  DESCRIPTION\n\
+             mx    mx.example.net  25    starttls    enabled  up      0            0            main\n",
+        ),
+        (
+            "gateway list -o wide --columns name,verification,user,weight",
+            "NAME  VERIFICATION  USER  WEIGHT\nmx    none          -     1\n",
         ),
         (
             "relay list",
@@ -129,6 +133,122 @@ async fn json_is_the_resource_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn every_list_has_every_form() {
+    let lab = Lab::start().await;
+    for args in ["subscriber set 10.1.0.0/16 --class bypass", "subscriber set 9.0.0.0/8 --class configured"] {
+        assert_eq!(lab.ctl(&args.split(' ').collect::<Vec<_>>()).await.code, 0);
+    }
+    for (args, stdout) in [
+        ("subscriber list -o name", "9.0.0.0/8\n10.1.0.0/16\n"),
+        (
+            "subscriber list --sort -prefix --columns class,prefix --no-headers",
+            "bypass      10.1.0.0/16\nconfigured  9.0.0.0/8\n",
+        ),
+        (
+            "subscriber list -o ndjson",
+            "{\"prefix\":\"9.0.0.0/8\",\"class\":\"configured\",\"source\":\"operator\",\"expires\":null,\"revision\":4}\n\
+             {\"prefix\":\"10.1.0.0/16\",\"class\":\"bypass\",\"source\":\"operator\",\"expires\":null,\"revision\":3}\n",
+        ),
+        (
+            "subscriber list -o ndjson --sort class",
+            "{\"prefix\":\"10.1.0.0/16\",\"class\":\"bypass\",\"source\":\"operator\",\"expires\":null,\"revision\":3}\n\
+             {\"prefix\":\"9.0.0.0/8\",\"class\":\"configured\",\"source\":\"operator\",\"expires\":null,\"revision\":4}\n",
+        ),
+        (
+            "subscriber list --class configured -o yaml",
+            "- prefix: 9.0.0.0/8\n  class: configured\n  source: operator\n  expires: null\n  revision: 4\n",
+        ),
+        ("subscriber get 9.0.0.0/8 -o name", "9.0.0.0/8\n"),
+        ("class list -o name --sort name", "authenticated\nblocked\nbypass\nconfigured\nmisconfigured\n"),
+        ("class get bypass -o wide --no-headers", "bypass  pass  -  pass  reset  -  -  none  off  -\n"),
+        ("subscriber set 9.0.0.0/8 --class bypass -o name", "9.0.0.0/8\n"),
+        ("status --columns fact --sort -fact --no-headers", "version\n"),
+    ] {
+        let output = lab.ctl(&args.split(' ').collect::<Vec<_>>()).await;
+        let expected =
+            if args.starts_with("status") { output.stdout.starts_with(stdout) } else { output.stdout == stdout };
+        assert!(expected && output.code == 0, "{args}: {}{}", output.stdout, output.stderr);
+    }
+    for (args, stderr) in [
+        (
+            "subscriber list --columns colour",
+            "there is no column \"colour\"; there are PREFIX,CLASS,SOURCE,EXPIRES,SESSION,USER,MAC,REVISION\n",
+        ),
+        ("status -o name", "nothing here has a name: -o name is for lists of resources\n"),
+    ] {
+        let output = lab.ctl(&args.split(' ').collect::<Vec<_>>()).await;
+        assert_eq!((output.code, output.stdout.as_str(), output.stderr), (2, "", format!("redirect-ctl: {stderr}")));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_shows_what_would_change_and_changes_nothing() {
+    let lab = Lab::start().await;
+    lab.ctl(&["class", "set", "gold", "--action", "pass"]).await;
+    lab.ctl(&["subscriber", "set", "10.0.0.0/8", "--class", "gold"]).await;
+    let password = lab.dir.path().join("password");
+    std::fs::write(&password, "hunter2\n").unwrap();
+    let gateway =
+        format!("gateway set mx --address mx.example.net --username me --password-file {}", password.display());
+    for (args, stdout, stderr) in [
+        (
+            "class set gold --action block --rate 5",
+            "MEMBER        BEFORE  AFTER\n/action       pass    block\n/limits/rate  -       5\n",
+            "PUT /v1/classes/gold would change it",
+        ),
+        ("class set gold --action pass", "MEMBER  BEFORE  AFTER\n", "PUT /v1/classes/gold would change nothing"),
+        (
+            "subscriber set 10.0.0.7 --class gold",
+            "MEMBER   BEFORE  AFTER\n/class   -       gold\n/source  -       operator\n",
+            "PUT /v1/subscribers/10.0.0.7%2F32 would create it",
+        ),
+        (
+            "relay drain embedded",
+            "MEMBER   BEFORE   AFTER\n/status  enabled  draining\n",
+            "PUT /v1/relays/embedded would change it",
+        ),
+        (
+            "lock add 10.0.0.7 --for 1h",
+            "MEMBER       BEFORE  AFTER\n/duration_s  -       3600\n",
+            "PUT /v1/locks/10.0.0.7 is what would be asked for",
+        ),
+    ] {
+        let output = lab.ctl(&[&args.split(' ').collect::<Vec<_>>()[..], &["--dry-run"]].concat()).await;
+        let expected = format!("redirect-ctl: dry run: {stderr}\n");
+        assert_eq!(
+            (output.stdout.as_str(), output.stderr.as_str(), output.code),
+            (stdout, expected.as_str(), 0),
+            "{args}"
+        );
+    }
+    let secret = lab.ctl(&[&gateway.split(' ').collect::<Vec<_>>()[..], &["--dry-run", "-o", "json"]].concat()).await;
+    assert!(!secret.stdout.contains("hunter2") && secret.stdout.contains("(secret)"), "{}", secret.stdout);
+    let class = lab.ctl(&["class", "delete", "gold", "--dry-run"]).await;
+    assert!(class.stdout.contains("\n/action ") && class.code == 0, "{}", class.stdout);
+    assert_eq!(class.stderr, "redirect-ctl: dry run: DELETE /v1/classes/gold would delete it\n");
+    let nobody = lab.ctl(&["subscriber", "delete", "10.9.9.9", "--dry-run"]).await;
+    assert_eq!((nobody.code, nobody.stderr.as_str()), (3, "redirect-ctl: there is no subscriber 10.9.9.9/32\n"));
+    assert_eq!(lab.client.status().await.unwrap().revision, 4);
+    assert_eq!(lab.ctl(&["lock", "list", "-o", "name"]).await.stdout, "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_are_json_where_answers_are() {
+    let lab = Lab::start().await;
+    let problem = async |args: &str| -> (u8, Value) {
+        let output = lab.ctl(&[&["-o", "json"], &args.split(' ').collect::<Vec<_>>()[..]].concat()).await;
+        assert_eq!(output.stdout, "");
+        (output.code, serde_json::from_str(&output.stderr).unwrap())
+    };
+    let (code, not_found) = problem("class get nobody").await;
+    assert_eq!((code, &not_found["code"], &not_found["status"]), (3, &json!("not_found"), &json!(404)));
+    let (code, invalid) = problem("subscriber set 10.0.0.1 --class nobody").await;
+    assert_eq!((code, &invalid["errors"][0]["pointer"]), (1, &json!("/class")));
+    let unreachable = ctl("unix:///nowhere/api.sock", &["-o", "ndjson", "status"]).await;
+    assert_eq!(serde_json::from_str::<Value>(&unreachable.stderr).unwrap()["code"], "unreachable");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn problems_have_one_line_and_their_exit_code() {
     let lab = Lab::start().await;
     lab.ctl(&["subscriber", "set", "10.0.0.0/8", "--class", "bypass"]).await;
@@ -190,7 +310,7 @@ async fn usage_is_an_error_of_its_own() {
         "gateway set mx --address mx --port 0",
         "interface set lan0 --role relay",
         "flow list --limit 0",
-        "-o yaml status",
+        "-o xml status",
         "--host http://localhost status",
         "--host unix://relative status",
         "--host http://10.0.0.1:8080 status",

@@ -13,6 +13,7 @@ mod configuration;
 mod daemon;
 mod events;
 mod health;
+mod inspect;
 mod log;
 mod mail;
 mod observe;

@@ -302,7 +302,7 @@ fn link(name: &str) -> io::Result<Link> {
 }
 
 /// The name of the interface's driver; `None` where it tells none.
-fn driver(name: &str) -> Option<String> {
+pub(crate) fn driver(name: &str) -> Option<String> {
     const GET_DRIVER_INFO: u32 = 3;
     const SIOCETHTOOL: libc::c_ulong = 0x8946;
 
@@ -329,7 +329,7 @@ struct DriverInfo {
 }
 
 /// A request about an interface, all zeros but for the name.
-fn request(name: &str) -> io::Result<libc::ifreq> {
+pub(crate) fn request(name: &str) -> io::Result<libc::ifreq> {
     let name = CString::new(name)?;
     // SAFETY: plain integers, arrays and a null pointer, for which zeros are valid.
     let mut request: libc::ifreq = unsafe { MaybeUninit::zeroed().assume_init() };
@@ -341,7 +341,7 @@ fn request(name: &str) -> io::Result<libc::ifreq> {
 }
 
 /// In the network namespace of this process.
-fn ioctl(command: libc::c_ulong, request: &mut libc::ifreq) -> io::Result<()> {
+pub(crate) fn ioctl(command: libc::c_ulong, request: &mut libc::ifreq) -> io::Result<()> {
     let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     // SAFETY: `request`, and what it points to where the command wants that, live until the call returns and are as large as the kernel
     // expects.

@@ -48,7 +48,7 @@ impl Memory {
 }
 
 /// `bpf_map_show_fdinfo` of the kernel: lines of a name, a colon, a tab and a value.
-fn memory(name: &str, fdinfo: &str) -> io::Result<MapMemory> {
+pub(super) fn memory(name: &str, fdinfo: &str) -> io::Result<MapMemory> {
     let number = |key: &str| {
         let line = fdinfo.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')?.trim().parse().ok());
         line.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("no {key}")))

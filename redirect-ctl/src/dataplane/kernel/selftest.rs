@@ -75,7 +75,7 @@ fn failed(program: &str, what: &str) -> Error {
 }
 
 fn dump(frame: &[u8], left: &[u8]) -> String {
-    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let hex = |bytes: &[u8]| bytes.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
     format!("{} became {}", hex(frame), hex(left))
 }
 
@@ -165,7 +165,7 @@ fn test_run_tc(program: &SchedClassifier, options: TestRunOptions<'_>) -> Result
     program.test_run(options)
 }
 
-/// `enum xdp_action` and the actions of tc (include/uapi/linux/{bpf,pkt_cls}.h).
+/// `enum xdp_action` and the actions of tc (`include/uapi/linux/bpf.h`, `include/uapi/linux/pkt_cls.h`).
 const fn expected_answer(program: &Program, reason: Reason) -> u32 {
     const XDP_DROP: u32 = 1;
     const XDP_PASS: u32 = 2;

@@ -10,7 +10,7 @@ use std::{
     path::Path,
 };
 
-// Of `enum bpf_cmd` (include/uapi/linux/bpf.h).
+// Of `enum bpf_cmd` (`include/uapi/linux/bpf.h`).
 const MAP_LOOKUP_ELEMENT: libc::c_long = 1;
 const MAP_UPDATE_ELEMENT: libc::c_long = 2;
 const MAP_GET_NEXT_KEY: libc::c_long = 4;
@@ -31,7 +31,7 @@ const ATTACH_XDP: u32 = 37;
 const ATTACH_TCX_INGRESS: u32 = 46;
 const ATTACH_TCX_EGRESS: u32 = 47;
 
-/// `XDP_FLAGS_DRV_MODE` (include/uapi/linux/if_link.h).
+/// `XDP_FLAGS_DRV_MODE` (`include/uapi/linux/if_link.h`).
 const XDP_DRIVER_MODE: u32 = 1 << 2;
 
 /// `BPF_F_REPLACE`: only where the program is the one that is named.

@@ -1,0 +1,241 @@
+//! `kernel maps|programs|links|dump|diff`: what of ours is in the kernel. All but `diff` ask the kernel itself, so that they work without
+//! the daemon, and need root.
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use redirect_common::maps::names;
+use serde::Serialize;
+
+use super::{
+    Context, Error,
+    output::{Cell, Column, Columns, Tone, mebibytes},
+};
+use crate::{
+    api::types::{KernelDiff, KernelOperation, paths},
+    cli::KernelVerb,
+    dataplane::{self, kernel::inspect},
+    doctor::FULL_PERCENT,
+};
+
+pub(super) async fn run(context: &mut Context<'_>, verb: KernelVerb) -> Result<(), Error> {
+    match verb {
+        KernelVerb::Maps => context.items(&maps()?),
+        KernelVerb::Programs => context.items(&programs()?),
+        KernelVerb::Links => context.items(&links()?),
+        KernelVerb::Dump { map, limit } => dump(context, &map, limit as usize),
+        KernelVerb::Diff => diff(context).await,
+    }
+}
+
+fn told<T>(answer: Result<T, dataplane::Error>) -> Result<T, Error> {
+    answer.map_err(|error| Error::Failed(error.to_string()))
+}
+
+/// A map and how full it is.
+#[derive(Serialize)]
+pub(super) struct Map {
+    id: u32,
+    pub(super) name: String,
+    kind: String,
+    key_bytes: u32,
+    value_bytes: u32,
+    pub(super) capacity: u32,
+    pub(super) entries: Option<u64>,
+    bytes: u64,
+}
+
+impl Map {
+    /// In percent.
+    pub(super) fn fill(&self) -> Option<u64> {
+        Some(self.entries? * 100 / u64::from(self.capacity.max(1)))
+    }
+}
+
+pub(super) fn maps() -> Result<Vec<Map>, Error> {
+    let maps = told(inspect::maps())?;
+    let map = |map: inspect::MapState| {
+        let inspect::MapState { id, name, kind, key_bytes, value_bytes, capacity, entries, bytes } = map;
+        Map { id, name, kind, key_bytes, value_bytes, capacity, entries, bytes }
+    };
+    Ok(maps.into_iter().map(map).collect())
+}
+
+impl Columns for Map {
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::new("NAME", |map| Cell::text(&map.name)),
+        Column::new("ID", |map| Cell::number(map.id)),
+        Column::new("TYPE", |map| Cell::text(&map.kind)),
+        Column::new("ENTRIES", |map| Cell::maybe(map.entries)),
+        Column::new("CAPACITY", |map| Cell::number(map.capacity)),
+        Column::new("FILL", |map| match map.fill() {
+            None => Cell::Nothing,
+            Some(percent) => {
+                let tone = if percent >= FULL_PERCENT { Tone::Bad } else { Tone::Good };
+                Cell::state(format!("{percent}%"), tone)
+            }
+        }),
+        Column::new("MEMORY", |map| Cell::text(mebibytes(map.bytes).replace(' ', ""))),
+        Column::wide("KEY-BYTES", |map| Cell::number(map.key_bytes)),
+        Column::wide("VALUE-BYTES", |map| Cell::number(map.value_bytes)),
+    ];
+}
+
+pub(super) fn programs() -> Result<Vec<Program>, Error> {
+    Ok(told(inspect::programs())?.into_iter().map(Program).collect())
+}
+
+pub(super) struct Program(inspect::Program);
+
+impl Serialize for Program {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let inspect::Program { id, name, tag, verified_instructions, jited_bytes, runs, run_ns, maps } = &self.0;
+        serde_json::json!({
+            "id": id, "name": name, "tag": tag, "verified_instructions": verified_instructions, "jited_bytes": jited_bytes,
+            "runs": runs, "run_ns": run_ns, "maps": maps,
+        })
+        .serialize(serializer)
+    }
+}
+
+impl Columns for Program {
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::new("NAME", |Self(program)| Cell::text(&program.name)),
+        Column::new("ID", |Self(program)| Cell::number(program.id)),
+        Column::new("TAG", |Self(program)| Cell::text(&program.tag)),
+        Column::new("VERIFIED", |Self(program)| Cell::maybe(program.verified_instructions)),
+        Column::new("JITED", |Self(program)| Cell::number(program.jited_bytes)),
+        Column::new("RUNS", |Self(program)| Cell::number(program.runs)),
+        Column::new("NS/RUN", |Self(program)| match program.runs {
+            0 => Cell::Nothing,
+            runs => Cell::number(program.run_ns / runs),
+        }),
+        Column::wide("MAPS", |Self(program)| Cell::list(&program.maps)),
+    ];
+}
+
+pub(super) fn links() -> Result<Vec<Link>, Error> {
+    Ok(told(inspect::links())?.into_iter().map(Link).collect())
+}
+
+pub(super) struct Link(inspect::Link);
+
+impl Link {
+    /// The device's name, where it is in this namespace.
+    fn device(&self) -> Option<String> {
+        let index = self.0.target.filter(|_| self.0.kind != "netns")?;
+        nix::net::if_::if_indextoname(index).ok()?.into_string().ok()
+    }
+}
+
+impl Serialize for Link {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let inspect::Link { id, program, kind, target } = &self.0;
+        let device = self.device();
+        serde_json::json!({"id": id, "program": program, "kind": kind, "target": target, "interface": device})
+            .serialize(serializer)
+    }
+}
+
+impl Columns for Link {
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::new("ID", |Self(link)| Cell::number(link.id)),
+        Column::new("PROGRAM", |Self(link)| Cell::text(&link.program)),
+        Column::new("HOOK", |Self(link)| Cell::text(link.kind.replace(' ', "_"))),
+        Column::new("INTERFACE", |link| Cell::maybe(link.device())),
+        Column::new("TARGET", |Self(link)| Cell::maybe(link.target)),
+    ];
+}
+
+/// An entry of a map, in hexadecimal.
+#[derive(Serialize)]
+struct Entry {
+    key: String,
+    value: String,
+    /// The key for people, where it is a subscriber's.
+    prefix: Option<String>,
+}
+
+impl Columns for Entry {
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::new("KEY", |entry| Cell::text(&entry.key)),
+        Column::new("VALUE", |entry| Cell::text(&entry.value)),
+        Column::new("PREFIX", |entry| Cell::maybe(entry.prefix.as_ref())),
+    ];
+}
+
+fn dump(context: &mut Context<'_>, map: &str, limit: usize) -> Result<(), Error> {
+    // One more, to see whether there are more.
+    let found = told(inspect::dump(&map.to_ascii_uppercase(), limit + 1))?;
+    let Some(inspect::Dump { name, mut entries }) = found else {
+        return Err(Error::Failed(format!("there is no map {map}; see redirect-ctl kernel maps")));
+    };
+    let more = entries.len() > limit;
+    entries.truncate(limit);
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat();
+    let entries =
+        entries.iter().map(|(key, value)| Entry { key: hex(key), value: hex(value), prefix: prefix(&name, key) });
+    context.items(&entries.collect::<Vec<_>>())?;
+    if more {
+        context.note(&format!("showing the first {limit} entries; raise --limit"))?;
+    }
+    Ok(())
+}
+
+/// The subscriber that a key is of: an address, or the length of a prefix in the host's byte order and its address (`struct bpf_lpm_trie_key`).
+fn prefix(map: &str, key: &[u8]) -> Option<String> {
+    let length =
+        || key.first_chunk().map(|length| u32::from_ne_bytes(*length)).and_then(|length| u8::try_from(length).ok());
+    let v4 = |bytes: &[u8]| <[u8; 4]>::try_from(bytes).ok();
+    let v6 = |bytes: &[u8]| <[u8; 16]>::try_from(bytes).ok();
+    match map {
+        names::HOSTS_V4 => Some(Ipv4Net::new(v4(key)?.into(), 32).ok()?.to_string()),
+        names::HOSTS_V6 => Some(Ipv6Net::new(v6(key)?.into(), 128).ok()?.to_string()),
+        names::PREFIXES_V4 => Some(Ipv4Net::new(v4(key.get(4..)?)?.into(), length()?).ok()?.to_string()),
+        names::PREFIXES_V6 => Some(Ipv6Net::new(v6(key.get(4..)?)?.into(), length()?).ok()?.to_string()),
+        _ => None,
+    }
+}
+
+impl Columns for KernelOperation {
+    const COLUMNS: &'static [Column<Self>] = &[
+        Column::new("OPERATION", |operation| Cell::text(&operation.operation)),
+        Column::new("SUBJECT", |operation| Cell::text(&operation.subject)),
+    ];
+}
+
+async fn diff(context: &mut Context<'_>) -> Result<(), Error> {
+    let diff: KernelDiff = context.client.get(paths::KERNEL_DIFF).await?;
+    context.answer(&diff, KernelOperation::COLUMNS, &diff.operations)?;
+    let shown = diff.operations.len() as u64;
+    if diff.total > shown {
+        context.note(&format!("showing the first {shown} of {} operations", diff.total))?;
+    }
+    if diff.total == 0 {
+        return Ok(());
+    }
+    let KernelDiff { revision, applied, total, .. } = diff;
+    context.note(&format!(
+        "the kernel (revision {applied}) is {total} operations away from the store (revision {revision})"
+    ))?;
+    Err(Error::Differs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_of_subscribers_are_told_as_prefixes() {
+        let length = 16_u32.to_ne_bytes();
+        let prefix_v4 = [&length[..], &[10, 20, 0, 0]].concat();
+        for (map, key, expected) in [
+            ("HOSTS_V4", &[10, 0, 0, 7][..], Some("10.0.0.7/32")),
+            ("PREFIXES_V4", &prefix_v4, Some("10.20.0.0/16")),
+            ("HOSTS_V6", &[0; 16], Some("::/128")),
+            ("HOSTS_V4", &[1, 2, 3], None),
+            ("PREFIXES_V4", &[1, 2, 3], None),
+            ("CLASSES", &[1, 0, 0, 0], None),
+        ] {
+            assert_eq!(prefix(map, key).as_deref(), expected, "{map}");
+        }
+    }
+}
