@@ -130,7 +130,12 @@ fn packets_meet_the_subscribers_of_before_or_those_of_after() {
         let expected =
             if class == "blocked" { ports.get(..passed.len()) } else { ports.get(ports.len() - passed.len()..) };
         assert_eq!(Some(passed.as_slice()), expected, "{class}: some packets met a mix");
-        assert!(!passed.is_empty() && passed.len() < ports.len(), "{class}: {} of {} passed", passed.len(), ports.len());
+        assert!(
+            !passed.is_empty() && passed.len() < ports.len(),
+            "{class}: {} of {} passed",
+            passed.len(),
+            ports.len()
+        );
     }
 }
 

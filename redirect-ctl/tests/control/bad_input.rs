@@ -234,7 +234,7 @@ async fn a_gibibyte_is_not_held_by_any_endpoint() {
         );
         stream.write_all(head.as_bytes()).await.unwrap();
         let mut chunk = format!("{CHUNK:x}\r\n").into_bytes();
-        chunk.extend([b'x'; CHUNK]);
+        chunk.resize(chunk.len() + CHUNK, b'x');
         chunk.extend(b"\r\n");
         let (mut reader, mut writer) = stream.split();
         let mut answer = Vec::new();

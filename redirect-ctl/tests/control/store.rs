@@ -286,7 +286,7 @@ async fn a_smaller_table_than_the_store_s_content_is_refused_at_the_start() {
 /// The first schema, as redirectd 0.1 wrote it.
 /// Takes the column of the revision off again.
 fn without_revisions(tables: &[&str]) -> String {
-    tables.iter().map(|table| format!("ALTER TABLE {table} DROP COLUMN revision;")).collect()
+    tables.iter().fold(String::new(), |all, table| format!("{all}ALTER TABLE {table} DROP COLUMN revision;"))
 }
 
 const FIRST_SCHEMA: &str = "
