@@ -189,7 +189,7 @@ async fn read(mut body: Body, mut reader: Reader) -> Result<Read, ApiError> {
             bytes += data.len();
             if bytes > limits::SUBSCRIBERS_BYTES_MAX {
                 let text = format!("the file has more than {} bytes; split it", limits::SUBSCRIBERS_BYTES_MAX);
-                return Err(ApiError::new(Code::TooLarge, text));
+                return Err(ApiError::at(Code::TooLarge, "", &text));
             }
         }
         let is_end = matches!(piece, Piece::End);
@@ -267,8 +267,8 @@ impl Reader {
             return Ok(());
         }
         let most = limits::LINE_OF_FILE_BYTES_MAX;
-        let text = format!("line {} has more than {most} bytes; give one JSON object a line", self.lines + 1);
-        Err(ApiError::new(Code::TooLarge, text))
+        let place = format!("line {}", self.lines + 1);
+        Err(ApiError::at(Code::TooLarge, &place, &format!("has more than {most} bytes; give one JSON object a line")))
     }
 
     fn line(&mut self, line: &[u8]) -> Result<(), ApiError> {
@@ -334,7 +334,7 @@ impl Reader {
 }
 
 fn too_many() -> ApiError {
-    ApiError::new(Code::TooLarge, "the file has more lines or texts than can be held; split it")
+    ApiError::at(Code::TooLarge, "", "the file has more lines or texts than can be held; split it")
 }
 
 /// What is wrong with a line.

@@ -120,7 +120,8 @@ async fn bad_bodies_are_refused_by_every_endpoint() {
     ];
     for endpoint in endpoints() {
         let Some(kind) = endpoint.body.as_deref() else { continue };
-        if !kind.ends_with("json") {
+        // Lines have tests of their own, and none at all is a file too.
+        if !kind.ends_with("json") || kind.ends_with("x-ndjson") {
             continue;
         }
         for (what, body, pointer) in bodies {

@@ -373,7 +373,7 @@ async fn an_import_is_all_or_nothing() {
     drop(stream);
     // No line ends.
     let endless = "x".repeat(1 << 20);
-    lab.post("/v1/subscribers:import", &endless).await.problem(413, "too_large", None);
+    lab.post("/v1/subscribers:import", &endless).await.problem(413, "too_large", Some("line 1"));
     for (query, pointer) in [("?mode=all", "?"), ("?source=me", "?source"), ("?sorce=dhcp", "?sorce")] {
         let answer = lab.post(&format!("/v1/subscribers:import{query}"), &good).await;
         assert!(answer.status == 400 || answer.status == 422, "{query}");
