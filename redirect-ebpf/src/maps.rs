@@ -9,7 +9,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, SockMap},
 };
 use redirect_common::{
-    address::{Address as _, Host, V4, V6},
+    address::{Host, V4, V6},
     event::Event,
     flow::{Flow, Tuple},
     fragment::{Datagram, Fate},
@@ -100,6 +100,7 @@ const CURRENT_NETNS: u64 = (BPF_F_CURRENT_NETNS as i64).cast_unsigned();
 const EXISTS: i32 = -17;
 
 /// The number of the class of a source; 0 for none. Not inlined: it has loops and a key on the stack.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as for IPv6")]
 #[inline(never)]
 fn class_number_v4(source: &V4) -> u16 {
     let Some(settings) = SETTINGS.get(0) else { return 0 };

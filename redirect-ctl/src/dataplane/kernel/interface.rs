@@ -94,7 +94,7 @@ impl Attached {
         }
     }
 
-    /// Takes over what a daemon before this one has attached and pinned; its programs go on until [`Attached::run`]. The name is that of the
+    /// Takes over what a daemon before this one has attached and pinned; its programs go on until others are put in their place. The name is that of the
     /// interface by now. Where a half is missing the other goes too, and it is `None`.
     pub(super) fn adopt(index: u32, links: DeviceLinks) -> Result<Option<(String, Self)>, Error> {
         let name = nix::net::if_::if_indextoname(index).ok().and_then(|name| name.into_string().ok());
