@@ -50,7 +50,7 @@ use self::facts::Extensions;
 pub(crate) use self::mail::with_known_password;
 use self::revisions::Resource;
 pub use self::{
-    changes::{Action, Logged, Reach},
+    changes::{ChangeAction, Logged, Reach},
     configuration::{ConfigurationChange, Note},
     facts::{FactFilter, FactLine, FactQuery, TakeFacts},
     import::{Import, ImportCounts, ImportDiff, ImportKey, Staging},
@@ -1110,11 +1110,11 @@ impl Step<'_> {
         let action = match outcome {
             // The expiry notes each subscriber by itself.
             Outcome::Unchanged | Outcome::Expired(_) | Outcome::ImportedBefore { .. } => return Ok(()),
-            Outcome::Created | Outcome::Replaced | Outcome::Imported(_) => Action::Put,
+            Outcome::Created | Outcome::Replaced | Outcome::Imported(_) => ChangeAction::Put,
             // What another source says of the subscriber stays.
             Outcome::Deleted | Outcome::Removed(_) => match resource {
-                Some(resource) if self.revision_of(resource)?.is_some() => Action::Put,
-                _ => Action::Delete,
+                Some(resource) if self.revision_of(resource)?.is_some() => ChangeAction::Put,
+                _ => ChangeAction::Delete,
             },
         };
         if matches!(change, Change::Configuration(_)) {
@@ -1809,14 +1809,14 @@ fn adopt_file(connection: &mut Connection, file: &FileResources) -> Result<(), E
     let revision = before.revision + 1;
     if known.is_none_or(|known| known.spec != spec || known.source != Source::File) {
         write_relay(&transaction, known.map_or(1, |relay| relay.id), &spec, Source::File, revision)?;
-        changes::log(&transaction, revision, Kind::Relay, Some(EMBEDDED_RELAY), Action::Put)?;
+        changes::log(&transaction, revision, Kind::Relay, Some(EMBEDDED_RELAY), ChangeAction::Put)?;
     }
     let gone = |known: &&Interface| {
         known.source == Source::File && file.interfaces.iter().all(|interface| interface.name != known.name)
     };
     for interface in before.tables.interfaces.values().filter(gone) {
         transaction.execute("DELETE FROM interfaces WHERE name = ?1", [interface.name.as_str()])?;
-        changes::log(&transaction, revision, Kind::Interface, Some(interface.name.as_str()), Action::Delete)?;
+        changes::log(&transaction, revision, Kind::Interface, Some(interface.name.as_str()), ChangeAction::Delete)?;
     }
     for interface in &file.interfaces {
         let interface = Interface { source: Source::File, ..interface.clone() };
@@ -1825,7 +1825,7 @@ fn adopt_file(connection: &mut Connection, file: &FileResources) -> Result<(), E
         }
         if before.tables.interfaces.get(&interface.name) != Some(&interface) {
             write_interface(&transaction, &interface, revision)?;
-            changes::log(&transaction, revision, Kind::Interface, Some(interface.name.as_str()), Action::Put)?;
+            changes::log(&transaction, revision, Kind::Interface, Some(interface.name.as_str()), ChangeAction::Put)?;
         }
     }
     if read_tables(&transaction)?.tables != before.tables {

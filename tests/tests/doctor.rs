@@ -34,7 +34,7 @@ fn what_was_planted_is_found() {
     assert_eq!(doctor(&lab, &product).1, Vec::<String>::new());
 
     run(&lab, &["tc", "qdisc", "add", "dev", "lan0", "clsact"]);
-    run(&lab, &["tc", "filter", "add", "dev", "lan0", "ingress", "matchall", "action", "ok"]);
+    run(&lab, &["tc", "filter", "add", "dev", "lan0", "ingress", "bpf", "bytecode", "1,6 0 0 0"]);
     run(&lab, &["sysctl", "-qw", "net.ipv4.ip_forward=0"]);
     run(
         &lab,

@@ -32,7 +32,7 @@ use crate::{
     reconcile::task::{InterfaceStatus as ObservedInterface, Observed},
     routes::RouteKey,
     smtp::Smtp,
-    store::{Action as ChangeAction, Logged},
+    store::{ChangeAction, Logged},
 };
 
 mod configuration;

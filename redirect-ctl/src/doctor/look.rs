@@ -136,7 +136,7 @@ fn foreign_filters(text: &str) -> BTreeSet<String> {
             Some(name) => {
                 filters.insert(format!("{kind} filter {name}"));
             }
-            None if kind == "bpf" => {}
+            None if kind == "bpf" && !line.contains("bytecode") => {}
             None => {
                 filters.insert(format!("{kind} filter"));
             }

@@ -7,7 +7,7 @@ use crate::{dataplane::words, limits};
 
 words! {
     /// What became of a resource.
-    Action {
+    ChangeAction {
         /// It was created or changed.
         Put = "put",
         Delete = "delete",
@@ -24,7 +24,7 @@ pub struct Logged {
     pub kind: Kind,
     /// `None`: several at once, whose list is to be read again.
     pub key: Option<String>,
-    pub action: Action,
+    pub action: ChangeAction,
 }
 
 /// What the log holds.
@@ -57,7 +57,7 @@ pub(super) fn log(
     revision: u64,
     kind: Kind,
     key: Option<&str>,
-    action: Action,
+    action: ChangeAction,
 ) -> Result<(), Error> {
     connection
         .prepare_cached("INSERT INTO changes (revision, kind, key, action) VALUES (?1, ?2, ?3, ?4)")?

@@ -11,7 +11,8 @@ use ipnet::IpNet;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params, params_from_iter, types::Value};
 
 use super::{
-    Action, Error, Fill, Kind, Outcome, Step, changes, lock_unpoisoned, mail, prefix_column, revisions::Resource, word,
+    ChangeAction, Error, Fill, Kind, Outcome, Step, changes, lock_unpoisoned, mail, prefix_column, revisions::Resource,
+    word,
 };
 use crate::{
     dataplane::ClassId,
@@ -623,7 +624,7 @@ impl Step<'_> {
                 _ => {
                     self.remove(prefix, &BTreeSet::from([source]))?;
                     let stays = self.revision_of(&Resource::Subscriber(prefix))?.is_some();
-                    let action = if stays { Action::Put } else { Action::Delete };
+                    let action = if stays { ChangeAction::Put } else { ChangeAction::Delete };
                     let key = prefix.to_string();
                     changes::log(self.connection, self.next_revision, Kind::Subscriber, Some(&key), action)?;
                     expired += 1;
