@@ -12,7 +12,7 @@ use crate::{
     cli,
     config::{self, Settings},
     dataplane::kernel::{self, pins::Pins},
-    host,
+    host, limits,
 };
 
 /// What was there and is there no more.
@@ -52,10 +52,11 @@ fn settings(path: &Path) -> Result<Settings, Error> {
     settings.map_err(|error| Error::Usage(error.to_string()))
 }
 
-/// The store, and what SQLite and the daemon keep beside it.
+/// The store, and what SQLite and the daemon keep beside it: tokens and the audit too.
 fn purge(store: &Path) -> Result<usize, Error> {
     let mut removed = 0;
-    for suffix in ["", "-wal", "-shm", ".lock"] {
+    let kept = ["", "-wal", "-shm", ".lock", ".tokens", ".audit"].map(str::to_owned).into_iter();
+    for suffix in kept.chain((1..limits::AUDIT_FILES).map(|number| format!(".audit.{number}"))) {
         let mut path = store.as_os_str().to_owned();
         path.push(suffix);
         match fs::remove_file(&path) {
