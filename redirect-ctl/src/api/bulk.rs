@@ -6,21 +6,18 @@
 use std::{
     borrow::Cow,
     collections::{BTreeMap, HashMap},
-    io::{self, Write as _},
-    pin::Pin,
+    io::Write as _,
     sync::Arc,
-    task::{Context, Poll},
 };
 
 use axum::{
     Json,
     body::Body,
     extract::{Request, State},
-    http::{HeaderMap, HeaderValue, StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use http_body_util::BodyExt as _;
-use hyper::body::{Bytes, Frame};
 use ring::digest::{self, Digest, SHA256};
 use serde::Deserialize;
 use tokio::{
@@ -31,9 +28,10 @@ use tokio::{
 
 use super::{
     App, AppState, apply_within,
+    conditions::etag,
     error::{ApiError, Code, Problem},
     extract::{self, Params},
-    lines::MEDIA_TYPE,
+    lines::{self, MEDIA_TYPE, Piece},
     subscribers::{fact_query, source},
     types::{
         ImportMode, LineFault, LineFaults, SubscriberChange, SubscriberImport, SubscriberImportQuery,
@@ -143,13 +141,6 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
             Err(ApiError::at(Code::Invalid, "Idempotency-Key", &format!("give 1 to {most} visible characters")))
         }
     }
-}
-
-/// What travels from the connection to the reader.
-enum Piece {
-    Data(Bytes),
-    /// Without it the body ended early, or nobody waits any more.
-    End,
 }
 
 /// What was read of a file.
@@ -475,19 +466,9 @@ pub(super) async fn stream(app: &AppState, facts: FactQuery, revisions: bool) ->
         drop(place);
     });
     let revision = beginning.await.map_err(|_| ApiError::new(Code::Internal, "the store failed"))?;
-    let mut response = Body::new(Chunks { chunks }).into_response();
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
-    headers.insert(header::ETAG, HeaderValue::from_str(&format!("\"{revision}\"")).expect("digits in quotes"));
+    let mut response = lines::answer(MEDIA_TYPE, chunks);
+    response.headers_mut().insert(header::ETAG, etag(revision));
     Ok(response)
-}
-
-/// Whether a request wants lines instead of a page.
-pub(super) fn wants_lines(headers: &HeaderMap) -> bool {
-    let accept = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    accept
-        .flat_map(|kinds| kinds.split(','))
-        .any(|kind| kind.split(';').next().is_some_and(|kind| kind.trim() == MEDIA_TYPE))
 }
 
 /// Gathers lines in chunks.
@@ -514,7 +495,6 @@ impl<S: Fn(Piece) -> bool> TakeFacts for Writer<S> {
     }
 
     fn end(self) {
-        // Without its end, whoever reads knows that the answer was cut short.
         if (self.send)(Piece::Data(self.chunk.into())) {
             (self.send)(Piece::End);
         }
@@ -549,27 +529,6 @@ fn write_line(out: &mut Vec<u8>, line: &FactLine<'_>, revision: bool) {
         let _ = write!(out, r#","revision":{}"#, line.revision);
     }
     out.extend_from_slice(b"}\n");
-}
-
-/// A body that breaks off if whoever writes it does.
-struct Chunks {
-    chunks: mpsc::Receiver<Piece>,
-}
-
-impl hyper::body::Body for Chunks {
-    type Data = Bytes;
-    type Error = io::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        self.chunks.poll_recv(context).map(|piece| match piece {
-            Some(Piece::Data(data)) => Some(Ok(Frame::data(data))),
-            Some(Piece::End) => None,
-            None => Some(Err(io::Error::other("the export was cut short"))),
-        })
-    }
 }
 
 #[cfg(test)]

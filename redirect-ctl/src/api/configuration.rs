@@ -6,12 +6,13 @@
 use axum::{
     Extension, Json,
     extract::State,
-    http::{HeaderMap, HeaderValue, StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
 
 use super::{
     App, all, commit,
+    conditions::etag,
     error::{ApiError, Code, Problem},
     extract::{Key, Params, Whole},
     in_query,
@@ -196,8 +197,7 @@ async fn carry_out(State(app): App, change: ConfigurationChange, diff: Diff) -> 
 
 fn tagged(revision: u64, answer: impl IntoResponse) -> Response {
     let mut response = answer.into_response();
-    let etag = HeaderValue::from_str(&format!("\"{revision}\"")).expect("digits in quotes");
-    response.headers_mut().insert(header::ETAG, etag);
+    response.headers_mut().insert(header::ETAG, etag(revision));
     response
 }
 

@@ -13,6 +13,7 @@ use axum::{
 };
 use hyper::body::{Bytes, Frame};
 use serde::Serialize;
+use tokio::sync::mpsc;
 
 pub(super) const MEDIA_TYPE: &str = "application/x-ndjson";
 
@@ -23,8 +24,27 @@ pub(super) trait Source: Send + Sized + 'static {
 }
 
 pub(super) fn answer(media_type: &'static str, source: impl Source) -> Response {
-    let body = Body::new(Bits { next: Box::pin(next(source)) });
-    ([(header::CONTENT_TYPE, media_type)], body).into_response()
+    ([(header::CONTENT_TYPE, media_type)], body(source)).into_response()
+}
+
+pub(super) fn body(source: impl Source) -> Body {
+    Body::new(Bits { next: Box::pin(next(source)) })
+}
+
+/// A part of a body that is written elsewhere. Without the [`Piece::End`], whoever reads knows that it was cut short.
+pub(super) enum Piece {
+    Data(Bytes),
+    End,
+}
+
+impl Source for mpsc::Receiver<Piece> {
+    async fn next(&mut self) -> Option<io::Result<Bytes>> {
+        match self.recv().await {
+            Some(Piece::Data(data)) => Some(Ok(data)),
+            Some(Piece::End) => None,
+            None => Some(Err(io::Error::other("the body was cut short"))),
+        }
+    }
 }
 
 /// A JSON object as a line.

@@ -3,7 +3,7 @@
 use axum::{
     Json,
     extract::State,
-    http::{HeaderMap, StatusCode},
+    http::StatusCode,
     response::{IntoResponse as _, Response},
 };
 
@@ -12,7 +12,9 @@ use super::{
     conditions::show_as,
     error::{ApiError, Problem},
     extract::{Body, Key, Params},
-    in_query, not_found, page_rows, paged, same_key,
+    in_query,
+    list::Form,
+    not_found, page_rows, paged, same_key,
     types::{
         Deleted, Page, Subscriber, SubscriberDelete, SubscriberDeleteQuery, SubscriberListQuery, SubscriberPut,
         SubscriberRecord, paths,
@@ -32,11 +34,11 @@ use crate::{
 pub(super) async fn list_subscribers(
     State(app): App,
     Params(query): Params<SubscriberListQuery>,
-    headers: HeaderMap,
+    form: Form,
 ) -> Result<Response, ApiError> {
     let rows_max = page_rows(query.limit)?;
     let facts = fact_query(&app.store.snapshot().tables, &query)?;
-    if bulk::wants_lines(&headers) {
+    if form == Form::Lines {
         return bulk::stream(&app, facts, true).await;
     }
     let facts = FactQuery { rows_max: Some(rows_max + 1), ..facts };

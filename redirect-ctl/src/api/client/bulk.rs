@@ -1,15 +1,10 @@
 //! Files of subscribers, up and down, piece by piece: neither side holds one as a whole.
 
-use std::{
-    io,
-    pin::Pin,
-    task::{Context, Poll},
-};
-
+use axum::body::Body;
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::{
     Method, Request, Response,
-    body::{Body, Bytes, Frame, Incoming},
+    body::{Bytes, Incoming},
     client::conn::http1,
     header,
 };
@@ -17,7 +12,10 @@ use hyper_util::rt::TokioIo;
 use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 
 use super::{
-    super::types::{SubscriberImport, SubscriberImportQuery, SubscriberListQuery, paths},
+    super::{
+        lines::{self, Piece},
+        types::{SubscriberImport, SubscriberImportQuery, SubscriberListQuery, paths},
+    },
     Answer, Changed, Client, Error, decode, problem, query_text,
 };
 use crate::limits;
@@ -25,11 +23,6 @@ use crate::limits;
 /// A file on its way to the daemon. Dropped without [`Upload::end`], it is no file.
 pub struct Upload {
     pieces: mpsc::Sender<Piece>,
-}
-
-enum Piece {
-    Data(Bytes),
-    End,
 }
 
 impl Upload {
@@ -44,31 +37,10 @@ impl Upload {
     }
 }
 
-/// The body that an [`Upload`] fills.
-pub struct Pieces {
-    pieces: mpsc::Receiver<Piece>,
-}
-
-impl Body for Pieces {
-    type Data = Bytes;
-    type Error = io::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        self.pieces.poll_recv(context).map(|piece| match piece {
-            Some(Piece::Data(data)) => Some(Ok(Frame::data(data))),
-            Some(Piece::End) => None,
-            None => Some(Err(io::Error::other("the file was not read to its end"))),
-        })
-    }
-}
-
-/// Two ends of a file.
-pub fn upload() -> (Upload, Pieces) {
-    let (sender, pieces) = mpsc::channel(limits::IMPORT_QUEUE_MAX);
-    (Upload { pieces: sender }, Pieces { pieces })
+/// A file, and the request's body that it fills.
+pub fn upload() -> (Upload, Body) {
+    let (pieces, file) = mpsc::channel(limits::IMPORT_QUEUE_MAX);
+    (Upload { pieces }, lines::body(file))
 }
 
 /// An export as it comes.
@@ -101,7 +73,7 @@ impl Client {
     pub async fn import_subscribers(
         &self,
         query: &SubscriberImportQuery,
-        file: Pieces,
+        file: Body,
     ) -> Result<(SubscriberImport, Option<Changed>), Error> {
         let patience = self.timeout.max(limits::IMPORT_TIMEOUT);
         let request = self
