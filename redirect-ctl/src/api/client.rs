@@ -12,10 +12,11 @@ use std::{
 
 use http_body_util::{BodyExt, Empty, Full, Limited};
 use hyper::{
-    Method, Request,
-    body::{Bytes, Incoming},
+    Method, Request, Response,
+    body::{Body, Bytes, Incoming},
     client::conn::http1,
     header,
+    http::request::Builder,
 };
 use hyper_util::rt::TokioIo;
 use redirect_relay::gateway::VerifyReport;
@@ -97,17 +98,16 @@ impl Client {
     }
 
     pub async fn flows(&self, query: &FlowListQuery) -> Result<FlowList, Error> {
-        self.get(&format!("{}?{}", paths::FLOWS, query_text(query)?)).await
+        self.query(paths::FLOWS, query).await
     }
 
     pub async fn original(&self, query: &OriginalQuery) -> Result<Original, Error> {
-        self.get(&format!("{}?{}", paths::FLOWS_ORIGINAL, query_text(query)?)).await
+        self.query(paths::FLOWS_ORIGINAL, query).await
     }
 
     /// Locks are no configuration: there is no revision to tell.
     pub async fn lock(&self, address: &impl Display, lock: &LockPut) -> Result<Lock, Error> {
-        let body = serde_json::to_vec(lock).map_err(|error| Error::Answer(error.to_string()))?;
-        decode(&self.request(Method::PUT, &with_key(paths::LOCK, address), body).await?.body)
+        decode(&self.request(Method::PUT, &with_key(paths::LOCK, address), encode(lock)?).await?.body)
     }
 
     pub async fn unlock(&self, address: &impl Display) -> Result<(), Error> {
@@ -115,7 +115,7 @@ impl Client {
     }
 
     pub async fn explain(&self, query: &ExplainQuery) -> Result<Explanation, Error> {
-        self.get(&format!("{}?{}", paths::EXPLAIN, query_text(query)?)).await
+        self.query(paths::EXPLAIN, query).await
     }
 
     /// Events from now on. The deadline is for the first answer only.
@@ -138,37 +138,26 @@ impl Client {
     }
 
     async fn lines_since<T>(&self, path: &str, query: &impl Serialize, since: Option<u64>) -> Result<Lines<T>, Error> {
-        let open = self.open(format!("{path}?{}", query_text(query)?), since);
-        timeout(self.timeout, open)
-            .await
-            .map_err(|_| Error::Timeout { host: self.transport.name(), after: self.timeout })?
-    }
-
-    async fn open<T>(&self, target: String, since: Option<u64>) -> Result<Lines<T>, Error> {
-        let unreachable = |source| Error::Unreachable { host: self.transport.name(), source };
-        let stream = self.transport.connect().await.map_err(unreachable)?;
-        let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|error| unreachable(io::Error::other(error)))?;
-        let mut tasks = JoinSet::new();
-        // How it ends is told by the body.
-        tasks.spawn(async { drop(connection.await) });
-        let mut request = self.head().uri(target);
+        let mut request = self.head().uri(with_query(path, query)?);
         if let Some(revision) = since {
             request = request.header(LAST_EVENT_ID, revision);
         }
-        let request = request.body(Empty::<Bytes>::new()).map_err(|error| Error::Answer(error.to_string()))?;
-        let response = sender.send_request(request).await.map_err(|error| unreachable(io::Error::other(error)))?;
-        let (head, body) = response.into_parts();
-        if head.status.is_success() {
-            return Ok(Lines { body, buffer: Vec::new(), line: PhantomData, _connection: tasks });
+        let (body, connection) = self.within(self.timeout, self.open(request)).await?;
+        Ok(Lines { body, buffer: Vec::new(), line: PhantomData, _connection: connection })
+    }
+
+    /// Asks for a body that is read as it comes.
+    async fn open(&self, request: Builder) -> Result<(Incoming, JoinSet<()>), Error> {
+        let (response, connection) = self.send(request, Empty::<Bytes>::new()).await?;
+        if response.status().is_success() {
+            return Ok((response.into_body(), connection));
         }
-        let body = Limited::new(body, limits::ANSWER_BYTES_MAX).collect().await;
-        Err(problem(head.status, &body.map_err(|error| Error::Answer(error.to_string()))?.to_bytes()))
+        Err(whole(response).await?.problem())
     }
 
     /// A page of a collection.
     pub async fn page<T: DeserializeOwned>(&self, collection: &str, query: &impl Serialize) -> Result<Page<T>, Error> {
-        self.get(&format!("{collection}?{}", query_text(query)?)).await
+        self.query(collection, query).await
     }
 
     /// One resource; `path` is the pattern of [`paths`].
@@ -182,15 +171,13 @@ impl Client {
         key: &impl Display,
         body: &impl Serialize,
     ) -> Result<(T, Changed), Error> {
-        let body = serde_json::to_vec(body).map_err(|error| Error::Answer(error.to_string()))?;
-        let answer = self.request(Method::PUT, &with_key(path, key), body).await?;
+        let answer = self.request(Method::PUT, &with_key(path, key), encode(body)?).await?;
         Ok((decode(&answer.body)?, answer.changed()?))
     }
 
     /// A custom verb that makes a revision.
     pub async fn post<T: DeserializeOwned>(&self, target: &str, body: &impl Serialize) -> Result<(T, Changed), Error> {
-        let body = serde_json::to_vec(body).map_err(|error| Error::Answer(error.to_string()))?;
-        let answer = self.request(Method::POST, target, body).await?;
+        let answer = self.request(Method::POST, target, encode(body)?).await?;
         Ok((decode(&answer.body)?, answer.changed()?))
     }
 
@@ -201,30 +188,31 @@ impl Client {
         body: &impl Serialize,
         revision: Option<u64>,
     ) -> Result<(T, Changed), Error> {
-        let body = serde_json::to_vec(body).map_err(|error| Error::Answer(error.to_string()))?;
         let tag = revision.map_or_else(|| "*".to_owned(), |revision| format!("\"{revision}\""));
-        let answer = self.request_if(Method::POST, target, body, Some(tag)).await?;
-        let header = |name: &str| answer.head.headers.get(name).and_then(|value| value.to_str().ok());
-        let revision = header("etag").and_then(|tag| tag.trim_matches('"').parse().ok());
-        let revision = revision.ok_or_else(|| Error::Answer("it names no revision".to_owned()))?;
-        Ok((decode(&answer.body)?, Changed { revision, applied: header(APPLIED_HEADER) != Some("false") }))
+        let answer = self.request_if(Method::POST, target, encode(body)?, Some(tag)).await?;
+        Ok((decode(&answer.body)?, answer.changed_at(header::ETAG.as_str())?))
     }
 
     /// For the configuration as a whole, which may take longer than other requests.
     #[must_use]
     pub fn patient(&self) -> Self {
-        Self { timeout: self.timeout.max(limits::CONFIGURATION_TIMEOUT), ..self.clone() }
+        self.waiting(limits::CONFIGURATION_TIMEOUT)
+    }
+
+    /// With this much patience at least.
+    fn waiting(&self, timeout: Duration) -> Self {
+        Self { timeout: self.timeout.max(timeout), ..self.clone() }
     }
 
     /// Tries a gateway; takes longer than other requests.
     pub async fn verify(&self, gateway: &serde_json::Value) -> Result<VerifyReport, Error> {
-        let patient = Self { timeout: self.timeout.max(limits::VERIFY_TIMEOUT), ..self.clone() };
+        let patient = self.waiting(limits::VERIFY_TIMEOUT);
         decode(&patient.request(Method::POST, paths::GATEWAYS_VERIFY, gateway.to_string().into()).await?.body)
     }
 
     /// Puts a file of routes; a dry run makes no revision.
     pub async fn import(&self, query: &RouteImportQuery, file: &str) -> Result<(RouteImport, Option<Changed>), Error> {
-        let target = format!("{}?{}", paths::ROUTES_IMPORT, query_text(query)?);
+        let target = with_query(paths::ROUTES_IMPORT, query)?;
         let answer = self.request(Method::POST, &target, file.as_bytes().to_vec()).await?;
         let changed = if query.dry_run { None } else { Some(answer.changed()?) };
         Ok((decode(&answer.body)?, changed))
@@ -232,19 +220,18 @@ impl Client {
 
     /// A file of all routes, and how many it leaves out.
     pub async fn export(&self, format: RouteFormat) -> Result<(String, u64), Error> {
-        let target = format!("{}?{}", paths::ROUTES_EXPORT, query_text(&RouteExportQuery { format })?);
+        let target = with_query(paths::ROUTES_EXPORT, &RouteExportQuery { format })?;
         let answer = self.request(Method::GET, &target, Vec::new()).await?;
-        let omitted = answer.head.headers.get(OMITTED_HEADER).and_then(|value| value.to_str().ok()?.parse().ok());
-        let text = String::from_utf8(answer.body.into()).map_err(|error| Error::Answer(error.to_string()))?;
-        Ok((text, omitted.unwrap_or(0)))
+        let omitted = answer.header(OMITTED_HEADER).and_then(|count| count.parse().ok());
+        Ok((answer.text()?, omitted.unwrap_or(0)))
     }
 
     pub async fn explain_route(&self, query: &RouteExplainQuery) -> Result<RouteExplanation, Error> {
-        self.get(&format!("{}?{}", paths::ROUTES_EXPLAIN, query_text(query)?)).await
+        self.query(paths::ROUTES_EXPLAIN, query).await
     }
 
     pub async fn delete_with(&self, path: &str, key: &impl Display, query: &impl Serialize) -> Result<Changed, Error> {
-        let target = format!("{}?{}", with_key(path, key), query_text(query)?);
+        let target = with_query(&with_key(path, key), query)?;
         self.request(Method::DELETE, &target, Vec::new()).await?.changed()
     }
 
@@ -258,14 +245,12 @@ impl Client {
 
     /// The raw text of an answer, for what is not JSON.
     pub async fn text(&self, target: &str) -> Result<String, Error> {
-        let answer = self.request(Method::GET, target, Vec::new()).await?;
-        String::from_utf8(answer.body.into()).map_err(|error| Error::Answer(error.to_string()))
+        self.request(Method::GET, target, Vec::new()).await?.text()
     }
 
     /// What answers to no revision.
     pub async fn create<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, Error> {
-        let body = serde_json::to_vec(body).map_err(|error| Error::Answer(error.to_string()))?;
-        decode(&self.request(Method::POST, path, body).await?.body)
+        decode(&self.request(Method::POST, path, encode(body)?).await?.body)
     }
 
     pub async fn remove(&self, path: &str, key: &impl Display) -> Result<(), Error> {
@@ -273,11 +258,11 @@ impl Client {
     }
 
     pub async fn query<T: DeserializeOwned>(&self, path: &str, query: &impl Serialize) -> Result<T, Error> {
-        self.get(&format!("{path}?{}", query_text(query)?)).await
+        self.get(&with_query(path, query)?).await
     }
 
     /// Who is asked, and who asks.
-    fn head(&self) -> hyper::http::request::Builder {
+    fn head(&self) -> Builder {
         let request = Request::builder().header(header::HOST, self.transport.host());
         match self.transport.authorization() {
             Some(value) => request.header(header::AUTHORIZATION, value),
@@ -299,54 +284,49 @@ impl Client {
         if self.dry_run && is_change(&method, target) {
             return Err(Error::Unsent(Box::new(Unsent { method, target: target.to_owned(), body })));
         }
-        timeout(self.timeout, self.exchange(method, target, body, if_match))
-            .await
-            .map_err(|_| Error::Timeout { host: self.transport.name(), after: self.timeout })?
+        let mut request = self.head().method(method).uri(target).header(header::CONTENT_TYPE, "application/json");
+        if let Some(tag) = if_match {
+            request = request.header(header::IF_MATCH, tag);
+        }
+        self.within(self.timeout, self.exchange(request, Full::new(Bytes::from(body)))).await
     }
 
-    async fn exchange(
-        &self,
-        method: Method,
-        target: &str,
-        body: Vec<u8>,
-        if_match: Option<String>,
-    ) -> Result<Answer, Error> {
+    /// The whole answer, if it is a success.
+    async fn exchange<B: Payload>(&self, request: Builder, body: B) -> Result<Answer, Error> {
+        let (response, _connection) = self.send(request, body).await?;
+        let answer = whole(response).await?;
+        if answer.head.status.is_success() { Ok(answer) } else { Err(answer.problem()) }
+    }
+
+    /// The answer's head; its body comes for as long as what is returned with it lives.
+    async fn send<B: Payload>(&self, request: Builder, body: B) -> Result<(Response<Incoming>, JoinSet<()>), Error> {
+        let request = request.body(body).map_err(|error| Error::Answer(error.to_string()))?;
         let unreachable = |source| Error::Unreachable { host: self.transport.name(), source };
         let stream = self.transport.connect().await.map_err(unreachable)?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|error| unreachable(io::Error::other(error)))?;
-        let mut request = self.head();
-        if let Some(tag) = if_match {
-            request = request.header(header::IF_MATCH, tag);
-        }
-        let request = request
-            .method(method)
-            .uri(target)
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::new(Bytes::from(body)))
-            .map_err(|error| Error::Answer(error.to_string()))?;
-        let talk = async {
-            let response = sender.send_request(request).await.map_err(|error| unreachable(io::Error::other(error)))?;
-            let (head, body) = response.into_parts();
-            let body = Limited::new(body, limits::ANSWER_BYTES_MAX).collect().await;
-            let body = body.map_err(|error| Error::Answer(error.to_string()))?.to_bytes();
-            Ok(Answer { head, body })
-        };
-        // The connection does the work of both; it ends when the answer is there and `sender` is dropped.
-        let mut talk = std::pin::pin!(talk);
-        let mut connection = std::pin::pin!(connection);
-        let answer = tokio::select! {
-            answer = &mut talk => answer,
-            result = &mut connection => match result {
-                Ok(()) => talk.await,
-                Err(error) => Err(unreachable(io::Error::other(error))),
-            },
-        }?;
-        if answer.head.status.is_success() {
-            return Ok(answer);
-        }
-        Err(problem(answer.head.status, &answer.body))
+        let mut tasks = JoinSet::new();
+        // How it ends is told by the body.
+        tasks.spawn(async { drop(connection.await) });
+        let response = sender.send_request(request).await.map_err(|error| unreachable(io::Error::other(error)))?;
+        Ok((response, tasks))
     }
+
+    async fn within<T>(&self, patience: Duration, talk: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let late = |_| Error::Timeout { host: self.transport.name(), after: patience };
+        timeout(patience, talk).await.map_err(late)?
+    }
+}
+
+/// What a request may carry.
+trait Payload: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static {}
+
+impl<B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static> Payload for B {}
+
+async fn whole(response: Response<Incoming>) -> Result<Answer, Error> {
+    let (head, body) = response.into_parts();
+    let body = Limited::new(body, limits::ANSWER_BYTES_MAX).collect().await;
+    Ok(Answer { head, body: body.map_err(|error| Error::Answer(error.to_string()))?.to_bytes() })
 }
 
 /// Whether a request may change something: all do but questions, which may be asked by POST for their length.
@@ -356,13 +336,6 @@ fn is_change(method: &Method, target: &str) -> bool {
     let is_question = path.rsplit_once(':').is_some_and(|(_, verb)| QUESTIONS.contains(&verb));
     let asks_only = is_question || query.split('&').any(|pair| pair == "dry_run=true");
     !(method == Method::GET || method == Method::HEAD || method == Method::POST && asks_only)
-}
-
-fn problem(status: hyper::StatusCode, body: &[u8]) -> Error {
-    serde_json::from_slice(body).map_or_else(
-        |_| Error::Answer(format!("{status} {}", String::from_utf8_lossy(body).trim())),
-        |problem| Error::Problem(Box::new(problem)),
-    )
 }
 
 /// A kind of line, and the types of it that this version knows.
@@ -446,12 +419,36 @@ struct Answer {
 }
 
 impl Answer {
-    fn changed(&self) -> Result<Changed, Error> {
-        let header = |name: &str| self.head.headers.get(name).and_then(|value| value.to_str().ok());
-        let revision = header(REVISION_HEADER).and_then(|revision| revision.parse().ok());
-        let revision = revision.ok_or_else(|| Error::Answer("it names no revision".to_owned()))?;
-        Ok(Changed { revision, applied: header(APPLIED_HEADER) != Some("false") })
+    fn header(&self, name: &str) -> Option<&str> {
+        self.head.headers.get(name)?.to_str().ok()
     }
+
+    fn changed(&self) -> Result<Changed, Error> {
+        self.changed_at(REVISION_HEADER)
+    }
+
+    /// The revision is in the header of this name.
+    fn changed_at(&self, name: &str) -> Result<Changed, Error> {
+        let revision = self.header(name).and_then(|revision| revision.trim_matches('"').parse().ok());
+        let revision = revision.ok_or_else(|| Error::Answer("it names no revision".to_owned()))?;
+        Ok(Changed { revision, applied: self.header(APPLIED_HEADER) != Some("false") })
+    }
+
+    fn text(self) -> Result<String, Error> {
+        String::from_utf8(self.body.into()).map_err(|error| Error::Answer(error.to_string()))
+    }
+
+    /// What it says, where it is no success.
+    fn problem(&self) -> Error {
+        serde_json::from_slice(&self.body).map_or_else(
+            |_| Error::Answer(format!("{} {}", self.head.status, String::from_utf8_lossy(&self.body).trim())),
+            |problem| Error::Problem(Box::new(problem)),
+        )
+    }
+}
+
+fn encode(body: &impl Serialize) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec(body).map_err(|error| Error::Answer(error.to_string()))
 }
 
 fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {

@@ -1,14 +1,12 @@
 //! Files of subscribers, up and down, piece by piece: neither side holds one as a whole.
 
 use axum::body::Body;
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http_body_util::BodyExt as _;
 use hyper::{
-    Method, Request, Response,
+    Method,
     body::{Bytes, Incoming},
-    client::conn::http1,
     header,
 };
-use hyper_util::rt::TokioIo;
 use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 
 use super::{
@@ -16,7 +14,7 @@ use super::{
         lines::{self, Piece},
         types::{SubscriberImport, SubscriberImportQuery, SubscriberListQuery, paths},
     },
-    Answer, Changed, Client, Error, decode, problem, query_text,
+    Changed, Client, Error, decode, with_query,
 };
 use crate::limits;
 
@@ -75,60 +73,21 @@ impl Client {
         query: &SubscriberImportQuery,
         file: Body,
     ) -> Result<(SubscriberImport, Option<Changed>), Error> {
-        let patience = self.timeout.max(limits::IMPORT_TIMEOUT);
         let request = self
             .head()
             .method(Method::POST)
-            .uri(format!("{}?{}", paths::SUBSCRIBERS_IMPORT, query_text(query)?))
-            .header(header::CONTENT_TYPE, "application/x-ndjson")
-            .body(file)
-            .map_err(|error| Error::Answer(error.to_string()))?;
-        let talk = async {
-            let (response, _connection) = self.send(request).await?;
-            let (head, body) = response.into_parts();
-            let body = Limited::new(body, limits::ANSWER_BYTES_MAX).collect().await;
-            let body = body.map_err(|error| Error::Answer(error.to_string()))?.to_bytes();
-            if !head.status.is_success() {
-                return Err(problem(head.status, &body));
-            }
-            let answer = Answer { head, body };
-            let changed = if query.dry_run { None } else { Some(answer.changed()?) };
-            Ok((decode(&answer.body)?, changed))
-        };
-        let late = || Error::Timeout { host: self.transport.name(), after: patience };
-        timeout(patience, talk).await.map_err(|_| late())?
+            .uri(with_query(paths::SUBSCRIBERS_IMPORT, query)?)
+            .header(header::CONTENT_TYPE, lines::MEDIA_TYPE);
+        let patience = self.timeout.max(limits::IMPORT_TIMEOUT);
+        let answer = self.within(patience, self.exchange(request, file)).await?;
+        let changed = if query.dry_run { None } else { Some(answer.changed()?) };
+        Ok((decode(&answer.body)?, changed))
     }
 
     /// All that is known of subscribers.
     pub async fn export_subscribers(&self, query: &SubscriberListQuery) -> Result<Download, Error> {
-        let request = self
-            .head()
-            .uri(format!("{}?{}", paths::SUBSCRIBERS_EXPORT, query_text(query)?))
-            .body(Empty::<Bytes>::new())
-            .map_err(|error| Error::Answer(error.to_string()))?;
-        let late = || Error::Timeout { host: self.transport.name(), after: self.timeout };
-        let (response, connection) = timeout(self.timeout, self.send(request)).await.map_err(|_| late())??;
-        let (head, body) = response.into_parts();
-        if head.status.is_success() {
-            return Ok(Download { body, _connection: connection });
-        }
-        let body = Limited::new(body, limits::ANSWER_BYTES_MAX).collect().await;
-        Err(problem(head.status, &body.map_err(|error| Error::Answer(error.to_string()))?.to_bytes()))
-    }
-
-    /// The connection lives as long as what is returned with the answer's head.
-    async fn send<B>(&self, request: Request<B>) -> Result<(Response<Incoming>, JoinSet<()>), Error>
-    where
-        B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
-    {
-        let unreachable = |source| Error::Unreachable { host: self.transport.name(), source };
-        let stream = self.transport.connect().await.map_err(unreachable)?;
-        let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|error| unreachable(io::Error::other(error)))?;
-        let mut tasks = JoinSet::new();
-        // How it ends is told by the body.
-        tasks.spawn(async { drop(connection.await) });
-        let response = sender.send_request(request).await.map_err(|error| unreachable(io::Error::other(error)))?;
-        Ok((response, tasks))
+        let request = self.head().uri(with_query(paths::SUBSCRIBERS_EXPORT, query)?);
+        let (body, connection) = self.within(self.timeout, self.open(request)).await?;
+        Ok(Download { body, _connection: connection })
     }
 }
