@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
-    App,
+    App, blocking,
     error::{ApiError, Code, Problem},
     extract::Params,
     in_query, page_rows,
@@ -59,12 +59,10 @@ pub(super) async fn list_audit(
     let since = query.since.as_deref().map(|text| in_query("since", time(text))).transpose()?;
     let query = Query { after: query.cursor.unwrap_or(0), last: query.last.map(Into::into), since, rows_max };
     let audit = Arc::clone(&app.access.audit);
-    let read = tokio::task::spawn_blocking(move || audit.read(&query)).await;
-    let failed = |error: &dyn std::fmt::Display| {
+    let page = blocking(move || audit.read(&query)).await?.map_err(|error| {
         tracing::error!(%error, "the audit cannot be read");
         ApiError::new(Code::Internal, "the audit cannot be read; the cause is in redirectd's log")
-    };
-    let page = read.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
+    })?;
     let next_cursor = page.records.last().filter(|_| page.more).map(|record| record.seq.to_string());
     Ok(Json(AuditPage { items: page.records, next_cursor, lost_through: page.lost_through }))
 }

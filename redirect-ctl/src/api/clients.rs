@@ -4,7 +4,7 @@ use axum::{extract::State, response::Response};
 use redirect_relay::{Verifier, gateway::Secret};
 
 use super::{
-    App, change, commit,
+    App, blocking, change, commit,
     conditions::show,
     error::{ApiError, Code, Problem},
     extract::{Body, Key, Members, Params},
@@ -159,12 +159,11 @@ async fn verifier(password: Secret, known: Option<Verifier>) -> Result<Verifier,
         return Err(ApiError::invalid("/password", &Invalid(text)));
     }
     // Trying a password is meant to take a while.
-    let found = tokio::task::spawn_blocking(move || match known {
+    let found = blocking(move || match known {
         Some(known) if known.accepts(password.expose()) => Ok(known),
         _ => Verifier::of_password(password.expose()),
     });
-    let failed = |error: &dyn std::fmt::Display| ApiError::new(Code::Internal, error.to_string());
-    found.await.map_err(|error| failed(&error))?.map_err(|error| failed(&error))
+    found.await?.map_err(|error| ApiError::new(Code::Internal, error.to_string()))
 }
 
 #[utoipa::path(delete, path = paths::USER, tag = "users", params(("name" = String, Path)),

@@ -11,7 +11,7 @@ use axum::{
 };
 
 use super::{
-    App, all, commit,
+    App, all, blocking, commit,
     conditions::etag,
     error::{ApiError, Code, Problem},
     extract::{Key, Params, Whole},
@@ -257,9 +257,4 @@ fn seconds(text: &str) -> Result<u64, Invalid> {
     text.parse().ok().or_else(duration).filter(|seconds| (min..=max).contains(seconds)).ok_or_else(|| {
         Invalid(format!("{text:?} is not a time to confirm: give {min} to {max} seconds, such as 600 or 10m"))
     })
-}
-
-/// Runs what takes a while for a large configuration.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ApiError> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| ApiError::new(Code::Internal, error.to_string()))
 }

@@ -14,7 +14,10 @@ use serde::{
 use serde_json::{Map, Value};
 use serde_path_to_error::Segment;
 
-use super::error::{ApiError, Code};
+use super::{
+    blocking,
+    error::{ApiError, Code},
+};
 use crate::{configuration::Document, desired::Invalid, limits};
 
 /// The key in the path, in its own type.
@@ -200,7 +203,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
         if parts.headers.contains_key(header::CONTENT_TYPE) {
             refuse_other_type(&parts.headers, "application/json")?;
         }
-        let bytes = read_bytes(&parts.headers, body, limits::BODY_BYTES_MAX, "send one resource at a time").await?;
+        let bytes = read_bytes(body, limits::BODY_BYTES_MAX, "send one resource at a time").await?;
         from_json(&bytes).map(Self)
     }
 }
@@ -217,11 +220,9 @@ impl<S: Send + Sync> FromRequest<S> for Whole {
             refuse_other_type(&parts.headers, "application/json")?;
         }
         let bytes_max = limits::CONFIGURATION_BYTES_MAX;
-        let bytes = read_bytes(&parts.headers, body, bytes_max, "no configuration is as large").await?;
+        let bytes = read_bytes(body, bytes_max, "no configuration is as large").await?;
         // A hundred thousand routes take a while.
-        let read =
-            tokio::task::spawn_blocking(move || from_json(&bytes).map_err(ApiError::silent_about_passwords_of_all));
-        read.await.map_err(|error| ApiError::new(Code::Internal, error.to_string()))?.map(Self)
+        blocking(move || from_json(&bytes).map_err(ApiError::silent_about_passwords_of_all)).await?.map(Self)
     }
 }
 
@@ -232,7 +233,7 @@ pub(super) async fn read_json<T: DeserializeOwned>(
     media_type: &str,
 ) -> Result<T, ApiError> {
     refuse_other_type(headers, media_type)?;
-    let bytes = read_bytes(headers, body, limits::BODY_BYTES_MAX, "send one resource at a time").await?;
+    let bytes = read_bytes(body, limits::BODY_BYTES_MAX, "send one resource at a time").await?;
     from_json(&bytes)
 }
 
@@ -245,17 +246,9 @@ fn refuse_other_type(headers: &HeaderMap, media_type: &str) -> Result<(), ApiErr
     Err(ApiError::at(Code::UnsupportedMediaType, "Content-Type:", &text))
 }
 
-async fn read_bytes(
-    headers: &HeaderMap,
-    body: axum::body::Body,
-    bytes_max: usize,
-    remedy: &str,
-) -> Result<Bytes, ApiError> {
+/// A body that says how long it is was judged by the gate.
+async fn read_bytes(body: axum::body::Body, bytes_max: usize, remedy: &str) -> Result<Bytes, ApiError> {
     let too_large = || ApiError::at(Code::TooLarge, "", &format!("the body has more than {bytes_max} bytes; {remedy}"));
-    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    if announced.is_some_and(|length| length > bytes_max) {
-        return Err(too_large());
-    }
     // A body that ends early fails here as well, and its sender is not there to read the answer.
     to_bytes(body, bytes_max).await.map_err(|_| too_large())
 }

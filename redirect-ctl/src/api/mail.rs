@@ -15,7 +15,7 @@ use redirect_relay::{
 };
 
 use super::{
-    App, AppState, all, change, class_in_query, commit,
+    App, AppState, all, blocking, change, class_in_query, commit,
     conditions::show,
     error::{ApiError, Code, FieldError, Problem},
     extract::{Body, File, Key, Members, Params},
@@ -288,9 +288,7 @@ pub(super) async fn import_routes(
         }
     };
     // A hundred thousand lines take a while.
-    let read =
-        tokio::task::spawn_blocking(read).await.map_err(|error| ApiError::new(Code::Internal, error.to_string()))?;
-    let routes = read.map_err(|faults| {
+    let routes = blocking(read).await?.map_err(|faults| {
         let errors: Vec<_> = faults
             .into_iter()
             .map(|fault| FieldError { pointer: format!("line {}", fault.line), detail: fault.text })

@@ -819,6 +819,11 @@ async fn change(
     Ok(commit(app, conditions, change).await?.answer(body))
 }
 
+/// Runs what takes a while, or waits for a disk, on a thread of its own.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| ApiError::new(Code::Internal, error.to_string()))
+}
+
 fn all<T>(items: impl Iterator<Item = T>) -> Json<Page<T>> {
     Json(Page { items: items.collect(), next_cursor: None, count: None })
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    App, all,
+    App, all, blocking,
     error::{ApiError, Code, Problem},
     extract::{Body, Key},
     types::{Page, paths},
@@ -20,7 +20,7 @@ use super::{
 use crate::{
     access::{
         AccessRole, Caller,
-        tokens::{Error, Known, Tokens, Wanted},
+        tokens::{Error, Known, Wanted},
     },
     desired::{Invalid, Name, Prefix, Time},
 };
@@ -106,7 +106,8 @@ pub(super) async fn create_token(
     }
     let TokenPost { name, role, within, expires } = body;
     let wanted = Wanted { name, role, within: within.map(|within| within.0), expires, created_by: caller.who };
-    let (token, text) = blocking(&app.access.tokens, move |tokens| tokens.create(wanted, now)).await?;
+    let tokens = Arc::clone(&app.access.tokens);
+    let (token, text) = blocking(move || tokens.create(wanted, now)).await??;
     let made = TokenMade { name: token.name, id: token.id, role, expires, token: text.expose().to_owned() };
     let mut response = (StatusCode::CREATED, Json(made)).into_response();
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -116,17 +117,9 @@ pub(super) async fn create_token(
 #[utoipa::path(delete, path = paths::TOKEN, tag = "access", params(("name" = String, Path)),
     responses((status = 204), (status = 404, body = Problem), (status = 422, body = Problem), (status = 507, body = Problem)))]
 pub(super) async fn revoke_token(State(app): App, Key(name): Key<Name>) -> Result<StatusCode, ApiError> {
-    blocking(&app.access.tokens, move |tokens| tokens.revoke(&name)).await?;
+    let tokens = Arc::clone(&app.access.tokens);
+    blocking(move || tokens.revoke(&name)).await??;
     Ok(StatusCode::NO_CONTENT)
-}
-
-async fn blocking<T: Send + 'static>(
-    tokens: &Arc<Tokens>,
-    act: impl FnOnce(&Tokens) -> Result<T, Error> + Send + 'static,
-) -> Result<T, ApiError> {
-    let tokens = Arc::clone(tokens);
-    let done = tokio::task::spawn_blocking(move || act(&tokens)).await;
-    Ok(done.map_err(|error| ApiError::new(Code::Internal, error.to_string()))??)
 }
 
 impl From<Error> for ApiError {
