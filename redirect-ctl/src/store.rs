@@ -47,7 +47,7 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use self::facts::Extensions;
-pub(crate) use self::mail::with_known_password;
+pub(crate) use self::{configuration::refuse_stale, mail::with_known_password};
 use self::revisions::Resource;
 pub use self::{
     changes::{ChangeAction, Logged, Reach},
@@ -338,8 +338,8 @@ pub enum Error {
     #[error("no number is free for another {}: those freed last are still in the kernel; try again in a moment", .kind.name())]
     NumbersBusy { kind: Kind },
     /// It was made for another state of the configuration.
-    #[error("the configuration is at revision {found}, not {expected}: look at what changed, and try again")]
-    Stale { expected: u64, found: u64 },
+    #[error("the configuration is at revision {found}, and not as the request insists: look at what changed, and try again")]
+    Stale { found: u64 },
     #[error(
         "the commit of revision {}{} is taken back on {} unless it is confirmed; confirm it or roll it back first",
         .pending.revision, .pending.author.as_ref().map(|author| format!(" by {author}")).unwrap_or_default(), .pending.deadline
@@ -526,7 +526,8 @@ impl Store {
         self.change_if(change, Conditions::default()).await
     }
 
-    /// Carries out a change if the one resource that it is about is as the conditions say; nothing comes between the look and the change.
+    /// Carries out a change if the one resource that it is about, or the configuration as a whole, is as the conditions say; nothing comes
+    /// between the look and the change.
     pub async fn change_if(&self, change: Change, conditions: Conditions) -> Result<Committed, Error> {
         let (reply, answer) = oneshot::channel();
         self.writer.send(Job { change, conditions, reply }).await.map_err(|_| Error::Stopped)?;
@@ -689,13 +690,16 @@ impl Store {
         .await
     }
 
-    /// What a commit of `document` would lead from and to, and the revision of the former; what would refuse it, refuses this.
+    /// What a commit of `document` would lead from and to, and the revision of the former; what would refuse it, refuses this, a pending
+    /// commit apart where `while_pending` says so.
     pub async fn try_document(
         &self,
         document: Document,
         now: Time,
+        conditions: Conditions,
+        while_pending: bool,
     ) -> Result<(u64, Configuration, Configuration), Error> {
-        self.read_at_once(move |connection| configuration::trial(connection, &document, now)).await
+        self.read_at_once(move |connection| configuration::trial(connection, &document, now, &conditions, while_pending)).await
     }
 
     /// The states of the configuration that are kept, the newest first.
@@ -1085,7 +1089,9 @@ impl Step<'_> {
     /// What became of it, and the revision that changed the resource last.
     fn carry_out_if(&mut self, change: &Change, conditions: &Conditions) -> Result<(Outcome, Option<u64>), Error> {
         let resource = change.resource();
-        if let Some(resource) = resource.as_ref().filter(|_| !conditions.is_empty()) {
+        if matches!(change, Change::Configuration(_)) {
+            configuration::refuse_stale(conditions, configuration::read_standing(self.connection)?.revision)?;
+        } else if let Some(resource) = resource.as_ref().filter(|_| !conditions.is_empty()) {
             let current = self.revision_of(resource)?;
             if !conditions.hold(current) {
                 return Err(Error::Condition { kind: resource.kind(), name: resource.key(), current });

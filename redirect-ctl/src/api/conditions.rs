@@ -27,11 +27,11 @@ impl<S: Send + Sync> FromRequestParts<S> for Conditions {
 }
 
 /// For what must not be changed without a look at it: a request without `If-Match` is refused with 428.
-pub fn required(conditions: Conditions) -> Result<Conditions, ApiError> {
+pub(super) fn required(conditions: Conditions) -> Result<Conditions, ApiError> {
     if conditions.if_match.is_some() {
         return Ok(conditions);
     }
-    let text = "say which state you change: give the ETag of the GET before in If-Match";
+    let text = "say which state you change: give the ETag of the GET before, or *";
     Err(ApiError::at(Code::PreconditionRequired, "If-Match:", text))
 }
 

@@ -11,8 +11,8 @@ use axum::{
 };
 
 use super::{
-    App, all, blocking, commit,
-    conditions::etag,
+    App, AppState, all, blocking, commit,
+    conditions::{etag, required},
     error::{ApiError, Code, Problem},
     extract::{Key, Params, Whole},
     in_query,
@@ -30,7 +30,7 @@ use crate::{
     desired::{Invalid, Time},
     limits,
     revision::Conditions,
-    store::{Change, ConfigurationChange, Note},
+    store::{Change, ConfigurationChange, Note, refuse_stale},
 };
 
 /// Everything that the operator decides, with its revision as the entity tag. As TOML or YAML where `format` or `Accept` says so.
@@ -61,7 +61,7 @@ pub(super) async fn get_configuration(
     responses((status = 200, body = ConfigurationCheck), (status = 400, body = Problem), (status = 409, body = Problem),
     (status = 413, body = Problem), (status = 415, body = Problem), (status = 422, body = Problem)))]
 pub(super) async fn check_configuration(State(app): App, Whole(document): Whole) -> Result<Response, ApiError> {
-    let (revision, before, after) = app.store.try_document(document, Time::now()).await?;
+    let (revision, before, after) = app.store.try_document(document, Time::now(), Conditions::default(), true).await?;
     let diff = blocking(move || Diff::between(&before, &after)).await?;
     let [added, changed, removed] = [&diff.added, &diff.changed, &diff.removed].map(|changes| changes.count);
     Ok(tagged(revision, Json(ConfigurationCheck { revision, added, changed, removed, unchanged: diff.unchanged })))
@@ -76,7 +76,7 @@ pub(super) async fn diff_configuration(
     Params(ConfigurationDiffQuery { back }): Params<ConfigurationDiffQuery>,
     Whole(document): Whole,
 ) -> Result<Response, ApiError> {
-    let (revision, mut before, after) = app.store.try_document(document, Time::now()).await?;
+    let (revision, mut before, after) = app.store.try_document(document, Time::now(), Conditions::default(), true).await?;
     if let Some(back) = back {
         before = app.store.configuration_back(back).await?.1;
     }
@@ -95,35 +95,21 @@ pub(super) async fn commit_configuration(
     State(app): App,
     Extension(caller): Extension<Caller>,
     Params(query): Params<CommitQuery>,
-    headers: HeaderMap,
+    conditions: Conditions,
     Whole(document): Whole,
 ) -> Result<Response, ApiError> {
-    let expected = if_match(&headers)?.ok_or_else(precondition_required)?.revision();
+    let conditions = required(conditions)?;
     let confirm_within_s =
         query.confirm_within.as_deref().map(|text| in_query("confirm_within", seconds(text))).transpose()?;
     let note = note(&caller, query.author, query.comment)?;
-    // A document that was made of another state need not make sense beside this one: that it is late says more.
-    let standing = app.store.snapshot().standing;
-    refuse_stale(expected, standing.revision)?;
-    if let Some(pending) = standing.pending.filter(|_| !query.dry_run) {
-        return Err(crate::store::Error::Pending { pending }.into());
-    }
-    let (revision, before, after) = app.store.try_document(document.clone(), note.time).await?;
-    refuse_stale(expected, revision)?;
+    let trial = app.store.try_document(document.clone(), note.time, conditions, query.dry_run);
+    let (revision, before, after) = trial.await?;
     let diff = blocking(move || Diff::between(&before, &after)).await?;
     if query.dry_run {
         return Ok(tagged(revision, Json(CommitReport { dry_run: true, diff, commit: None })));
     }
     // What the diff was made of is what is changed.
-    let change = ConfigurationChange::Commit { document, note, expected: Some(revision), confirm_within_s };
-    carry_out(State(app), change, diff).await
-}
-
-fn refuse_stale(expected: Option<u64>, found: u64) -> Result<(), crate::store::Error> {
-    match expected {
-        Some(expected) if expected != found => Err(crate::store::Error::Stale { expected, found }),
-        _ => Ok(()),
-    }
+    carry_out(&app, revision, ConfigurationChange::Commit { document, note, confirm_within_s }, diff).await
 }
 
 /// Commits a state of the history again. `If-Match` is the revision of the configuration that it is to replace, or `*`. A pending commit is
@@ -136,22 +122,20 @@ pub(super) async fn roll_back_configuration(
     State(app): App,
     Extension(caller): Extension<Caller>,
     Params(query): Params<RollbackQuery>,
-    headers: HeaderMap,
+    conditions: Conditions,
 ) -> Result<Response, ApiError> {
-    let expected = if_match(&headers)?.ok_or_else(precondition_required)?.revision();
+    let conditions = required(conditions)?;
     let back = query.back.unwrap_or(1);
     let (commit, after) = app.store.configuration_back(back).await?;
     let comment = query.comment.or_else(|| Some(format!("back to revision {}", commit.revision)));
     let note = note(&caller, query.author, comment)?;
     let (revision, before) = app.store.configuration().await?;
-    if let Some(expected) = expected.filter(|expected| *expected != revision) {
-        return Err(crate::store::Error::Stale { expected, found: revision }.into());
-    }
+    refuse_stale(&conditions, revision)?;
     let diff = blocking(move || Diff::between(&before, &after)).await?;
     if query.dry_run {
         return Ok(tagged(revision, Json(CommitReport { dry_run: true, diff, commit: None })));
     }
-    carry_out(State(app), ConfigurationChange::Rollback { back, note, expected: Some(revision) }, diff).await
+    carry_out(&app, revision, ConfigurationChange::Rollback { back, note }, diff).await
 }
 
 /// The pending commit holds from now on. `If-Match`, if given, is its revision.
@@ -159,11 +143,10 @@ pub(super) async fn roll_back_configuration(
     params(("If-Match" = Option<String>, Header, description = IF_MATCH)),
     responses((status = 200, body = Commit), (status = 400, body = Problem), (status = 409, body = Problem), (status = 412, body = Problem),
     (status = 507, body = Problem)))]
-pub(super) async fn confirm_configuration(State(app): App, headers: HeaderMap) -> Result<Response, ApiError> {
-    let expected = if_match(&headers)?.and_then(Precondition::revision);
+pub(super) async fn confirm_configuration(State(app): App, conditions: Conditions) -> Result<Response, ApiError> {
     let revision = app.store.snapshot().standing.pending.map(|pending| pending.revision);
-    let confirm = ConfigurationChange::Confirm { expected, now: Time::now() };
-    let done = commit(&app, Conditions::default(), Change::Configuration(Box::new(confirm))).await?;
+    let confirm = ConfigurationChange::Confirm { now: Time::now() };
+    let done = commit(&app, conditions, Change::Configuration(Box::new(confirm))).await?;
     let confirmed = app.store.history().await?.into_iter().find(|commit| Some(commit.revision) == revision);
     Ok(tagged(app.store.snapshot().standing.revision, done.with_headers(StatusCode::OK, confirmed)))
 }
@@ -187,8 +170,14 @@ pub(super) async fn get_history(State(app): App, Key(back): Key<u32>) -> Result<
 
 const IF_MATCH: &str = "The revision of the configuration that is meant, in quotes, as `ETag` gives it; or `*`";
 
-async fn carry_out(State(app): App, change: ConfigurationChange, diff: Diff) -> Result<Response, ApiError> {
-    let done = commit(&app, Conditions::default(), Change::Configuration(Box::new(change))).await?;
+/// A change of the configuration as it was at `revision`.
+async fn carry_out(
+    app: &AppState,
+    revision: u64,
+    change: ConfigurationChange,
+    diff: Diff,
+) -> Result<Response, ApiError> {
+    let done = commit(app, Conditions::is(revision), Change::Configuration(Box::new(change))).await?;
     let made = app.store.history().await?.into_iter().find(|commit| commit.revision == done.revision);
     let commit = made.filter(|_| !diff.is_empty());
     let report = done.with_headers(StatusCode::OK, CommitReport { dry_run: false, diff, commit });
@@ -199,38 +188,6 @@ fn tagged(revision: u64, answer: impl IntoResponse) -> Response {
     let mut response = answer.into_response();
     response.headers_mut().insert(header::ETAG, etag(revision));
     response
-}
-
-/// What `If-Match` says (RFC 9110 section 13.1.1), of one tag.
-#[derive(Clone, Copy)]
-enum Precondition {
-    Any,
-    Revision(u64),
-}
-
-impl Precondition {
-    fn revision(self) -> Option<u64> {
-        match self {
-            Self::Any => None,
-            Self::Revision(revision) => Some(revision),
-        }
-    }
-}
-
-fn if_match(headers: &HeaderMap) -> Result<Option<Precondition>, ApiError> {
-    let Some(value) = headers.get(header::IF_MATCH) else { return Ok(None) };
-    let text = value.to_str().unwrap_or_default().trim();
-    if text == "*" {
-        return Ok(Some(Precondition::Any));
-    }
-    let revision = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).and_then(|text| text.parse().ok());
-    let wrong = || ApiError::new(Code::InvalidHeader, format!("If-Match: {text:?} is not one revision in quotes"));
-    revision.map(Precondition::Revision).map(Some).ok_or_else(wrong)
-}
-
-fn precondition_required() -> ApiError {
-    let text = "give If-Match with the revision that the change was made for, as ETag of /v1/config tells it, or *";
-    ApiError::new(Code::PreconditionRequired, text)
 }
 
 /// Whatever name is given, who it was is told with it.

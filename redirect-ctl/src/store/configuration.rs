@@ -25,10 +25,11 @@ use crate::{
     },
     desired::{EMBEDDED_RELAY, Name, Source, Time},
     limits,
+    revision::Conditions,
     routes::RouteKey,
 };
 
-/// A change of the configuration as a whole. `expected`: the revision of the configuration that it was made for.
+/// A change of the configuration as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(clippy::large_enum_variant, reason = "it is boxed where it waits")]
 pub enum ConfigurationChange {
@@ -36,14 +37,13 @@ pub enum ConfigurationChange {
     Commit {
         document: Document,
         note: Note,
-        expected: Option<u64>,
         /// It is taken back after so many seconds, unless it is confirmed before.
         confirm_within_s: Option<u64>,
     },
     /// The pending commit holds.
-    Confirm { expected: Option<u64>, now: Time },
+    Confirm { now: Time },
     /// The state that is so far back in the history is committed again. A pending commit is taken back with it.
-    Rollback { back: u32, note: Note, expected: Option<u64> },
+    Rollback { back: u32, note: Note },
     /// Takes a pending commit back whose time is over.
     RevertOverdue { now: Time },
 }
@@ -148,18 +148,26 @@ fn known(connection: &Connection, configuration: &Configuration) -> Result<Known
     })
 }
 
-/// What a commit of `document` would lead from and to, and the revision of the former.
+/// What a commit of `document` would lead from and to, and the revision of the former; see [`super::Store::try_document`].
 pub(super) fn trial(
     connection: &Connection,
     document: &Document,
     now: Time,
+    conditions: &Conditions,
+    while_pending: bool,
 ) -> Result<(u64, Configuration, Configuration), Error> {
+    let standing = read_standing(connection)?;
+    // A document that was made of another state need not make sense beside this one: that it is late says more.
+    refuse_stale(conditions, standing.revision)?;
+    if !while_pending {
+        refuse_while_pending(&standing)?;
+    }
     let before = read(connection)?;
     let after = resolve(connection, document, &before, Purpose::Commit { now })?;
     for name in before.classes.keys().filter(|name| !after.classes.contains_key(*name)) {
         refuse_if_subscribed(connection, name)?;
     }
-    Ok((read_standing(connection)?.revision, before, after))
+    Ok((standing.revision, before, after))
 }
 
 fn resolve(
@@ -321,20 +329,14 @@ struct Entry<'e> {
 impl Step<'_> {
     pub(super) fn change_configuration(&mut self, change: &ConfigurationChange) -> Result<Outcome, Error> {
         let standing = read_standing(self.connection)?;
-        let refuse_stale = |expected: &Option<u64>| match *expected {
-            Some(expected) if expected != standing.revision => Err(Error::Stale { expected, found: standing.revision }),
-            _ => Ok(()),
-        };
         match change {
-            ConfigurationChange::Commit { document, note, expected, confirm_within_s } => {
-                refuse_stale(expected)?;
+            ConfigurationChange::Commit { document, note, confirm_within_s } => {
                 refuse_while_pending(&standing)?;
                 let before = read(self.connection)?;
                 let after = resolve(self.connection, document, &before, Purpose::Commit { now: note.time })?;
                 self.commit(&standing, &before, &after, note, *confirm_within_s)
             }
-            ConfigurationChange::Confirm { expected, now } => {
-                refuse_stale(expected)?;
+            ConfigurationChange::Confirm { now } => {
                 let Some(pending) = standing.pending else {
                     return Err(Error::Conflict { text: "no commit waits for its confirmation".to_owned() });
                 };
@@ -347,8 +349,7 @@ impl Step<'_> {
                 // The kernel holds it already.
                 Ok(Outcome::Unchanged)
             }
-            ConfigurationChange::Rollback { back, note, expected } => {
-                refuse_stale(expected)?;
+            ConfigurationChange::Rollback { back, note } => {
                 if standing.pending.is_some() && *back == 0 {
                     let text = "that is the commit that waits for its confirmation; confirm it, or go further back";
                     return Err(Error::Conflict { text: text.to_owned() });
@@ -607,6 +608,11 @@ fn come<'c, K: Ord, V: PartialEq>(
     after: &'c BTreeMap<K, V>,
 ) -> impl Iterator<Item = (&'c K, &'c V)> {
     after.iter().filter(|(key, value)| before.get(*key) != Some(*value))
+}
+
+/// Refuses where the configuration, which is at revision `found`, is not as a request insists.
+pub(crate) fn refuse_stale(conditions: &Conditions, found: u64) -> Result<(), Error> {
+    if conditions.hold(Some(found)) { Ok(()) } else { Err(Error::Stale { found }) }
 }
 
 fn refuse_while_pending(standing: &Standing) -> Result<(), Error> {

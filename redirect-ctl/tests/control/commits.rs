@@ -53,15 +53,15 @@ fn note(comment: &str) -> Note {
 
 fn commit(mark: u32, confirm_within_s: Option<u64>) -> Change {
     let (document, note) = (marked(mark), note("test"));
-    Change::Configuration(Box::new(ConfigurationChange::Commit { document, note, expected: None, confirm_within_s }))
+    Change::Configuration(Box::new(ConfigurationChange::Commit { document, note, confirm_within_s }))
 }
 
 fn confirm() -> Change {
-    Change::Configuration(Box::new(ConfigurationChange::Confirm { expected: None, now: Time::now() }))
+    Change::Configuration(Box::new(ConfigurationChange::Confirm { now: Time::now() }))
 }
 
 fn roll_back(back: u32) -> Change {
-    Change::Configuration(Box::new(ConfigurationChange::Rollback { back, note: note("back"), expected: None }))
+    Change::Configuration(Box::new(ConfigurationChange::Rollback { back, note: note("back") }))
 }
 
 /// As at a time when nothing waits any more.
@@ -213,8 +213,7 @@ async fn a_configuration_with_many_routes() {
         let mut document = marked(rate);
         let route = |n| serde_json::json!({"domain": format!("d{n}.example"), "gateway": "mx"});
         document.routes = (0..MANY).map(|n| serde_json::from_value(route(n)).unwrap()).collect();
-        let (note, expected, confirm_within_s) = (note("many"), None, None);
-        let commit = ConfigurationChange::Commit { document, note, expected, confirm_within_s };
+        let commit = ConfigurationChange::Commit { document, note: note("many"), confirm_within_s: None };
         Change::Configuration(Box::new(commit))
     };
     let kept = || -> u64 {

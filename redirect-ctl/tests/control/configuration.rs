@@ -178,11 +178,12 @@ async fn what_is_wrong_is_told_with_pointers_and_nothing_is_changed() {
     .await;
 
     commit(&lab, "", "\"1\"", &good).await.problem(412, "precondition_failed", None);
-    commit(&lab, "", "later", &good).await.problem(400, "invalid_header", None);
+    commit(&lab, "", "later", &good).await.problem(400, "invalid_header", Some("If-Match:"));
     commit(&lab, "?confirm_within=0", &tag, &good).await.problem(422, "invalid", Some("?confirm_within"));
     commit(&lab, "?confirm_within=2d", &tag, &good).await.problem(422, "invalid", Some("?confirm_within"));
     commit(&lab, "?comment=a%0Ab", &tag, &good).await.problem(422, "invalid", Some("?comment"));
-    lab.post(&format!("{CONFIG}:commit"), &good.to_string()).await.problem(428, "precondition_required", None);
+    let unasked = lab.post(&format!("{CONFIG}:commit"), &good.to_string()).await;
+    unasked.problem(428, "precondition_required", Some("If-Match:"));
     post_if(&lab, &format!("{CONFIG}:rollback?back=99"), "*").await.problem(404, "not_found", None);
     post_if(&lab, &format!("{CONFIG}:confirm"), "*").await.problem(409, "conflict", None);
     assert_eq!(show(&lab).await, (good, tag));
@@ -229,7 +230,8 @@ async fn a_commit_is_one_revision_and_a_rollback_brings_all_of_it_back() {
     assert!(!before.to_string().contains("Pa55word") && !before.to_string().contains("SCRAM"));
 
     post_if(&lab, &format!("{CONFIG}:rollback"), &tag).await.problem(412, "precondition_failed", None);
-    lab.post(&format!("{CONFIG}:rollback"), "").await.problem(428, "precondition_required", None);
+    let unasked = lab.post(&format!("{CONFIG}:rollback"), "").await;
+    unasked.problem(428, "precondition_required", Some("If-Match:"));
     let report = post_if(&lab, &format!("{CONFIG}:rollback?author=bert"), &after).await.expect(200).json();
     assert_eq!(report["commit"]["comment"], format!("back to revision {first}"));
     assert_eq!(show(&lab).await.0, good);
