@@ -47,7 +47,6 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use self::facts::Extensions;
-pub(crate) use self::{configuration::refuse_stale, mail::with_known_password};
 use self::revisions::Resource;
 pub use self::{
     changes::{ChangeAction, Logged, Reach},
@@ -57,6 +56,7 @@ pub use self::{
     mail::{RouteFilter, RouteQuery},
     revisions::Revisions,
 };
+pub(crate) use self::{configuration::refuse_stale, mail::with_known_password};
 use crate::{
     clients::{CertificateSpec, User, Username},
     configuration::{Commit, Configuration, Document, PendingCommit},
@@ -126,13 +126,22 @@ pub enum Change {
     },
 }
 
+/// What a change may reach beside the kernel's tables.
+#[derive(Clone, Copy)]
+struct Concerns {
+    /// Mail may go another way after it.
+    mail: bool,
+    /// Clients of the embedded relay may meet something else after it.
+    clients: bool,
+    /// It changes the configuration (see [`crate::configuration`]), and not as a whole.
+    single: bool,
+}
+
 impl Change {
-    /// Whether mail may go another way after it.
-    const fn concerns_mail(&self) -> bool {
-        match self {
-            Self::PutClass(_)
-            | Self::DeleteClass(_)
-            | Self::PutGateway(_)
+    const fn concerns(&self) -> Concerns {
+        let (mail, clients, single) = match self {
+            Self::PutClass(_) | Self::DeleteClass(_) => (true, true, true),
+            Self::PutGateway(_)
             | Self::DeleteGateway(_)
             | Self::PutGroup(_)
             | Self::DeleteGroup(_)
@@ -141,66 +150,19 @@ impl Change {
             | Self::DeleteRoutes { .. }
             | Self::ImportRoutes { .. }
             | Self::PutManagedDomain(_)
-            | Self::DeleteManagedDomain(_)
-            | Self::Configuration(_) => true,
-            Self::PutFact { .. }
-            | Self::DeleteFacts { .. }
-            | Self::ImportFacts(_)
-            | Self::PutRelay(_)
-            | Self::DeleteRelay(_)
-            | Self::PutCertificate { .. }
-            | Self::DeleteCertificate(_)
-            | Self::PutUser(_)
-            | Self::DeleteUser(_)
-            | Self::PutInterface(_)
-            | Self::DeleteInterface(_)
-            | Self::Expire { .. } => false,
-        }
-    }
-
-    /// Whether clients of the embedded relay may meet something else after it.
-    const fn concerns_clients(&self) -> bool {
-        matches!(
-            self,
-            Self::PutClass(_)
-                | Self::DeleteClass(_)
-                | Self::PutCertificate { .. }
-                | Self::DeleteCertificate(_)
-                | Self::PutUser(_)
-                | Self::DeleteUser(_)
-                | Self::Configuration(_)
-        )
-    }
-
-    /// Whether it changes one resource of the configuration (see [`crate::configuration`]).
-    const fn is_single(&self) -> bool {
-        match self {
-            Self::PutClass(_)
-            | Self::DeleteClass(_)
-            | Self::PutRelay(_)
-            | Self::DeleteRelay(_)
-            | Self::PutGateway(_)
-            | Self::DeleteGateway(_)
-            | Self::PutGroup(_)
-            | Self::DeleteGroup(_)
-            | Self::PutRoute(_)
-            | Self::DeleteRoute(_)
-            | Self::DeleteRoutes { .. }
-            | Self::ImportRoutes { .. }
-            | Self::PutManagedDomain(_)
-            | Self::DeleteManagedDomain(_)
-            | Self::PutCertificate { .. }
-            | Self::DeleteCertificate(_)
-            | Self::PutUser(_)
-            | Self::DeleteUser(_)
-            | Self::PutInterface(_)
-            | Self::DeleteInterface(_) => true,
-            Self::PutFact { .. }
-            | Self::DeleteFacts { .. }
-            | Self::ImportFacts(_)
-            | Self::Configuration(_)
-            | Self::Expire { .. } => false,
-        }
+            | Self::DeleteManagedDomain(_) => (true, false, true),
+            Self::PutCertificate { .. } | Self::DeleteCertificate(_) | Self::PutUser(_) | Self::DeleteUser(_) => {
+                (false, true, true)
+            }
+            Self::PutRelay(_) | Self::DeleteRelay(_) | Self::PutInterface(_) | Self::DeleteInterface(_) => {
+                (false, false, true)
+            }
+            Self::Configuration(_) => (true, true, false),
+            Self::PutFact { .. } | Self::DeleteFacts { .. } | Self::ImportFacts(_) | Self::Expire { .. } => {
+                (false, false, false)
+            }
+        };
+        Concerns { mail, clients, single }
     }
 }
 
@@ -338,7 +300,9 @@ pub enum Error {
     #[error("no number is free for another {}: those freed last are still in the kernel; try again in a moment", .kind.name())]
     NumbersBusy { kind: Kind },
     /// It was made for another state of the configuration.
-    #[error("the configuration is at revision {found}, and not as the request insists: look at what changed, and try again")]
+    #[error(
+        "the configuration is at revision {found}, and not as the request insists: look at what changed, and try again"
+    )]
     Stale { found: u64 },
     #[error(
         "the commit of revision {}{} is taken back on {} unless it is confirmed; confirm it or roll it back first",
@@ -367,6 +331,16 @@ impl Error {
     /// Whether the disk is full.
     pub fn is_disk_full(&self) -> bool {
         matches!(self, Self::Sqlite(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull))
+    }
+
+    /// What SQLite said. Its error cannot be cloned; its code and text can.
+    fn sqlite_failure(&self) -> Option<rusqlite::Error> {
+        match self {
+            Self::Sqlite(rusqlite::Error::SqliteFailure(code, text)) => {
+                Some(rusqlite::Error::SqliteFailure(*code, text.clone()))
+            }
+            _ => None,
+        }
     }
 }
 
@@ -551,10 +525,9 @@ impl Store {
 
     pub async fn subscriber(&self, prefix: IpNet) -> Result<Option<Subscriber>, Error> {
         let (extensions, priorities) = (self.extensions.clone(), self.priorities);
-        self.read(move |connection| {
-            let transaction = connection.unchecked_transaction()?;
-            let names = facts::class_names(&transaction)?;
-            facts::subscriber(&transaction, &names, priorities, &extensions, prefix)
+        self.read_at_once(move |connection| {
+            let names = facts::class_names(connection)?;
+            facts::subscriber(connection, &names, priorities, &extensions, prefix)
         })
         .await
     }
@@ -562,11 +535,10 @@ impl Store {
     /// A page of facts in the order of their prefixes.
     pub async fn facts(&self, query: FactQuery) -> Result<Vec<Known>, Error> {
         let extensions = self.extensions.clone();
-        self.read(move |connection| {
-            let transaction = connection.unchecked_transaction()?;
-            let names = facts::class_names(&transaction)?;
+        self.read_at_once(move |connection| {
+            let names = facts::class_names(connection)?;
             let mut facts = Vec::new();
-            query.each(&transaction, |prefix, mut stored| {
+            query.each(connection, |prefix, mut stored| {
                 extensions.lay_over(prefix, &mut stored);
                 facts.push(stored.known(prefix, &names)?);
                 Ok(())
@@ -584,13 +556,12 @@ impl Store {
         mut taker: impl TakeFacts + Send + 'static,
     ) -> Result<(), Error> {
         let extensions = self.extensions.clone();
-        self.read(move |connection| {
-            let transaction = connection.unchecked_transaction()?;
-            let revision = transaction.prepare_cached("SELECT revision FROM state")?.query_row([], |row| row.get(0))?;
-            let names = facts::class_names(&transaction)?;
+        self.read_at_once(move |connection| {
+            let revision = connection.prepare_cached("SELECT revision FROM state")?.query_row([], |row| row.get(0))?;
+            let names = facts::class_names(connection)?;
             begin(revision);
             let mut all = true;
-            query.each_while(&transaction, |prefix, mut stored| {
+            query.each_while(connection, |prefix, mut stored| {
                 extensions.lay_over(prefix, &mut stored);
                 let corrupt = || Error::Corrupt { what: "a class that is none", value: prefix.to_string() };
                 let class = names.get(&stored.class).ok_or_else(corrupt)?;
@@ -607,7 +578,7 @@ impl Store {
 
     /// What [`Change::ImportFacts`] would do.
     pub async fn diff_import(&self, import: Box<Import>) -> Result<ImportDiff, Error> {
-        self.read(move |connection| import::diff(&*connection.unchecked_transaction()?, &import)).await
+        self.read_at_once(move |connection| import::diff(connection, &import)).await
     }
 
     /// What an earlier import under this key came to, and at which revision.
@@ -652,7 +623,7 @@ impl Store {
 
     /// Everything that says where mail goes, at the newest revision.
     pub async fn routing_spec(&self) -> Result<RoutingSpec, Error> {
-        self.read(|connection| mail::read_spec(connection, &read_tables(connection)?.tables)).await
+        self.read_at_once(|connection| mail::read_spec(connection, &read_tables(connection)?.tables)).await
     }
 
     /// All routes, without those that classes stand for.
@@ -699,7 +670,10 @@ impl Store {
         conditions: Conditions,
         while_pending: bool,
     ) -> Result<(u64, Configuration, Configuration), Error> {
-        self.read_at_once(move |connection| configuration::trial(connection, &document, now, &conditions, while_pending)).await
+        self.read_at_once(move |connection| {
+            configuration::trial(connection, &document, now, &conditions, while_pending)
+        })
+        .await
     }
 
     /// The states of the configuration that are kept, the newest first.
@@ -750,20 +724,20 @@ impl Store {
         view
     }
 
-    /// Several queries that see one state.
-    async fn read_at_once<T: Send + 'static>(
-        &self,
-        query: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
-    ) -> Result<T, Error> {
-        self.read(move |connection| query(&*connection.unchecked_transaction()?)).await
-    }
-
     /// Everything at one revision, as for [`Scope::All`]; the notes of what was touched stay for the next view. Blocks.
     pub fn peek(&self) -> Result<(Snapshot, BTreeMap<IpNet, ClassId>), Error> {
         let mut connection = self.readers.take()?;
         let found = read_all(&mut connection);
         self.readers.give_back(connection);
         found
+    }
+
+    /// Several queries that see one state.
+    async fn read_at_once<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.read(move |connection| query(&*connection.unchecked_transaction()?)).await
     }
 
     async fn read<T: Send + 'static>(
@@ -981,16 +955,10 @@ impl Writer {
             }
             Err(error) => {
                 tracing::error!(%error, "a commit failed; nothing of it is kept");
-                // One error, several waiters: an SQLite error cannot be cloned, so its code and text go to each.
+                // One error, several waiters.
                 for (reply, answer) in answers {
-                    let answer = match (answer, &error) {
-                        (Err(own), _) => Err(own),
-                        (Ok(_), Error::Sqlite(rusqlite::Error::SqliteFailure(code, text))) => {
-                            Err(Error::Sqlite(rusqlite::Error::SqliteFailure(*code, text.clone())))
-                        }
-                        (Ok(_), _) => Err(Error::Stopped),
-                    };
-                    let _ = reply.send(answer);
+                    let of_all = || error.sqlite_failure().map_or(Error::Stopped, Error::Sqlite);
+                    let _ = reply.send(answer.and_then(|_| Err(of_all())));
                 }
             }
         }
@@ -1026,7 +994,7 @@ impl Writer {
                 let answer = step.carry_out_if(&change, &conditions).map(|(outcome, resource)| {
                     if outcome.is_change() {
                         mail.note(&change);
-                        clients |= change.concerns_clients();
+                        clients |= change.concerns().clients;
                         revision += 1;
                     }
                     fill = step.fill;
@@ -1037,12 +1005,7 @@ impl Writer {
                     Committed { revision, resource, outcome }
                 });
                 let refused = answer.is_err();
-                let cause = match &answer {
-                    Err(Error::Sqlite(rusqlite::Error::SqliteFailure(code, text))) => {
-                        Some(rusqlite::Error::SqliteFailure(*code, text.clone()))
-                    }
-                    _ => None,
-                };
+                let cause = answer.as_ref().err().and_then(Error::sqlite_failure);
                 answers.push((reply, answer));
                 if refused {
                     // Where the disk is full SQLite has undone everything already: then that is why the whole group fails.
@@ -1132,11 +1095,12 @@ impl Step<'_> {
     }
 
     fn carry_out(&mut self, change: &Change) -> Result<Outcome, Error> {
-        if change.is_single() {
+        let is_single = change.concerns().single;
+        if is_single {
             self.refuse_single_change_while_pending()?;
         }
         let outcome = self.carry_out_one(change)?;
-        if outcome != Outcome::Unchanged && (change.is_single() || matches!(change, Change::Configuration(_))) {
+        if outcome != Outcome::Unchanged && (is_single || matches!(change, Change::Configuration(_))) {
             self.note_configuration_changed()?;
         }
         Ok(outcome)
@@ -1524,7 +1488,7 @@ impl MailTouched {
         match (&mut *self, change) {
             (Self::Routes(patterns), Change::PutRoute(route)) => drop(patterns.insert(route.domain.clone())),
             (Self::Routes(patterns), Change::DeleteRoute(key)) => drop(patterns.insert(key.domain.clone())),
-            (Self::Routes(_), change) if change.concerns_mail() => *self = Self::All,
+            (Self::Routes(_), change) if change.concerns().mail => *self = Self::All,
             (Self::Routes(_) | Self::All, _) => {}
         }
     }

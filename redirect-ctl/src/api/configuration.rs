@@ -76,7 +76,8 @@ pub(super) async fn diff_configuration(
     Params(ConfigurationDiffQuery { back }): Params<ConfigurationDiffQuery>,
     Whole(document): Whole,
 ) -> Result<Response, ApiError> {
-    let (revision, mut before, after) = app.store.try_document(document, Time::now(), Conditions::default(), true).await?;
+    let (revision, mut before, after) =
+        app.store.try_document(document, Time::now(), Conditions::default(), true).await?;
     if let Some(back) = back {
         before = app.store.configuration_back(back).await?.1;
     }
