@@ -1,12 +1,6 @@
 //! The configuration as a whole in the store: what was committed is there as a whole, whatever happens, and can be taken back.
 
-use std::{
-    io::{BufRead, BufReader},
-    path::Path,
-    process::{Command, Stdio},
-    thread,
-    time::Duration,
-};
+use std::{path::Path, thread, time::Duration};
 
 use redirect_ctl::{
     configuration::{CommitState, Configuration, Document},
@@ -16,7 +10,10 @@ use redirect_ctl::{
 };
 use tempfile::TempDir;
 
-use crate::store::{class, open, subscriber};
+use crate::{
+    store::{class, open, subscriber},
+    support::victim,
+};
 
 const ROUTES: usize = 30;
 
@@ -116,17 +113,10 @@ async fn killed_at_any_moment_a_commit_is_there_as_a_whole_or_not_at_all() {
     writer.join().unwrap();
     let mut pending_seen = 0;
     for kill in 0..KILLS {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["commits::commit_until_killed", "--exact", "--ignored", "--nocapture"])
-            .env("REDIRECT_TEST_STORE", &path)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let (mut child, lines) = victim("commits::commit_until_killed", &path);
         // Several changes further each time, and at another moment of the next one.
         let (mut left, mut will) = (1 + kill % 9, mark);
-        for line in lines.map_while(Result::ok) {
+        for line in lines {
             // The harness writes its own words in front of the first one.
             if let Some((_, said)) = line.rsplit_once("will ") {
                 will = said.parse().unwrap();

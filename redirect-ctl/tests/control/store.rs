@@ -2,10 +2,8 @@
 
 use std::{
     collections::BTreeSet,
-    io::{BufRead, BufReader},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
     thread,
 };
 
@@ -18,13 +16,15 @@ use redirect_ctl::{
     store::{
         self, Change, Error, FactFilter, FactQuery, FileResources, Import, Outcome, Scope, Staging, Store, Subscribers,
     },
-    subscribers::{Fact, Labels, Record},
+    subscribers::{Labels, Record},
 };
 use redirect_relay::{
     gateway::{Encryption, Gateway},
     route::{Query, Target},
 };
 use tempfile::TempDir;
+
+use crate::{subscribers::fact, support::victim};
 
 fn file() -> FileResources {
     FileResources { subscribers_max: 1_000_000, ..FileResources::default() }
@@ -57,20 +57,7 @@ pub(crate) fn class(name: &str) -> Change {
 }
 
 pub(crate) fn subscriber(prefix: &str, class: &str) -> Change {
-    Change::PutFact {
-        fact: Box::new(Fact {
-            prefix: prefix.parse().unwrap(),
-            source: Origin::Operator,
-            class: class.parse().unwrap(),
-            priority: None,
-            expires_s: None,
-            session: None,
-            user: None,
-            mac: None,
-            labels: Labels::default(),
-        }),
-        now_s: 0,
-    }
+    Change::PutFact { fact: Box::new(fact(prefix, Origin::Operator, class)), now_s: 0 }
 }
 
 fn class_id(store: &Store, name: &str) -> u16 {
@@ -377,25 +364,20 @@ fn write_until_killed() {
     });
 }
 
+/// The revision that a victim's line tells; the harness writes its own words in front of the first one.
+fn acknowledged_in(line: &str) -> Option<u64> {
+    line.rsplit_once("acknowledged ").map(|(_, number)| number.parse().unwrap())
+}
+
 #[test]
 fn killed_at_any_moment_it_keeps_what_was_acknowledged() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("redirect.db");
     for round in 0..8 {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["store::write_until_killed", "--exact", "--ignored", "--nocapture"])
-            .env("REDIRECT_TEST_STORE", &path)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let (mut child, lines) = victim("store::write_until_killed", &path);
         let mut acknowledged = 0;
-        for line in lines
-            .map_while(Result::ok)
-            .filter_map(|line| line.rsplit_once("acknowledged ").map(|(_, number)| number.to_owned()))
-        {
-            acknowledged = line.parse::<u64>().unwrap();
+        for number in lines.filter_map(|line| acknowledged_in(&line)) {
+            acknowledged = number;
             if acknowledged >= (round + 1) * 50 {
                 // SIGKILL: no destructor, no checkpoint.
                 child.kill().unwrap();
@@ -467,21 +449,13 @@ async fn killed_during_imports_it_keeps_all_of_one_or_nothing() {
     let path = dir.path().join("redirect.db");
     let mut cut = 0;
     for round in 0..100_u64 {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["store::import_until_killed", "--exact", "--ignored", "--nocapture"])
-            .env("REDIRECT_TEST_STORE", &path)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
-        let number =
-            |line: &String| line.rsplit_once("acknowledged ").map(|(_, number)| number.parse::<u64>().unwrap());
-        let mut acknowledged = lines.find_map(|line| number(&line)).unwrap();
+        let (mut child, lines) = victim("store::import_until_killed", &path);
+        let mut numbers = lines.filter_map(|line| acknowledged_in(&line));
+        let mut acknowledged = numbers.next().unwrap();
         thread::sleep(std::time::Duration::from_millis(round * 7 % 60));
         child.kill().unwrap();
         // What it said before it died counts.
-        acknowledged = lines.filter_map(|line| number(&line)).last().unwrap_or(acknowledged);
+        acknowledged = numbers.last().unwrap_or(acknowledged);
         child.wait().unwrap();
         let (store, writer) = open(&path);
         let revision = store.snapshot().revision;

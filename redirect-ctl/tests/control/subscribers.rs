@@ -10,7 +10,10 @@ use redirect_ctl::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::{Answer, Lab, eventually};
+use crate::{
+    store::open,
+    support::{Answer, Lab, eventually},
+};
 
 fn open_with(path: &Path, priorities: Priorities) -> (Store, thread::JoinHandle<()>) {
     let resources = FileResources { subscribers_max: 1_000_000, priorities, ..FileResources::default() };
@@ -18,11 +21,7 @@ fn open_with(path: &Path, priorities: Priorities) -> (Store, thread::JoinHandle<
     (store, thread::spawn(|| writer.run()))
 }
 
-fn open(path: &Path) -> (Store, thread::JoinHandle<()>) {
-    open_with(path, Priorities::default())
-}
-
-fn fact(prefix: &str, source: Origin, class: &str) -> Fact {
+pub(crate) fn fact(prefix: &str, source: Origin, class: &str) -> Fact {
     Fact {
         prefix: prefix.parse().unwrap(),
         source,

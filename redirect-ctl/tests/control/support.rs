@@ -1,8 +1,10 @@
 //! A daemon on the model, and ways to talk to it.
 
 use std::{
+    io::{BufRead as _, BufReader},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -277,6 +279,20 @@ pub(crate) fn eventually<F: Future<Output = bool>>(
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
+}
+
+/// Runs an ignored test of this binary as a process of its own, which is to be killed; and the lines that it says. It finds the store's path in
+/// `REDIRECT_TEST_STORE`.
+pub(crate) fn victim(test: &str, store: &Path) -> (Child, impl Iterator<Item = String>) {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args([test, "--exact", "--ignored", "--nocapture"])
+        .env("REDIRECT_TEST_STORE", store)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    (child, lines)
 }
 
 /// A port of loopback that was free a moment ago.
