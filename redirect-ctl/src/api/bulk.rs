@@ -138,7 +138,7 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
         Ok(key) if (1..=limits::IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len()) => Ok(Some(key.to_owned())),
         _ => {
             let most = limits::IDEMPOTENCY_KEY_BYTES_MAX;
-            Err(ApiError::at(Code::Invalid, "Idempotency-Key", &format!("give 1 to {most} visible characters")))
+            Err(ApiError::at(Code::Invalid, "Idempotency-Key:", &format!("give 1 to {most} visible characters")))
         }
     }
 }

@@ -42,24 +42,13 @@ pub(super) fn show<T: Serialize>(
     key: &impl ToString,
     resource: Versioned<T>,
 ) -> Result<Response, ApiError> {
-    show_as(conditions, kind, key, resource.revision, resource)
-}
-
-/// The same with a body that tells its revision itself.
-pub(super) fn show_as(
-    conditions: &Conditions,
-    kind: Kind,
-    key: &impl ToString,
-    revision: u64,
-    body: impl Serialize,
-) -> Result<Response, ApiError> {
-    let current = Some(revision);
+    let current = Some(resource.revision);
     if conditions.if_match.as_ref().is_some_and(|states| !states.contain(current)) {
         return Err(store::Error::Condition { kind, name: key.to_string(), current }.into());
     }
-    let etag = [(header::ETAG, etag(revision))];
+    let etag = [(header::ETAG, etag(resource.revision))];
     if conditions.hold(current) {
-        Ok((etag, Json(body)).into_response())
+        Ok((etag, Json(resource)).into_response())
     } else {
         Ok((StatusCode::NOT_MODIFIED, etag).into_response())
     }

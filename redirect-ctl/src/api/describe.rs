@@ -1,6 +1,8 @@
 //! Completes the description of the API with what holds for every endpoint of a kind, so that no handler has to repeat it and none can
 //! forget it: conditions and PATCH of resources, problems of bodies, parameters and changes.
 
+use std::collections::HashMap;
+
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -11,6 +13,7 @@ use super::{
 const METHODS: [&str; 5] = ["get", "put", "patch", "post", "delete"];
 
 pub(super) fn complete(description: &mut Value) {
+    open_parts(description);
     let Some(paths) = description["paths"].as_object_mut() else { return };
     for item in paths.values_mut().filter_map(Value::as_object_mut) {
         let is_resource = item.contains_key("get") && item.contains_key("put");
@@ -26,6 +29,47 @@ pub(super) fn complete(description: &mut Value) {
                 common(method, operation);
             }
         }
+    }
+}
+
+/// What an answer says beside a body that takes no other members, such as its revision, is a part of an `allOf`; and a part that is closed would
+/// forbid the members of those beside it (JSON Schema, section 10.3.2.3). So it is open there, under another name.
+fn open_parts(description: &mut Value) {
+    let closed = |(name, schema): (&String, &Value)| {
+        let mut open = schema.as_object().filter(|schema| schema.get(CLOSED) == Some(&json!(false)))?.clone();
+        open.remove(CLOSED);
+        Some((format!("{SCHEMAS}{name}"), (format!("{name}_Members"), Value::Object(open))))
+    };
+    let schemas = description["components"]["schemas"].as_object();
+    let closed: HashMap<_, _> = schemas.into_iter().flatten().filter_map(closed).collect();
+    let mut opened = Map::new();
+    visit(description, &mut |object| {
+        for part in object.get_mut("allOf").and_then(Value::as_array_mut).into_iter().flatten() {
+            if let Some((name, open)) = part["$ref"].as_str().and_then(|name| closed.get(name)) {
+                *part = json!({"$ref": format!("{SCHEMAS}{name}")});
+                opened.insert(name.clone(), open.clone());
+            } else if let Some(part) = part.as_object_mut() {
+                part.remove(CLOSED);
+            }
+        }
+    });
+    if let Some(schemas) = description["components"]["schemas"].as_object_mut() {
+        schemas.append(&mut opened);
+    }
+}
+
+const SCHEMAS: &str = "#/components/schemas/";
+const CLOSED: &str = "additionalProperties";
+
+/// Every object, the outer ones first.
+fn visit(value: &mut Value, act: &mut impl FnMut(&mut Map<String, Value>)) {
+    match value {
+        Value::Object(object) => {
+            act(object);
+            object.values_mut().for_each(|value| visit(value, act));
+        }
+        Value::Array(values) => values.iter_mut().for_each(|value| visit(value, act)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }
 

@@ -162,12 +162,12 @@ impl ApiError {
 
     pub fn at(code: Code, pointer: &str, detail: &str) -> Self {
         let errors = vec![FieldError { pointer: pointer.to_owned(), detail: detail.to_owned() }];
-        Self {
-            code,
-            detail: if pointer.is_empty() { detail.to_owned() } else { format!("{pointer}: {detail}") },
-            errors,
-            lines: None,
-        }
+        let detail = match pointer {
+            "" => detail.to_owned(),
+            header if header.ends_with(':') => format!("{header} {detail}"),
+            pointer => format!("{pointer}: {detail}"),
+        };
+        Self { code, detail, errors, lines: None }
     }
 
     /// Several values that cannot be, and one sentence for all.

@@ -328,7 +328,8 @@ fn refused(route: &route::Route, tables: &Tables, managed: &BTreeSet<Domain>) ->
 
 /// All routes in one file. The form of `transport` cannot say everything: how many routes it leaves out is in `Redirect-Omitted`.
 #[utoipa::path(get, path = paths::ROUTES_EXPORT, tag = "routes", params(RouteExportQuery),
-    responses((status = 200, body = String, content_type = "text/plain"), (status = 400, body = Problem)))]
+    responses((status = 200, content((String = "text/csv"), (serde_json::Value = "application/json"), (String = "text/plain")),
+    headers(("Redirect-Omitted" = u64, description = "How many routes the file leaves out"))), (status = 400, body = Problem)))]
 pub(super) async fn export_routes(
     State(app): App,
     Params(RouteExportQuery { format }): Params<RouteExportQuery>,

@@ -575,7 +575,7 @@ async fn explain(State(app): App, Params(query): Params<ExplainQuery>) -> Result
         reason: explained.reason.name().to_owned(),
         text: explained.reason.text().to_owned(),
         prefix: prefix.map(Prefix),
-        facts: facts.map(|subscriber| subscriber.facts).unwrap_or_default(),
+        facts: facts.map(|subscriber| subscriber.resource.facts).unwrap_or_default(),
         class: class_name(&tables, explained.class),
         limits,
         open: limits.and_then(|limits| limits.open_max).map(|_| explained.open),

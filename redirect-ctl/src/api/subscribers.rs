@@ -9,27 +9,26 @@ use axum::{
 
 use super::{
     App, AppState, PREFIX_IN_PATH, bulk, class_in_query, commit,
-    conditions::show_as,
+    conditions::show,
     error::{ApiError, Problem},
     extract::{Body, Key, Params},
     in_query,
     list::Form,
     not_found, page_rows, paged, same_key,
     types::{
-        Deleted, Page, Subscriber, SubscriberDelete, SubscriberDeleteQuery, SubscriberListQuery, SubscriberPut,
-        SubscriberRecord, paths,
+        Deleted, Page, Subscriber, SubscriberDelete, SubscriberDeleteQuery, SubscriberListQuery, SubscriberPut, paths,
     },
 };
 use crate::{
     desired::{self, Invalid, Origin, Prefix, Tables, Time},
-    revision::Conditions,
+    revision::{Conditions, Versioned},
     store::{Change, FactFilter, FactQuery, Kind, Outcome},
     subscribers::{Fact, Known, to_come},
 };
 
 /// What decides, prefix by prefix, in pages; or all of it, an object a line, with `Accept: application/x-ndjson`.
 #[utoipa::path(get, path = paths::SUBSCRIBERS, tag = "subscribers", params(SubscriberListQuery),
-    responses((status = 200, content((Page<Subscriber> = "application/json"), (Subscriber = "application/x-ndjson"))),
+    responses((status = 200, content((Page<Versioned<Subscriber>> = "application/json"), (Versioned<Subscriber> = "application/x-ndjson"))),
     (status = 400, body = Problem), (status = 422, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn list_subscribers(
     State(app): App,
@@ -45,7 +44,7 @@ pub(super) async fn list_subscribers(
     let count = if query.count { Some(app.store.count_facts(facts.clone()).await?) } else { None };
     let rows = app.store.facts(facts).await?;
     let cursor = |last: &Known| last.fact.prefix.to_string().replace('/', "_");
-    let Json(page) = paged(rows, rows_max, cursor, Subscriber::from);
+    let Json(page) = paged(rows, rows_max, cursor, Subscriber::by);
     Ok(Json(Page { count, ..page }).into_response())
 }
 
@@ -78,7 +77,7 @@ pub(super) fn source(word: &str) -> Result<Origin, ApiError> {
 
 /// What decides about a prefix, and in `facts` what each source says of it.
 #[utoipa::path(get, path = paths::SUBSCRIBER, tag = "subscribers", params(("prefix" = String, Path, description = PREFIX_IN_PATH)),
-    responses((status = 200, body = Subscriber), (status = 404, body = Problem), (status = 422, body = Problem)))]
+    responses((status = 200, body = Versioned<Subscriber>), (status = 404, body = Problem), (status = 422, body = Problem)))]
 pub(super) async fn get_subscriber(
     State(app): App,
     conditions: Conditions,
@@ -87,14 +86,14 @@ pub(super) async fn get_subscriber(
     let found = app.store.subscriber(prefix).await?;
     let whole = found.and_then(|subscriber| Subscriber::whole(subscriber, app.store.priorities()));
     let whole = whole.ok_or_else(|| not_found(Kind::Subscriber, &prefix))?;
-    show_as(&conditions, Kind::Subscriber, &prefix, whole.revision, whole)
+    show(&conditions, Kind::Subscriber, &prefix, whole)
 }
 
 /// Says for a source what it knows of a prefix, in place of what it said before. Whether that decides, the answer tells.
 ///
 /// What a source says again changes nothing; that it holds for longer is written once a quarter of the time has passed.
 #[utoipa::path(put, path = paths::SUBSCRIBER, tag = "subscribers", params(("prefix" = String, Path, description = PREFIX_IN_PATH)),
-    request_body = SubscriberPut, responses((status = 200, body = Subscriber), (status = 201, body = Subscriber),
+    request_body = SubscriberPut, responses((status = 200, body = Versioned<Subscriber>), (status = 201, body = Versioned<Subscriber>),
     (status = 400, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem), (status = 507, body = Problem)))]
 pub(super) async fn put_subscriber(
     State(app): App,
@@ -121,12 +120,7 @@ pub(super) async fn put_subscriber(
     let found = app.store.subscriber(prefix.0).await?;
     let whole = found.and_then(|subscriber| Subscriber::whole(subscriber, app.store.priorities()));
     // Gone again already: what was said, then.
-    let answer = whole.unwrap_or_else(|| Subscriber {
-        record: SubscriberRecord::from(fact),
-        revision: done.revision,
-        facts: Vec::new(),
-    });
-    Ok(done.with_headers(done.status(), answer))
+    Ok(done.answer(whole.map_or_else(|| fact.into(), |whole| whole.resource)))
 }
 
 /// When what a body says is forgotten.

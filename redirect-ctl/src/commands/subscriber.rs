@@ -20,6 +20,7 @@ use crate::{
     cli::SubscriberDelete as DeleteArgs,
     cli::{SubscriberFile, SubscriberFilter, SubscriberImportArgs, SubscriberList, SubscriberSet, SubscriberVerb},
     desired::{Name, Origin, Prefix, Time},
+    revision::Versioned,
     subscribers::Labels,
 };
 
@@ -40,7 +41,7 @@ pub(super) async fn run(context: &mut Context<'_>, verb: SubscriberVerb) -> Resu
 
 /// People see what each source says; the first one decides.
 async fn get(context: &mut Context<'_>, prefix: Prefix) -> Result<(), Error> {
-    let subscriber: Subscriber = context.client.resource(paths::SUBSCRIBER, &prefix).await?;
+    let subscriber: Versioned<Subscriber> = context.client.resource(paths::SUBSCRIBER, &prefix).await?;
     if !context.layout.is_for_people() {
         return context.item(&subscriber);
     }
@@ -57,7 +58,7 @@ async fn list(context: &mut Context<'_>, args: SubscriberList) -> Result<(), Err
     let wanted = (!args.all).then_some(args.limit);
     let filter = filter(&args.filter);
     let query = |rows, cursor| SubscriberListQuery { limit: Some(rows), cursor, ..filter.clone() };
-    context.pages::<Subscriber, _>(wanted, query).await
+    context.pages::<Versioned<Subscriber>, _>(wanted, query).await
 }
 
 fn filter(args: &SubscriberFilter) -> SubscriberListQuery {
@@ -101,7 +102,8 @@ async fn set(context: &mut Context<'_>, args: SubscriberSet) -> Result<(), Error
         revision: None,
         facts: None,
     };
-    let (answer, changed): (Subscriber, _) = context.client.put(paths::SUBSCRIBER, &args.prefix, &body).await?;
+    let (answer, changed): (Versioned<Subscriber>, _) =
+        context.client.put(paths::SUBSCRIBER, &args.prefix, &body).await?;
     let decides = answer.facts.iter().find(|fact| fact.effective);
     if let Some(fact) = decides.filter(|fact| fact.source != args.source) {
         let SubscriberRecord { prefix, class, .. } = &answer.record;
@@ -300,7 +302,7 @@ fn changes(report: &SubscriberImport) -> Vec<Change> {
     report.examples.iter().map(example).chain(counts).collect()
 }
 
-impl Resource for Subscriber {
+impl Resource for Versioned<Subscriber> {
     const KIND: [&'static str; 2] = ["subscriber", "subscribers"];
     const COLLECTION: &'static str = paths::SUBSCRIBERS;
     const PATH: &'static str = paths::SUBSCRIBER;
@@ -310,7 +312,7 @@ impl Resource for Subscriber {
     }
 }
 
-impl Columns for Subscriber {
+impl Columns for Versioned<Subscriber> {
     const COLUMNS: &'static [Column<Self>] = &[
         Column::new("PREFIX", |subscriber| Cell::text(subscriber.record.prefix)),
         Column::new("CLASS", |subscriber| Cell::text(&subscriber.record.class)),

@@ -6,6 +6,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::ImportMode;
 use crate::{
     desired::{Name, Origin, Prefix, Time},
+    revision::Versioned,
     subscribers::{self, Fact, Known, Labels, Login, Mac, Priorities, Priority, Session},
 };
 
@@ -56,30 +57,35 @@ impl From<Fact> for SubscriberRecord {
     }
 }
 
-/// A prefix and what decides about it. The longest prefix that covers an address decides.
+/// A prefix and what decides about it. The longest prefix that covers an address decides. Its revision is that of the last change of anything that
+/// is known of the prefix.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Subscriber {
     /// Of the source that decides.
     #[serde(flatten)]
     pub record: SubscriberRecord,
-    /// Of the last change of anything that is known of the prefix.
-    pub revision: u64,
     /// What each source says, by rank: the first one decides. Only where a single subscriber is asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub facts: Vec<Contender>,
 }
 
-impl From<Known> for Subscriber {
-    fn from(known: Known) -> Self {
-        Self { record: known.fact.into(), revision: known.revision, facts: Vec::new() }
+impl From<Fact> for Subscriber {
+    fn from(fact: Fact) -> Self {
+        Self { record: fact.into(), facts: Vec::new() }
     }
 }
 
 impl Subscriber {
+    /// By the fact that decides.
+    pub(crate) fn by(known: Known) -> Versioned<Self> {
+        Versioned { resource: known.fact.into(), revision: known.revision }
+    }
+
     /// With all its facts; `None` where there is none.
-    pub(crate) fn whole(subscriber: subscribers::Subscriber, priorities: Priorities) -> Option<Self> {
+    pub(crate) fn whole(subscriber: subscribers::Subscriber, priorities: Priorities) -> Option<Versioned<Self>> {
         let facts = subscriber.facts.iter().map(|known| Contender::new(known, priorities)).collect();
-        Some(Self { facts, ..subscriber.facts.into_iter().next()?.into() })
+        let decides = Self::by(subscriber.facts.into_iter().next()?);
+        Some(decides.map(|decides| Self { facts, ..decides }))
     }
 }
 
