@@ -20,7 +20,7 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::Semaphore,
-    task::spawn_blocking,
+    task::{spawn_blocking, unconstrained},
     time::{Instant, Sleep, sleep, sleep_until, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -47,6 +47,7 @@ use crate::{
     splice,
     stream::Stream,
     upstream::Failure,
+    workers::Workers,
 };
 
 /// Between two tries to accept when the system has no descriptor or memory left: the listener stays readable meanwhile.
@@ -61,11 +62,16 @@ thread_local! {
 /// Serves the clients of `listener` until `shutdown`. Then accepts no more, lets open transactions go on for
 /// [`Settings::drain`](crate::Settings::drain), ends what is left, and returns when no task of it remains.
 ///
-/// Any number of listeners may share one relay, each with a `run` of its own.
+/// Any number of listeners may share one relay and its workers, each with a `run` of its own.
 ///
 /// Give the listener a long accept queue. In SMTP the server speaks first: a client whose connection was lost from a full
 /// queue under SYN cookies believes that it is connected and waits for a banner that nobody will send.
-pub async fn run<D: Directory>(listener: TcpListener, relay: Arc<Relay<D>>, shutdown: CancellationToken) {
+pub async fn run<D: Directory>(
+    listener: TcpListener,
+    relay: Arc<Relay<D>>,
+    workers: Arc<Workers>,
+    shutdown: CancellationToken,
+) {
     let tasks = TaskTracker::new();
     let signals = Arc::new(Signals::default());
     while let Some(accepted) = shutdown.run_until_cancelled(listener.accept()).await {
@@ -78,9 +84,11 @@ pub async fn run<D: Directory>(listener: TcpListener, relay: Arc<Relay<D>>, shut
                     send_now(&stream, &TOO_MANY_SESSIONS);
                     continue;
                 };
+                // The worker's runtime is to wait for it, and not this one.
+                let Ok(stream) = stream.into_std() else { continue };
                 let (signals, of_session) = (Arc::clone(&signals), tasks.clone());
-                tasks.spawn(async move {
-                    signals.until(Stage::Over, serve(stream, peer, place, &signals, of_session)).await
+                workers.spawn(&tasks, async move {
+                    signals.until(Stage::Over, serve(stream, peer, place, &signals, of_session)).await;
                 });
             }
             Err(error) => {
@@ -126,13 +134,14 @@ impl<D: Directory> Relay<D> {
 }
 
 async fn serve<D: Directory>(
-    stream: TcpStream,
+    stream: std::net::TcpStream,
     peer: SocketAddr,
     place: Place<D>,
     signals: &Signals,
     tasks: TaskTracker,
 ) {
     let relay = &*place.0;
+    let Ok(stream) = TcpStream::from_std(stream) else { return };
     // For as long as this lives, the session counts as one of its subscriber's.
     let mut present = None;
     let (client, may_talk) = match greet(relay, stream, peer, &mut present).await {
@@ -648,7 +657,8 @@ impl<'a, D: Directory> Conversation<'a, D> {
         } else if self.pending.timer {
             return Poll::Pending;
         }
-        self.pending.timer = timer.as_mut().poll(cx).is_pending();
+        // Without the budget that the others may have used up: a stream that never pauses must not outlive its deadlines.
+        self.pending.timer = pin!(unconstrained(timer.as_mut())).poll(cx).is_pending();
         if self.pending.timer {
             return Poll::Pending;
         }

@@ -9,3 +9,4 @@ mod gateways;
 mod security;
 mod sessions;
 mod support;
+mod workers;
