@@ -11,7 +11,7 @@ use crate::{
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The suite: `packet`, `path`, `relay` or `subscribers`
+    /// The suite: `packet`, `path`, `relay`, `subscribers` or `api`
     suite: String,
     /// Few and short turns (not `packet`): to see whether it works, and roughly how well
     #[arg(long)]

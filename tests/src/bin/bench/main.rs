@@ -1,10 +1,12 @@
 //! Benchmarks. Every row puts ours beside a peer or a floor, measured in turns in the same run.
 
+mod api;
 mod options;
 mod packet;
 mod path;
 mod relay;
 mod report;
+mod rest;
 mod subscribers;
 mod turns;
 
@@ -37,6 +39,8 @@ enum Suite {
     Relay(relay::Arguments),
     /// A million subscribers into store and kernel, beside sets of nftables and ipset.
     Subscribers(Options),
+    /// The REST API at a million subscribers, beside requests that read nothing and writes that reach the disk.
+    Api(Options),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -46,6 +50,7 @@ fn main() -> anyhow::Result<()> {
         Suite::Path(options) => path::run(&options)?,
         Suite::Relay(arguments) => relay::run(arguments)?,
         Suite::Subscribers(options) => subscribers::run(&options)?,
+        Suite::Api(options) => api::run(&options)?,
     };
     report.print()?;
     match arguments.json {

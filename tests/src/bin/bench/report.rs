@@ -55,6 +55,7 @@ impl Unit {
     pub(crate) const PACKETS_PER_SECOND: Self = Self::higher("packets/s");
     pub(crate) const GIGABITS_PER_SECOND: Self = Self::higher("Gbit/s");
     pub(crate) const CONNECTIONS_PER_SECOND: Self = Self::higher("connections/s");
+    pub(crate) const REQUESTS_PER_SECOND: Self = Self::higher("requests/s");
     pub(crate) const CONNECTIONS: Self = Self::higher("connections");
 
     const fn lower(name: &'static str) -> Self {

@@ -4,10 +4,9 @@
 use std::{
     fmt::Write as _,
     fs,
-    io::{Read as _, Write as _},
+    io::Read as _,
     net::Ipv4Addr,
-    os::unix::net::UnixStream,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -18,9 +17,10 @@ use redirect_tests::{Lab, Product, binary, configuration};
 use crate::{
     options::Options,
     report::{Report, Row, Unit},
+    rest::Connection,
 };
 
-const COUNT: u32 = 1_000_000;
+pub(crate) const COUNT: u32 = 1_000_000;
 const TURNS: usize = 3;
 /// Changes of one subscriber within a turn; the median counts.
 const CHANGES: usize = 20;
@@ -66,23 +66,31 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
     Ok(Report { suite: "subscribers", rows: options.retain(rows) })
 }
 
+/// Of the subscriber with this number.
+pub(crate) fn address(number: u32) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 64, 0, 0)) + number)
+}
+
 fn addresses() -> impl Iterator<Item = Ipv4Addr> {
-    (0..COUNT).map(|number| Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 64, 0, 0)) + number))
+    (0..COUNT).map(address)
 }
 
 #[derive(Clone, Copy)]
-enum Record {
+pub(crate) enum Record {
     /// Address and class, as in the peers' sets.
     Bare,
     /// With all that RADIUS tells.
     Full,
 }
 
-fn ours(record: Record) -> Result<Sample> {
-    let lab = Lab::new()?;
-    let text =
-        format!("{}\n[dataplane]\nsubscribers_max = 1048576\nflows_max = 1024\n", configuration(lab.folder(), "tc"));
-    let product = Product::start(&lab, &text)?;
+/// A daemon with the million in its kernel, and how many seconds the import took.
+pub(crate) fn filled(lab: &Lab, record: Record) -> Result<(Product, f64)> {
+    // All of the bench is one caller.
+    let text = format!(
+        "{}\n[dataplane]\nsubscribers_max = 1048576\nflows_max = 1024\n\n[access]\nrequests_per_second = 0\n",
+        configuration(lab.folder(), "tc")
+    );
+    let product = Product::start(lab, &text)?;
     let mut lines = String::new();
     for (number, address) in addresses().enumerate() {
         match record {
@@ -96,26 +104,33 @@ fn ours(record: Record) -> Result<Sample> {
             )?,
         }
     }
-    let file = write(&lab, "subscribers.ndjson", &lines)?;
+    let file = write(lab, "subscribers.ndjson", &lines)?;
     let start = Instant::now();
-    product.ctl_within(&lab, &["subscriber", "import", "--mode", "replace", "--yes", &file], LIMIT)?;
+    product.ctl_within(lab, &["subscriber", "import", "--mode", "replace", "--yes", &file], LIMIT)?;
     let import_s = start.elapsed().as_secs_f64();
-    let status = product.json(&lab, &["status"])?;
+    let status = product.json(lab, &["status"])?;
     ensure!(
         status["applied"] == status["revision"] && status["subscribers"] == COUNT,
         "not all of it is there: {status}"
     );
+    Ok((product, import_s))
+}
+
+fn ours(record: Record) -> Result<Sample> {
+    let lab = Lab::new()?;
+    let (product, import_s) = filled(&lab, record)?;
 
     let start = Instant::now();
     let lines = export(&lab, &product)?;
     let export_s = start.elapsed().as_secs_f64();
     ensure!(lines == COUNT as usize, "{lines} lines");
 
+    let mut connection = Connection::open(product.socket())?;
     let mut changes = Vec::new();
     for change in 0..CHANGES {
         let class = if change % 2 == 0 { "blocked" } else { "bypass" };
         let start = Instant::now();
-        put(product.socket(), "10.64.200.7", class)?;
+        connection.put("10.64.200.7", class)?;
         changes.push(start.elapsed().as_secs_f64() * 1_000.0);
         let explained = product.json(&lab, &["explain", "10.64.200.7", "203.0.113.10"])?;
         ensure!(explained["class"] == class, "the kernel does not hold what was acknowledged: {explained}");
@@ -141,23 +156,6 @@ fn export(lab: &Lab, product: &Product) -> Result<usize> {
     }
     ensure!(child.wait()?.success(), "redirect-ctl subscriber export failed");
     Ok(lines)
-}
-
-/// A change over REST, until it is acknowledged: then the kernel holds it.
-fn put(socket: &Path, address: &str, class: &str) -> Result<()> {
-    let body = format!(r#"{{"class":"{class}","source":"radius"}}"#);
-    let mut stream = UnixStream::connect(socket)?;
-    write!(
-        stream,
-        "PUT /v1/subscribers/{address} HTTP/1.1\r\nHost: t\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    )?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let (head, _) = answer.split_once("\r\n\r\n").context("no answer")?;
-    let applied = head.to_ascii_lowercase().contains("redirect-applied: true");
-    ensure!(head.starts_with("HTTP/1.1 200 ") && applied, "{answer}");
-    Ok(())
 }
 
 /// A set with intervals, since subscribers are prefixes.
