@@ -82,7 +82,7 @@ start() {
     grep -q "interface lan0 *attached, tcx$" "$root/tmp/status" || { cat "$root/tmp/status"; fail "not attached"; }
 }
 start
-grep -q "^READY=1" "$root/tmp/notified" || fail "READY=1 was not said"
+wait_for "READY=1" grep -q "^READY=1" "$root/tmp/notified"
 wait_for "watchdog" grep -q "^WATCHDOG=1" "$root/tmp/notified"
 [ "$(stat -c %u "$root/proc/$daemon")" != 0 ] || fail "it runs as root"
 granted=$(sed -n 's/^CapEff:\t//p' "$root/proc/$daemon/status")
@@ -96,7 +96,7 @@ kill -9 "$daemon"; wait "$daemon" || true
 start
 grep -q 'found attached' "$root/tmp/redirectd.log" || fail "nothing was taken over"
 kill -TERM "$daemon"; wait "$daemon" || fail "the stop failed"
-grep -q "^STOPPING=1" "$root/tmp/notified" || fail "STOPPING=1 was not said"
+wait_for "STOPPING=1" grep -q "^STOPPING=1" "$root/tmp/notified"
 ls "$root"/run/redirectd/bpf/pins/links_*/*_egress >/dev/null || fail "the programs did not stay"
 
 say "remove and purge"

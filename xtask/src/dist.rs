@@ -26,6 +26,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// A maintainer needs an address; nobody reads mail at this one (RFC 2606 section 3).
+const MAINTAINER: &str = "The developers of redirectd <redirectd@example.net>";
+
 /// Of the package, of its folder below `/usr/share/doc`.
 const NAME: &str = "redirectd";
 
@@ -158,7 +161,7 @@ fn control(version: &str, architecture: &str, libraries: &str, size_kib: u64) ->
         "Package: {NAME}
 Version: {version}
 Architecture: {architecture}
-Maintainer: The developers of redirectd <redirectd@localhost>
+Maintainer: {MAINTAINER}
 Installed-Size: {size_kib}
 Depends: {libraries}, adduser, init-system-helpers (>= 1.54~)
 Section: net
