@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use redirect_ctl::limits;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines},
@@ -9,7 +10,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::support::{Lab, PATIENCE, eventually};
+use crate::support::{Lab, PATIENCE, eventually, revision_of};
 
 const LINES: &str = "Accept: application/x-ndjson\r\n";
 
@@ -180,11 +181,36 @@ async fn several_changes_at_once_are_complete_with_the_last() {
     lab.stop().await;
 }
 
+/// Nothing is queued for those who follow: each reads the log at its own pace, and the log lets the oldest changes go.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_too_slow_is_told_how_much_it_missed_and_goes_on() {
+    const MISSED: i64 = 7;
+    let lab = Lab::start().await;
+    let mut slow = Follower::start(&lab, "?types=class", None).await;
+    lab.put("/v1/classes/gold", r#"{"action":"pass"}"#).await.expect(201);
+    assert_eq!(slow.event().await.2["key"], "gold");
+    // Between two readings of it come more changes than the log holds; the last one is by the daemon, which lets the oldest go.
+    let store = rusqlite::Connection::open(&lab.settings.store).unwrap();
+    store.busy_timeout(PATIENCE).unwrap();
+    let many = "WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < ?1)
+        INSERT INTO changes (revision, kind, key, action)
+        SELECT (SELECT revision FROM state), 'subscriber', '10.0.0.0/8', 'put' FROM numbers";
+    store.execute(many, [limits::CHANGES_LOGGED_MAX - 1 + MISSED]).unwrap();
+    let silver = lab.put("/v1/classes/silver", r#"{"action":"pass"}"#).await.expect(201);
+    assert_eq!(slow.event().await, ("dropped".to_owned(), None, json!({"count": MISSED})));
+    let (name, id, data) = slow.event().await;
+    assert_eq!((name.as_str(), id, data["key"].as_str()), ("change", Some(revision_of(&silver)), Some("silver")));
+    // Whoever comes from before is told to read everything again.
+    let mut late = Follower::start(&lab, "?types=class", Some(1)).await;
+    assert_eq!(late.event().await.0, "reset");
+    lab.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn watchers_are_bounded_and_leave_no_trace() {
     let lab = Lab::start().await;
     let mut watchers = Vec::new();
-    for _ in 0..redirect_ctl::limits::CHANGE_WATCHERS_MAX {
+    for _ in 0..limits::CHANGE_WATCHERS_MAX {
         watchers.push(Follower::start(&lab, "", None).await);
     }
     lab.get("/v1/events").await.problem(503, "unavailable", None);

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use redirect_ctl::api;
+use serde_json::Value;
 
 use crate::support::Lab;
 
@@ -22,6 +23,27 @@ fn the_committed_description_is_what_is_served() {
              RENEW_OPENAPI=1 cargo test -p redirect-ctl --test control the_committed_description"
         );
     }
+}
+
+/// A part that takes no other members would forbid those of the parts beside it.
+#[test]
+fn no_part_of_an_answer_is_closed() {
+    let description = api::description();
+    let mut values = vec![&description];
+    let mut parts = 0;
+    while let Some(value) = values.pop() {
+        for part in value["allOf"].as_array().into_iter().flatten() {
+            let part = part["$ref"].as_str().map_or(part, |at| description.pointer(&at[1..]).unwrap());
+            assert_ne!(part["additionalProperties"], false, "{part}");
+            parts += 1;
+        }
+        match value {
+            Value::Object(members) => values.extend(members.values()),
+            Value::Array(items) => values.extend(items),
+            _ => {}
+        }
+    }
+    assert!(parts > 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
