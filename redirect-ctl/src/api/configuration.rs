@@ -35,7 +35,7 @@ use crate::{
 
 /// Everything that the operator decides, with its revision as the entity tag. As TOML or YAML where `format` or `Accept` says so.
 #[utoipa::path(get, path = paths::CONFIGURATION, tag = "configuration", params(ConfigurationQuery),
-    responses((status = 200, content((Document = "application/json"), (String = "application/toml"), (String = "application/yaml"))),
+    responses((status = 200, content((Document = "application/json"), (Document = "application/toml"), (Document = "application/yaml"))),
     (status = 400, body = Problem), (status = 406, body = Problem), (status = 422, body = Problem)))]
 pub(super) async fn get_configuration(
     State(app): App,
