@@ -166,6 +166,24 @@ async fn killed_at_any_moment_a_commit_is_there_as_a_whole_or_not_at_all() {
 }
 
 #[tokio::test]
+async fn a_commit_that_is_refused_in_the_middle_leaves_no_trace() {
+    let dir = TempDir::new().unwrap();
+    let (store, _writer) = open(&dir.path().join("redirect.db"));
+    store.change(commit(1, None)).await.unwrap();
+    store.change(subscriber("10.0.0.0/8", "mark")).await.unwrap();
+    let before = (store.snapshot(), store.configuration().await.unwrap(), store.history().await.unwrap());
+    // Routes go before classes, of which the last one has a subscriber.
+    let mut document = marked(1);
+    document.routes.clear();
+    document.classes.pop();
+    let refused = ConfigurationChange::Commit { document, note: note("without"), confirm_within_s: None };
+    let refused = store.change(Change::Configuration(Box::new(refused))).await;
+    assert!(matches!(refused, Err(Error::InUse { .. })), "{refused:?}");
+    let after = (store.snapshot(), store.configuration().await.unwrap(), store.history().await.unwrap());
+    assert_eq!(after, before);
+}
+
+#[tokio::test]
 async fn the_history_keeps_so_many_states_and_never_forgets_the_one_before_a_pending_commit() {
     let dir = TempDir::new().unwrap();
     let (store, _writer) = open(&dir.path().join("redirect.db"));

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    ops::Range,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     thread,
@@ -402,38 +403,13 @@ fn import_until_killed() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
         let (store, _writer) = open(Path::new(&path));
-        let bypass = "bypass".parse().unwrap();
         let first = u32::try_from(store.snapshot().revision).unwrap();
         println!("acknowledged {first}");
         for number in first.. {
             let change = if number % 4 == 0 {
                 subscriber(&format!("10.9.9.{}/32", number % 256), "bypass")
             } else {
-                let user = number.to_string();
-                let mut staging = Staging::default();
-                for host in 0..IMPORTED {
-                    let record = Record {
-                        prefix: format!("10.0.{}.{}/32", host / 256, host % 256).parse().unwrap(),
-                        source: Origin::Radius,
-                        class: &bypass,
-                        priority: None,
-                        expires_s: None,
-                        session: None,
-                        user: Some(&user),
-                        mac: None,
-                        labels: Labels::default(),
-                    };
-                    staging.push(host + 1, &record).unwrap();
-                }
-                staging.sort(|_, _| panic!("they are distinct"));
-                Change::ImportFacts(Box::new(Import {
-                    staging,
-                    expired: 0,
-                    replace: true,
-                    source: Some(Origin::Radius),
-                    key: None,
-                    now_s: 0,
-                }))
+                import(0..IMPORTED, &number.to_string())
             };
             let committed = store.change(change).await.unwrap();
             println!("acknowledged {}", committed.revision);
@@ -442,6 +418,47 @@ fn import_until_killed() {
 }
 
 const IMPORTED: u32 = 2_000;
+
+/// These hosts in place of all that RADIUS said.
+fn import(hosts: Range<u32>, user: &str) -> Change {
+    let bypass = "bypass".parse().unwrap();
+    let mut staging = Staging::default();
+    for host in hosts {
+        let record = Record {
+            prefix: format!("10.0.{}.{}/32", host / 256, host % 256).parse().unwrap(),
+            source: Origin::Radius,
+            class: &bypass,
+            priority: None,
+            expires_s: None,
+            session: None,
+            user: Some(user),
+            mac: None,
+            labels: Labels::default(),
+        };
+        staging.push(host + 1, &record).unwrap();
+    }
+    staging.sort(|_, _| panic!("they are distinct"));
+    let source = Some(Origin::Radius);
+    Change::ImportFacts(Box::new(Import { staging, expired: 0, replace: true, source, key: None, now_s: 0 }))
+}
+
+#[tokio::test]
+async fn an_import_that_meets_a_full_table_in_the_middle_leaves_no_trace() {
+    let dir = TempDir::new().unwrap();
+    let resources = FileResources { subscribers_max: 3, ..file() };
+    let (store, writer) = store::open(&dir.path().join("redirect.db"), &resources).unwrap();
+    let _writer = thread::spawn(|| writer.run());
+    store.change(subscriber("10.9.9.9/32", "bypass")).await.unwrap();
+    store.change(import(0..2, "anna")).await.unwrap();
+    let before = store.snapshot();
+    let all = FactQuery { contenders: true, ..FactQuery::default() };
+    let facts = store.facts(all.clone()).await.unwrap();
+    assert!(matches!(store.change(import(1..4, "bert")).await, Err(Error::Full { max: 3, .. })));
+    assert_eq!((store.facts(all).await.unwrap(), store.snapshot()), (facts, before));
+    // Nor does it take anybody's place.
+    store.change(import(3..5, "bert")).await.unwrap();
+    assert!(matches!(store.change(subscriber("10.9.9.8/32", "bypass")).await, Err(Error::Full { .. })));
+}
 
 #[tokio::test]
 async fn killed_during_imports_it_keeps_all_of_one_or_nothing() {
