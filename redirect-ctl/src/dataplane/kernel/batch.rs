@@ -8,61 +8,38 @@ use std::{
 };
 
 use aya::Pod;
+use aya_obj::generated::{bpf_attr, bpf_cmd};
 
-/// `BPF_MAP_LOOKUP_BATCH` of `enum bpf_cmd` (include/uapi/linux/bpf.h).
-const LOOKUP_BATCH: libc::c_long = 24;
+use super::sys;
 
-/// `BPF_MAP_UPDATE_BATCH` of the same.
-const UPDATE_BATCH: libc::c_long = 26;
-
-/// `BPF_MAP_LOOKUP_ELEM` of the same.
-const LOOKUP_ELEMENT: libc::c_long = 1;
 /// What a kernel says of maps that it does not read in batches (include/linux/errno.h); it should not reach user space, and does.
 const ENOTSUPP: i32 = 524;
 
-/// The member `batch` of `union bpf_attr`.
-#[repr(C)]
-struct Attributes {
-    in_batch: u64,
-    out_batch: u64,
-    keys: u64,
-    values: u64,
-    count: u32,
-    map_fd: u32,
-    element_flags: u64,
-    flags: u64,
+/// As many entries as there is room for in `keys`, from the start.
+fn batch<K, V>(map: BorrowedFd<'_>, keys: &mut [K], values: &mut [V], next: &mut u32) -> bpf_attr {
+    let mut attributes = sys::attributes();
+    attributes.batch.out_batch = std::ptr::from_mut(next) as u64;
+    attributes.batch.keys = keys.as_mut_ptr() as u64;
+    attributes.batch.values = values.as_mut_ptr() as u64;
+    attributes.batch.count = u32::try_from(keys.len()).unwrap_or(u32::MAX);
+    attributes.batch.map_fd = map.as_raw_fd().cast_unsigned();
+    attributes
 }
 
-impl Attributes {
-    /// As many entries as there is room for in `keys`, from the start.
-    fn new<K, V>(map: BorrowedFd<'_>, keys: &mut [K], values: &mut [V], next: &mut u32) -> Self {
-        Self {
-            in_batch: 0,
-            out_batch: std::ptr::from_mut(next) as u64,
-            keys: keys.as_mut_ptr() as u64,
-            values: values.as_mut_ptr() as u64,
-            count: u32::try_from(keys.len()).unwrap_or(u32::MAX),
-            map_fd: map.as_raw_fd().cast_unsigned(),
-            element_flags: 0,
-            flags: 0,
-        }
-    }
-}
-
-/// Reads entries, and says whether they are the last ones.
+/// Reads entries, and says how many, and whether they are the last ones.
 ///
 /// # Safety
 /// Every address in `attributes` is of memory that lives and is as large as the kernel may write: for `count` keys and values of the map.
-unsafe fn read(attributes: &mut Attributes) -> io::Result<bool> {
+unsafe fn read(attributes: &mut bpf_attr) -> io::Result<(u32, bool)> {
     // SAFETY: by this function's own contract.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, LOOKUP_BATCH, std::ptr::from_mut(attributes), size_of::<Attributes>()) };
-    if result == 0 {
-        return Ok(false);
-    }
-    let error = io::Error::last_os_error();
-    // What the kernel says after the last entry, where it was asked for more than there are.
-    if error.raw_os_error() == Some(libc::ENOENT) { Ok(true) } else { Err(error) }
+    let last = match unsafe { sys::bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, attributes) } {
+        Ok(_) => false,
+        // What the kernel says after the last entry, where it was asked for more than there are.
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+        Err(error) => return Err(error),
+    };
+    // SAFETY: an integer, which the kernel has written.
+    Ok((unsafe { attributes.batch.count }, last))
 }
 
 /// Where the next batch begins; opaque to us.
@@ -98,14 +75,12 @@ fn look_up_once<K: Pod, V: Pod>(
     let mut values = vec![MaybeUninit::<V>::zeroed(); capacity];
     let start = position.map_or(0, |Position(start)| start);
     let mut next = 0u32;
-    let mut attributes = Attributes {
-        in_batch: position.map_or(0, |_| std::ptr::from_ref(&start) as u64),
-        ..Attributes::new(map, &mut keys, &mut values, &mut next)
-    };
+    let mut attributes = batch(map, &mut keys, &mut values, &mut next);
+    attributes.batch.in_batch = position.map_or(0, |_| std::ptr::from_ref(&start) as u64);
     // SAFETY: every address points to a live local that is as large as the kernel may write: `capacity` keys and values of the map's own
     // sizes (the caller's types are those that the map was opened with), and 32 bits of position, as hash maps use.
-    let last = unsafe { read(&mut attributes) }?;
-    let filled = usize::try_from(attributes.count).unwrap_or(0).min(capacity);
+    let (count, last) = unsafe { read(&mut attributes) }?;
+    let filled = usize::try_from(count).unwrap_or(0).min(capacity);
     let entries = keys.into_iter().zip(values).take(filled);
     // SAFETY: the kernel has written the first `count` keys and values, and `Pod` types take any bytes.
     let entries = entries.map(|(key, value)| unsafe { (key.assume_init(), value.assume_init()) }).collect();
@@ -118,12 +93,9 @@ pub(super) fn update<K: Pod, V: Pod>(map: BorrowedFd<'_>, entries: &[(K, V)]) ->
         return Ok(());
     }
     let (mut keys, mut values): (Vec<K>, Vec<V>) = entries.iter().copied().unzip();
-    let mut attributes = Attributes::new(map, &mut keys, &mut values, &mut 0);
+    let mut attributes = batch(map, &mut keys, &mut values, &mut 0);
     // SAFETY: keys and values live, and are as many as `count` says and as large as those of the map.
-    let result = unsafe {
-        libc::syscall(libc::SYS_bpf, UPDATE_BATCH, std::ptr::from_mut(&mut attributes), size_of::<Attributes>())
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    unsafe { sys::bpf(bpf_cmd::BPF_MAP_UPDATE_BATCH, &mut attributes) }.map(drop)
 }
 
 /// The `len` entries of a per-CPU array, in order, each as its values on the `cpus` possible CPUs. The size of a value is a multiple of 8,
@@ -133,7 +105,7 @@ pub(super) fn per_cpu_array<V: Pod>(map: BorrowedFd<'_>, len: usize, cpus: usize
     let mut keys = vec![0u32; len];
     let mut values = vec![MaybeUninit::<V>::zeroed(); len * cpus];
     let mut next = 0u32;
-    let mut attributes = Attributes::new(map, &mut keys, &mut values, &mut next);
+    let mut attributes = batch(map, &mut keys, &mut values, &mut next);
     // SAFETY: every address points to a live local that is as large as the kernel may write: `len` keys of 32 bits, as many values for each
     // possible CPU, and 32 bits of position, as arrays use.
     match unsafe { read(&mut attributes) } {
@@ -148,25 +120,10 @@ pub(super) fn per_cpu_array<V: Pod>(map: BorrowedFd<'_>, len: usize, cpus: usize
 
 /// Entries of a per-CPU array from the first on, `cpus` values for each.
 fn one_by_one<V: Pod>(map: BorrowedFd<'_>, cpus: usize, values: &mut [MaybeUninit<V>]) -> io::Result<()> {
-    /// The members of `union bpf_attr` for single entries.
-    #[repr(C)]
-    struct Element {
-        map_fd: u32,
-        _pad: u32,
-        key: u64,
-        value: u64,
-        flags: u64,
-    }
     for (key, values) in (0u32..).zip(values.chunks_exact_mut(cpus)) {
         let (key, value) = (std::ptr::from_ref(&key) as u64, values.as_mut_ptr() as u64);
-        let mut element = Element { map_fd: map.as_raw_fd().cast_unsigned(), _pad: 0, key, value, flags: 0 };
         // SAFETY: the key is of 32 bits, as in arrays, and there is room for a value of each possible CPU.
-        let result = unsafe {
-            libc::syscall(libc::SYS_bpf, LOOKUP_ELEMENT, std::ptr::from_mut(&mut element), size_of::<Element>())
-        };
-        if result != 0 {
-            return Err(io::Error::last_os_error());
-        }
+        unsafe { sys::look_up(map, key, value) }?;
     }
     Ok(())
 }

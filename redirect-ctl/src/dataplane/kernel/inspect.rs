@@ -4,14 +4,19 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+    io,
+    os::fd::AsFd as _,
 };
 
 use aya::{maps::MapInfo, programs::loaded_programs};
 use redirect_common::maps::names;
 
-use super::{super::Error, memory, with_causes};
+use super::{
+    super::Error,
+    memory,
+    sys::{self, Entries, Place},
+    with_causes,
+};
 
 /// The kernel keeps 15 characters of a name (`BPF_OBJ_NAME_LEN`).
 const NAME_LENGTH: usize = 15;
@@ -25,13 +30,6 @@ const PROGRAMS: [&str; 7] = [
     names::SOCKET_LOOKUP,
     names::EXPLAIN,
 ];
-
-// Of `enum bpf_cmd` (include/uapi/linux/bpf.h).
-const MAP_LOOKUP_ELEM: libc::c_long = 1;
-const MAP_GET_NEXT_KEY: libc::c_long = 4;
-const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
-const LINK_GET_FD_BY_ID: libc::c_long = 30;
-const LINK_GET_NEXT_ID: libc::c_long = 31;
 
 /// A loaded program.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -121,32 +119,25 @@ pub fn maps() -> Result<Vec<MapState>, Error> {
 
 fn state(info: &MapInfo) -> Result<MapState, Error> {
     let fd = info.fd().map_err(|error| refused(&with_causes(&error)))?;
+    let fd = fd.as_fd();
     let kind = info.map_type().map_or_else(|_| "unknown".to_owned(), |kind| format!("{kind:?}"));
     let name = info.name_as_str().unwrap_or_default().to_owned();
-    let memory =
-        memory::memory(&name, &fdinfo(fd.as_fd())?).map_err(|source| io_error("read a map's memory", source))?;
-    let counts = ["HashMap", "LruHash", "PerCpuHash", "LruPerCpuHash", "LpmTrie", "Hash"];
-    let entries = counts.contains(&kind.as_str()).then(|| count(fd.as_fd(), info)).transpose()?;
+    let memory = memory::of(&name, fd).map_err(|source| io_error("read a map's memory", source))?;
+    let entries = Entries::of(fd).map_err(|source| io_error("read a map", source))?;
+    let shape = entries.shape();
+    // A table that changes meanwhile may begin anew; it never holds more than its capacity.
+    let count = || entries.count(shape.capacity.into()).map_err(|source| io_error("read a map's keys", source));
+    let entries = shape.is_table().then(count).transpose()?;
     Ok(MapState {
         id: info.id(),
         name,
         kind,
-        key_bytes: info.key_size(),
-        value_bytes: info.value_size(),
-        capacity: info.max_entries(),
+        key_bytes: shape.key_bytes,
+        value_bytes: shape.value_bytes,
+        capacity: shape.capacity,
         entries,
         bytes: memory.bytes,
     })
-}
-
-fn count(fd: BorrowedFd<'_>, info: &MapInfo) -> Result<u64, Error> {
-    let mut keys = Keys::of(fd, info.key_size());
-    let mut count = 0;
-    // A table that changes meanwhile may begin anew; it never holds more than this.
-    while count < u64::from(info.max_entries()) && keys.advance()?.is_some() {
-        count += 1;
-    }
-    Ok(count)
 }
 
 /// Entries of a map.
@@ -164,24 +155,12 @@ pub fn dump(map: &str, limit: usize) -> Result<Option<Dump>, Error> {
     let is_wanted = |info: &MapInfo| info.name_as_str() == Some(cut(map)) || info.id().to_string() == map;
     let Some(info) = infos.into_iter().find(is_wanted) else { return Ok(None) };
     let fd = info.fd().map_err(|error| refused(&with_causes(&error)))?;
-    let fd = fd.as_fd();
-    // A per-CPU value is one for each possible CPU, each rounded up to 8 bytes.
-    let is_per_cpu = info.map_type().is_ok_and(|kind| format!("{kind:?}").contains("PerCpu"));
-    let cpus =
-        if is_per_cpu { aya::util::nr_cpus().map_err(|(_, source)| io_error("count the CPUs", source))? } else { 1 };
-    let value_bytes = info.value_size() as usize;
-    let room = if is_per_cpu { value_bytes.next_multiple_of(8) * cpus } else { value_bytes };
-    let mut keys = Keys::of(fd, info.key_size());
+    let failed = |source| io_error("read a map", source);
+    let mut found = Entries::of(fd.as_fd()).map_err(failed)?;
     let mut entries = Vec::new();
-    while entries.len() < limit {
-        let Some(key) = keys.advance()? else { break };
-        let mut value = vec![0; room];
-        match look_up(fd, key, &mut value) {
-            Ok(()) => entries.push((key.to_vec(), value)),
-            // It went while we looked, or is an empty place.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => return Err(io_error("read a map", source)),
-        }
+    while entries.len() < limit && found.advance().map_err(failed)? {
+        let value = found.value().map_err(failed)?;
+        entries.extend(value.map(|value| (found.key().to_vec(), value)));
     }
     Ok(Some(Dump { name: info.name_as_str().unwrap_or_default().to_owned(), entries }))
 }
@@ -191,18 +170,18 @@ pub fn links() -> Result<Vec<Link>, Error> {
     let programs: BTreeMap<u32, String> = programs()?.into_iter().map(|program| (program.id, program.name)).collect();
     let mut links = Vec::new();
     let mut id = 0;
-    while let Some(next) = next_link(id).map_err(|source| refused(&source.to_string()))? {
+    while let Some(next) = sys::next_link(id).map_err(|source| refused(&source.to_string()))? {
         id = next;
         // One that went while we looked is no link any more.
-        let Ok(words) = link_info(id) else { continue };
-        let Some(program) = programs.get(&words[2]) else { continue };
-        let (kind, target) = match words[0] {
-            5 => ("netns", Some(words[4])),
-            6 => ("xdp", Some(words[4])),
-            // BPF_TCX_INGRESS and BPF_TCX_EGRESS of enum bpf_attach_type.
-            11 if words[5] == 46 => ("tcx ingress", Some(words[4])),
-            11 => ("tcx egress", Some(words[4])),
-            _ => ("other", None),
+        let Ok(Some(fd)) = sys::open_link(id) else { continue };
+        let Ok(sys::Link { program, place }) = sys::link(fd.as_fd()) else { continue };
+        let Some(program) = programs.get(&program) else { continue };
+        let (kind, target) = match place {
+            Place::NetworkNamespace { inode } => ("netns", Some(inode)),
+            Place::Xdp { ifindex } => ("xdp", Some(ifindex)),
+            Place::Tcx { ifindex, ingress: true } => ("tcx ingress", Some(ifindex)),
+            Place::Tcx { ifindex, ingress: false } => ("tcx egress", Some(ifindex)),
+            Place::Other => ("other", None),
         };
         links.push(Link { id, program: program.clone(), kind, target });
     }
@@ -216,111 +195,6 @@ fn refused(why: &str) -> Error {
 
 fn io_error(what: &str, source: io::Error) -> Error {
     Error::System { what: what.to_owned(), source }
-}
-
-fn fdinfo(fd: BorrowedFd<'_>) -> Result<String, Error> {
-    let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
-    fs::read_to_string(&path).map_err(|source| io_error(&format!("read {path}"), source))
-}
-
-/// The keys of a map, one after the other.
-struct Keys<'fd> {
-    fd: BorrowedFd<'fd>,
-    key: Vec<u8>,
-    next: Vec<u8>,
-    begun: bool,
-}
-
-/// `union bpf_attr` of commands about an entry.
-#[repr(C)]
-struct EntryAttributes {
-    map: u32,
-    padding: u32,
-    key: u64,
-    value: u64,
-    flags: u64,
-}
-
-impl<'fd> Keys<'fd> {
-    fn of(fd: BorrowedFd<'fd>, bytes: u32) -> Self {
-        let key = vec![0; bytes as usize];
-        Self { fd, next: key.clone(), key, begun: false }
-    }
-
-    fn advance(&mut self) -> Result<Option<&[u8]>, Error> {
-        let mut attributes = EntryAttributes {
-            map: self.fd.as_raw_fd().cast_unsigned(),
-            padding: 0,
-            key: if self.begun { self.key.as_ptr() as u64 } else { 0 },
-            value: self.next.as_mut_ptr() as u64,
-            flags: 0,
-        };
-        // SAFETY: `key` (or none) and `next` live and are as long as the map's keys, as the kernel said.
-        match unsafe { bpf(MAP_GET_NEXT_KEY, &mut attributes) } {
-            Ok(_) => {
-                self.begun = true;
-                std::mem::swap(&mut self.key, &mut self.next);
-                Ok(Some(&self.key))
-            }
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
-            Err(source) => Err(io_error("read a map's keys", source)),
-        }
-    }
-}
-
-fn look_up(fd: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<()> {
-    let mut attributes = EntryAttributes {
-        map: fd.as_raw_fd().cast_unsigned(),
-        padding: 0,
-        key: key.as_ptr() as u64,
-        value: value.as_mut_ptr() as u64,
-        flags: 0,
-    };
-    // SAFETY: `key` and `value` live and are as long as the map's keys and values, for all CPUs where it has one for each.
-    unsafe { bpf(MAP_LOOKUP_ELEM, &mut attributes) }.map(drop)
-}
-
-fn next_link(id: u32) -> io::Result<Option<u32>> {
-    let mut attributes = [id, 0, 0_u32];
-    // SAFETY: no addresses; the kernel writes the second word.
-    match unsafe { bpf(LINK_GET_NEXT_ID, &mut attributes) } {
-        Ok(_) => Ok(Some(attributes[1])),
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// `union bpf_attr` of `BPF_OBJ_GET_INFO_BY_FD`.
-#[repr(C)]
-struct InfoAttributes {
-    fd: u32,
-    length: u32,
-    info: u64,
-}
-
-/// The first words of `struct bpf_link_info`: type, id, program, padding, and two of what the type has.
-const LINK_WORDS: usize = 6;
-
-fn link_info(id: u32) -> io::Result<[u32; LINK_WORDS]> {
-    // SAFETY: no addresses.
-    let fd = unsafe { bpf(LINK_GET_FD_BY_ID, &mut [id, 0, 0]) }?;
-    let fd = i32::try_from(fd).map_err(io::Error::other)?;
-    // SAFETY: the kernel has just made this descriptor for us.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    let mut words = [0; LINK_WORDS];
-    let mut attributes =
-        InfoAttributes { fd: fd.as_raw_fd().cast_unsigned(), length: 24, info: words.as_mut_ptr() as u64 };
-    // SAFETY: `words` lives and has `length` bytes.
-    unsafe { bpf(OBJ_GET_INFO_BY_FD, &mut attributes) }?;
-    Ok(words)
-}
-
-/// # Safety
-/// Every address in `attributes` is of memory that lives and is as large as the kernel may read or write by the command.
-unsafe fn bpf<A>(command: libc::c_long, attributes: &mut A) -> io::Result<libc::c_long> {
-    // SAFETY: by this function's own contract.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<A>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
 };
 
 use aya::{Ebpf, maps::Map};
@@ -39,16 +39,20 @@ impl Memory {
     /// By the maps' names.
     pub(super) fn read(&self) -> Result<Vec<MapMemory>, Error> {
         let read = |(name, fd): &(String, OwnedFd)| {
-            let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
-            let found = fs::read_to_string(&path).and_then(|text| memory(name, &text));
-            found.map_err(|source| Error::System { what: format!("read {path} of map {name}"), source })
+            of(name, fd.as_fd())
+                .map_err(|source| Error::System { what: format!("read the memory of map {name}"), source })
         };
         self.maps.iter().map(read).collect()
     }
 }
 
+/// What the map behind a descriptor costs.
+pub(super) fn of(name: &str, map: BorrowedFd<'_>) -> io::Result<MapMemory> {
+    memory(name, &fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd()))?)
+}
+
 /// `bpf_map_show_fdinfo` of the kernel: lines of a name, a colon, a tab and a value.
-pub(super) fn memory(name: &str, fdinfo: &str) -> io::Result<MapMemory> {
+fn memory(name: &str, fdinfo: &str) -> io::Result<MapMemory> {
     let number = |key: &str| {
         let line = fdinfo.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')?.trim().parse().ok());
         line.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("no {key}")))

@@ -22,7 +22,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::{Ebpf, util::nr_cpus};
+use aya::Ebpf;
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
@@ -44,15 +44,6 @@ const SOCKET_LOOKUP: &str = "sk_lookup";
 /// Maps that nobody reads after the program's run, and those of the library: every object has its own.
 const UNPINNED: &[&str] = &["AYA_", "COPY_", "NEW_", "."];
 
-/// Of `enum bpf_map_type`.
-const HASH: u32 = 1;
-const ARRAY: u32 = 2;
-const PER_CPU_HASH: u32 = 5;
-const PER_CPU_ARRAY: u32 = 6;
-const LRU_HASH: u32 = 9;
-const LRU_PER_CPU_HASH: u32 = 10;
-const LPM_TRIE: u32 = 11;
-
 fn failed(what: &str, path: &Path, source: io::Error) -> Error {
     Error::System { what: format!("{what} {}", path.display()), source }
 }
@@ -72,27 +63,14 @@ pub(super) enum Origin {
 fn origin(wanted: Shape, found: Option<Shape>) -> Origin {
     match found {
         Some(found) if found == wanted => Origin::Reused,
-        Some(found) if Shape { capacity: wanted.capacity, ..found } == wanted && can_be_copied(wanted.kind) => {
+        // What a ring buffer or a socket map holds is of its own time.
+        Some(found)
+            if Shape { capacity: wanted.capacity, ..found } == wanted && (wanted.is_table() || wanted.is_array()) =>
+        {
             Origin::Copied
         }
         Some(_) | None => Origin::New,
     }
-}
-
-/// What a ring buffer or a socket map holds is of its own time.
-const fn can_be_copied(kind: u32) -> bool {
-    matches!(kind, HASH | ARRAY | PER_CPU_HASH | PER_CPU_ARRAY | LRU_HASH | LRU_PER_CPU_HASH | LPM_TRIE)
-}
-
-/// Bytes of a value as user space reads it.
-fn value_bytes(shape: Shape) -> Result<usize, Error> {
-    let bytes = shape.value_bytes as usize;
-    if !matches!(shape.kind, PER_CPU_HASH | PER_CPU_ARRAY | LRU_PER_CPU_HASH) {
-        return Ok(bytes);
-    }
-    let cpus =
-        nr_cpus().map_err(|(what, source)| Error::System { what: format!("count the CPUs ({what})"), source })?;
-    Ok(bytes.next_multiple_of(8) * cpus)
 }
 
 /// The maps that an object defines and that outlive it.
@@ -315,10 +293,10 @@ impl Pins {
         let mut left_out = 0;
         for (name, _) in maps.origins.iter().filter(|(_, origin)| **origin == Origin::Copied) {
             let path = self.next().join(name);
-            let (Some(old), Some(shape)) = (maps.old.get(name), maps.shapes.get(name)) else { continue };
+            let Some(old) = maps.old.get(name) else { continue };
             let new = sys::open_pin(&path).map_err(|source| failed("open", &path, source))?;
-            left_out += copy(old.as_fd(), new.as_fd(), *shape, again)
-                .map_err(|source| failed("copy the entries of", &path, source))?;
+            left_out +=
+                copy(old.as_fd(), new.as_fd(), again).map_err(|source| failed("copy the entries of", &path, source))?;
         }
         Ok(left_out)
     }
@@ -596,22 +574,16 @@ fn rounds_max(shape: Shape) -> u64 {
 }
 
 fn count(map: BorrowedFd<'_>) -> io::Result<u64> {
-    let shape = sys::shape(map)?;
-    let mut entries = Entries::new(map, shape.key_bytes as usize, 0);
-    let mut counted = 0;
-    while counted < rounds_max(shape) && entries.advance()? {
-        counted += 1;
-    }
-    Ok(counted)
+    let entries = Entries::of(map)?;
+    let max = rounds_max(entries.shape());
+    entries.count(max)
 }
 
 /// Returns how many entries found no room.
-fn copy(old: BorrowedFd<'_>, new: BorrowedFd<'_>, shape: Shape, keep_existing: bool) -> io::Result<u64> {
-    let old_shape = sys::shape(old)?;
-    let value_bytes = value_bytes(shape).map_err(io::Error::other)?;
-    let mut entries = Entries::new(old, shape.key_bytes as usize, value_bytes);
+fn copy(old: BorrowedFd<'_>, new: BorrowedFd<'_>, keep_existing: bool) -> io::Result<u64> {
+    let mut entries = Entries::of(old)?;
     let (mut rounds, mut left_out) = (0, 0);
-    while rounds < rounds_max(old_shape) && entries.advance()? {
+    while rounds < rounds_max(entries.shape()) && entries.advance()? {
         rounds += 1;
         left_out += u64::from(!entries.copy_to(new, keep_existing)?);
     }
@@ -622,7 +594,15 @@ fn copy(old: BorrowedFd<'_>, new: BorrowedFd<'_>, shape: Shape, keep_existing: b
 mod tests {
     use super::*;
 
-    const FLOWS: Shape = Shape { kind: HASH, key_bytes: 12, value_bytes: 40, capacity: 1_024, flags: 0 };
+    use aya_obj::generated::bpf_map_type;
+
+    const FLOWS: Shape = Shape {
+        kind: bpf_map_type::BPF_MAP_TYPE_HASH as u32,
+        key_bytes: 12,
+        value_bytes: 40,
+        capacity: 1_024,
+        flags: 0,
+    };
 
     #[test]
     fn a_map_is_reused_only_if_it_is_the_same() {
@@ -630,7 +610,7 @@ mod tests {
         assert_eq!(origin(FLOWS, None), Origin::New);
         assert_eq!(origin(FLOWS, Some(Shape { capacity: 2_048, ..FLOWS })), Origin::Copied);
         for other in [
-            Shape { kind: LRU_HASH, ..FLOWS },
+            Shape { kind: bpf_map_type::BPF_MAP_TYPE_LRU_HASH as u32, ..FLOWS },
             Shape { key_bytes: 16, ..FLOWS },
             Shape { value_bytes: 48, ..FLOWS },
             Shape { flags: 1, ..FLOWS },
@@ -638,7 +618,7 @@ mod tests {
         ] {
             assert_eq!(origin(FLOWS, Some(other)), Origin::New, "{other:?}");
         }
-        let ring = Shape { kind: 27, ..FLOWS };
+        let ring = Shape { kind: bpf_map_type::BPF_MAP_TYPE_RINGBUF as u32, ..FLOWS };
         assert_eq!(origin(ring, Some(Shape { capacity: 1, ..ring })), Origin::New);
     }
 
