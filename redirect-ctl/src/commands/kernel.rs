@@ -1,8 +1,6 @@
 //! `kernel maps|programs|links|dump|diff`: what of ours is in the kernel. All but `diff` ask the kernel itself, so that they work without
 //! the daemon, and need root.
 
-use ipnet::{Ipv4Net, Ipv6Net};
-use redirect_common::maps::names;
 use serde::Serialize;
 
 use super::{
@@ -171,28 +169,16 @@ fn dump(context: &mut Context<'_>, map: &str, limit: usize) -> Result<(), Error>
     let more = entries.len() > limit;
     entries.truncate(limit);
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat();
-    let entries =
-        entries.iter().map(|(key, value)| Entry { key: hex(key), value: hex(value), prefix: prefix(&name, key) });
+    let entry = |(key, value): &(Vec<u8>, Vec<u8>)| {
+        let prefix = inspect::subscriber(&name, key).map(|prefix| prefix.to_string());
+        Entry { key: hex(key), value: hex(value), prefix }
+    };
+    let entries = entries.iter().map(entry);
     context.items(&entries.collect::<Vec<_>>())?;
     if more {
         context.note(&format!("showing the first {limit} entries; raise --limit"))?;
     }
     Ok(())
-}
-
-/// The subscriber that a key is of: an address, or the length of a prefix in the host's byte order and its address (`struct bpf_lpm_trie_key`).
-fn prefix(map: &str, key: &[u8]) -> Option<String> {
-    let length =
-        || key.first_chunk().map(|length| u32::from_ne_bytes(*length)).and_then(|length| u8::try_from(length).ok());
-    let v4 = |bytes: &[u8]| <[u8; 4]>::try_from(bytes).ok();
-    let v6 = |bytes: &[u8]| <[u8; 16]>::try_from(bytes).ok();
-    match map {
-        names::HOSTS_V4 => Some(Ipv4Net::new(v4(key)?.into(), 32).ok()?.to_string()),
-        names::HOSTS_V6 => Some(Ipv6Net::new(v6(key)?.into(), 128).ok()?.to_string()),
-        names::PREFIXES_V4 => Some(Ipv4Net::new(v4(key.get(4..)?)?.into(), length()?).ok()?.to_string()),
-        names::PREFIXES_V6 => Some(Ipv6Net::new(v6(key.get(4..)?)?.into(), length()?).ok()?.to_string()),
-        _ => None,
-    }
 }
 
 impl Columns for KernelOperation {
@@ -217,25 +203,4 @@ async fn diff(context: &mut Context<'_>) -> Result<(), Error> {
         "the kernel (revision {applied}) is {total} operations away from the store (revision {revision})"
     ))?;
     Err(Error::Differs)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn keys_of_subscribers_are_told_as_prefixes() {
-        let length = 16_u32.to_ne_bytes();
-        let prefix_v4 = [&length[..], &[10, 20, 0, 0]].concat();
-        for (map, key, expected) in [
-            ("HOSTS_V4", &[10, 0, 0, 7][..], Some("10.0.0.7/32")),
-            ("PREFIXES_V4", &prefix_v4, Some("10.20.0.0/16")),
-            ("HOSTS_V6", &[0; 16], Some("::/128")),
-            ("HOSTS_V4", &[1, 2, 3], None),
-            ("PREFIXES_V4", &[1, 2, 3], None),
-            ("CLASSES", &[1, 0, 0, 0], None),
-        ] {
-            assert_eq!(prefix(map, key).as_deref(), expected, "{map}");
-        }
-    }
 }

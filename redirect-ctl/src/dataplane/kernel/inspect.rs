@@ -8,12 +8,17 @@ use std::{
     os::fd::AsFd as _,
 };
 
-use aya::{maps::MapInfo, programs::loaded_programs};
-use redirect_common::maps::names;
+use aya::{Pod, maps::MapInfo, programs::loaded_programs};
+use ipnet::IpNet;
+use redirect_common::{
+    address::{Address, V4, V6},
+    maps::names,
+};
 
 use super::{
     super::Error,
     memory,
+    subscribers::net,
     sys::{self, Entries, Place},
     with_causes,
 };
@@ -165,6 +170,29 @@ pub fn dump(map: &str, limit: usize) -> Result<Option<Dump>, Error> {
     Ok(Some(Dump { name: info.name_as_str().unwrap_or_default().to_owned(), entries }))
 }
 
+/// The subscriber that a key of one of the subscriber maps is of.
+pub fn subscriber(map: &str, key: &[u8]) -> Option<IpNet> {
+    match map {
+        names::HOSTS_V4 => net(of_bytes::<V4>(key)?, V4::BITS).ok(),
+        names::HOSTS_V6 => net(of_bytes::<V6>(key)?, V6::BITS).ok(),
+        names::PREFIXES_V4 => prefix::<V4>(key),
+        names::PREFIXES_V6 => prefix::<V6>(key),
+        _ => None,
+    }
+}
+
+fn prefix<A: Address<Prefix: Pod>>(key: &[u8]) -> Option<IpNet> {
+    // No prefix is zero: a one follows its bits.
+    let key = Some(key).filter(|key| key.iter().any(|byte| *byte != 0))?;
+    let (address, len) = A::of_prefix(of_bytes(key)?);
+    net(address, len).ok()
+}
+
+fn of_bytes<T: Pod>(bytes: &[u8]) -> Option<T> {
+    // SAFETY: there are as many bytes as `T` has, and `Pod` types take any bytes.
+    (bytes.len() == size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+}
+
 /// Links to our programs, by id.
 pub fn links() -> Result<Vec<Link>, Error> {
     let programs: BTreeMap<u32, String> = programs()?.into_iter().map(|program| (program.id, program.name)).collect();
@@ -209,5 +237,30 @@ mod tests {
         assert!(is_ours("redirect_explai"));
         assert!(!is_ours("redirect_explain"), "the kernel keeps 15 characters");
         assert!(!is_ours("redirect"));
+    }
+
+    #[test]
+    fn keys_of_subscribers_are_told_as_prefixes() {
+        fn key<T: Pod>(of: T) -> Vec<u8> {
+            // SAFETY: as many bytes as it has, none of them padding.
+            unsafe { std::slice::from_raw_parts((&raw const of).cast::<u8>(), size_of::<T>()) }.to_vec()
+        }
+        let v4 = |text: &str| V4::from(text.parse::<std::net::Ipv4Addr>().unwrap());
+        let v6 = |text: &str| V6::from(text.parse::<std::net::Ipv6Addr>().unwrap());
+        for (map, key, expected) in [
+            ("HOSTS_V4", key(v4("10.0.0.7")), Some("10.0.0.7/32")),
+            ("HOSTS_V6", key(v6("fd00::7")), Some("fd00::7/128")),
+            ("PREFIXES_V4", key(v4("10.20.0.0").prefix(16)), Some("10.20.0.0/16")),
+            ("PREFIXES_V4", key(v4("0.0.0.0").prefix(0)), Some("0.0.0.0/0")),
+            ("PREFIXES_V6", key(v6("fd00:20::").prefix(48)), Some("fd00:20::/48")),
+            ("PREFIXES_V6", key(v6("fd00::8000:0:0:0").prefix(65)), Some("fd00::8000:0:0:0/65")),
+            ("PREFIXES_V4", vec![0; 4], None),
+            ("PREFIXES_V6", vec![0; 16], None),
+            ("HOSTS_V4", vec![1, 2, 3], None),
+            ("PREFIXES_V4", vec![1, 2, 3], None),
+            ("CLASSES", vec![1, 0, 0, 0], None),
+        ] {
+            assert_eq!(subscriber(map, &key).map(|prefix| prefix.to_string()).as_deref(), expected, "{map}");
+        }
     }
 }

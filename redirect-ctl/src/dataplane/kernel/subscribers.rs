@@ -324,7 +324,7 @@ fn full(error: Error) -> Error {
     }
 }
 
-fn net<A: Address>(address: A, len: u8) -> Result<IpNet, Error> {
+pub(super) fn net<A: Address>(address: A, len: u8) -> Result<IpNet, Error> {
     IpNet::new(address.to_ip(), len).map_err(|error| Error::System {
         what: "read a prefix from the kernel".to_owned(),
         source: io::Error::new(io::ErrorKind::InvalidData, error),
