@@ -25,6 +25,10 @@ use tracing_subscriber::EnvFilter;
 
 const BAD_CONFIGURATION: u8 = 2;
 
+/// What is logged unless `RUST_LOG` says otherwise. Of types that Rust names, the kernel takes no BTF; the library warns of that at each load, with all
+/// of the BTF, some 100 lines that nobody can do anything about. The programs need none in the kernel; what fails comes back as an error.
+const LOG_FILTER: &str = "info,aya::bpf=error";
+
 fn main() -> ExitCode {
     let args = DaemonCli::parse();
     let host_name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
@@ -105,7 +109,9 @@ fn raise_descriptor_limit(sessions_max: u32) {
 }
 
 fn set_up_log(format: LogFormat, lines: Lines) {
-    let filter = EnvFilter::builder().with_default_directive(tracing::Level::INFO.into()).from_env_lossy();
+    let asked = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|asked| !asked.is_empty());
+    let filter = EnvFilter::builder().with_default_directive(tracing::Level::INFO.into());
+    let filter = filter.parse_lossy(asked.as_deref().unwrap_or(LOG_FILTER));
     let colours = io::stderr().is_terminal();
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(lines).with_ansi(colours);
     match format {
