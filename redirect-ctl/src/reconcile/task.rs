@@ -595,6 +595,7 @@ impl<D: Dataplane> Reconciler<D> {
             subscribers: self.dataplane.subscribers()?,
             interfaces: attached,
         };
+        // An operation for each subscriber, which people can read; the columns of many at once say nothing to them.
         let operations = plan(&desired, &actual, Order::RemovalsFirst);
         Ok(Drift { revision: desired.revision, applied: actual.revision, operations })
     }
