@@ -360,17 +360,16 @@ pub enum SubscriberVerb {
     Diff(SubscriberFile),
 }
 
+/// Which facts are meant: those that all of these are true of.
 #[derive(Debug, Args)]
-pub struct SubscriberDelete {
-    #[arg(required_unless_present_any = ["within", "source", "class", "session", "user", "mac", "labels"], conflicts_with_all = ["within", "class", "user", "mac", "labels", "count"])]
-    pub prefix: Option<Prefix>,
+pub struct SubscriberFacts {
     /// Only prefixes inside this one
     #[arg(long, value_name = "PREFIX")]
     pub within: Option<Prefix>,
     /// Only what this source says
     #[arg(long, value_parser = word::<desired::Origin>(desired::Origin::WORDS))]
     pub source: Option<desired::Origin>,
-    /// Only facts with this class
+    /// Only with this class
     #[arg(long)]
     pub class: Option<Name>,
     /// Only of this session
@@ -382,6 +381,14 @@ pub struct SubscriberDelete {
     /// Only of this hardware address
     #[arg(long)]
     pub mac: Option<Mac>,
+}
+
+#[derive(Debug, Args)]
+pub struct SubscriberDelete {
+    #[arg(required_unless_present_any = ["within", "source", "class", "session", "user", "mac", "labels"], conflicts_with_all = ["within", "class", "user", "mac", "labels", "count"])]
+    pub prefix: Option<Prefix>,
+    #[command(flatten)]
+    pub facts: SubscriberFacts,
     /// Only with this label; all of them if given more than once
     #[arg(long = "label", value_name = "NAME=TEXT", value_parser = label)]
     pub labels: Vec<(String, String)>,
@@ -410,24 +417,8 @@ pub struct SubscriberImportArgs {
 
 #[derive(Debug, Args)]
 pub struct SubscriberFilter {
-    /// Only subscribers of this class
-    #[arg(long)]
-    pub class: Option<Name>,
-    /// Only prefixes inside this one
-    #[arg(long, value_name = "PREFIX")]
-    pub within: Option<Prefix>,
-    /// Only what this source says
-    #[arg(long, value_parser = word::<desired::Origin>(desired::Origin::WORDS))]
-    pub source: Option<desired::Origin>,
-    /// Only of this session
-    #[arg(long)]
-    pub session: Option<Session>,
-    /// Only of this user
-    #[arg(long)]
-    pub user: Option<Login>,
-    /// Only of this hardware address
-    #[arg(long)]
-    pub mac: Option<Mac>,
+    #[command(flatten)]
+    pub facts: SubscriberFacts,
     /// Only what expires before this time (RFC 3339)
     #[arg(long, value_name = "TIME")]
     pub expires_before: Option<Time>,

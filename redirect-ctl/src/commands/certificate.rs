@@ -34,10 +34,6 @@ impl Resource for Versioned<Certificate> {
     const KIND: [&'static str; 2] = ["certificate", "certificates"];
     const COLLECTION: &'static str = paths::CERTIFICATES;
     const PATH: &'static str = paths::CERTIFICATE;
-
-    fn key(&self) -> String {
-        self.name.to_string()
-    }
 }
 
 impl Columns for Versioned<Certificate> {

@@ -75,10 +75,6 @@ impl Resource for Versioned<Class> {
     const KIND: [&'static str; 2] = ["class", "classes"];
     const COLLECTION: &'static str = paths::CLASSES;
     const PATH: &'static str = paths::CLASS;
-
-    fn key(&self) -> String {
-        self.name.to_string()
-    }
 }
 
 impl Columns for Versioned<Class> {

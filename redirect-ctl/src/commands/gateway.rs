@@ -164,10 +164,6 @@ impl Resource for Versioned<Answer> {
     const KIND: [&'static str; 2] = ["gateway", "gateways"];
     const COLLECTION: &'static str = paths::GATEWAYS;
     const PATH: &'static str = paths::GATEWAY;
-
-    fn key(&self) -> String {
-        self.gateway.name.to_string()
-    }
 }
 
 impl Columns for Versioned<Answer> {

@@ -26,10 +26,6 @@ impl Resource for Versioned<Group> {
     const KIND: [&'static str; 2] = ["group", "groups"];
     const COLLECTION: &'static str = paths::GROUPS;
     const PATH: &'static str = paths::GROUP;
-
-    fn key(&self) -> String {
-        self.name.to_string()
-    }
 }
 
 impl Columns for Versioned<Group> {

@@ -35,10 +35,6 @@ impl Resource for Versioned<Interface> {
     const KIND: [&'static str; 2] = ["interface", "interfaces"];
     const COLLECTION: &'static str = paths::INTERFACES;
     const PATH: &'static str = paths::INTERFACE;
-
-    fn key(&self) -> String {
-        self.name.to_string()
-    }
 }
 
 impl Columns for Versioned<Interface> {

@@ -33,10 +33,6 @@ impl Resource for Versioned<ManagedDomain> {
     const KIND: [&'static str; 2] = ["managed domain", "managed domains"];
     const COLLECTION: &'static str = paths::MANAGED_DOMAINS;
     const PATH: &'static str = paths::MANAGED_DOMAIN;
-
-    fn key(&self) -> String {
-        self.domain.to_string()
-    }
 }
 
 impl Columns for Versioned<ManagedDomain> {

@@ -17,6 +17,10 @@ use crate::{api::client, cli::Output};
 /// What has columns in a table. The first of them is its name.
 pub(super) trait Columns: Sized + 'static {
     const COLUMNS: &'static [Column<Self>];
+
+    fn name(&self) -> String {
+        (Self::COLUMNS[0].cell)(self).shown()
+    }
 }
 
 /// A column: its title in upper case, and what a row has in it.
@@ -216,7 +220,7 @@ impl Layout {
                 writeln!(out, "---")?;
                 yaml(out, row)
             }
-            Output::Name => Ok(writeln!(out, "{}", (T::COLUMNS[0].cell)(row).shown())?),
+            Output::Name => Ok(writeln!(out, "{}", row.name())?),
             Output::Table | Output::Wide => {
                 let columns = self.chosen(T::COLUMNS)?;
                 let widths: Vec<usize> = columns.iter().map(|column| column.width.max(column.title.len())).collect();

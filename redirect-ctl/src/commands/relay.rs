@@ -43,10 +43,6 @@ impl Resource for Versioned<Relay> {
     const KIND: [&'static str; 2] = ["relay", "relays"];
     const COLLECTION: &'static str = paths::RELAYS;
     const PATH: &'static str = paths::RELAY;
-
-    fn key(&self) -> String {
-        self.name.to_string()
-    }
 }
 
 impl Columns for Versioned<Relay> {

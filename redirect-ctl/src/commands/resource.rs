@@ -18,8 +18,6 @@ pub(super) trait Resource: Columns + Serialize + DeserializeOwned {
     const COLLECTION: &'static str;
     /// The pattern of the path of one.
     const PATH: &'static str;
-
-    fn key(&self) -> String;
 }
 
 impl Context<'_> {
@@ -69,7 +67,7 @@ impl Context<'_> {
     /// Creates it, or replaces all of it.
     pub(super) async fn put<R: Resource>(&mut self, key: &impl Display, body: &impl Serialize) -> Result<(), Error> {
         let (answer, changed): (R, _) = self.client.put(R::PATH, key, body).await?;
-        let ([one, _], key) = (R::KIND, answer.key());
+        let ([one, _], key) = (R::KIND, answer.name());
         self.said(&answer, &key, &format!("{one} {key} set (revision {})", changed.revision))?;
         self.late(changed)
     }

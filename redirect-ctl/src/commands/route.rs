@@ -1,6 +1,6 @@
 //! `route list|get|set|delete|import|export`.
 
-use std::{fs::File, io::Read, path::Path};
+use std::path::Path;
 
 use redirect_relay::{gateway::PriorityRange, route::SizeRange};
 
@@ -90,7 +90,6 @@ async fn delete_many(context: &mut Context<'_>, filter: cli::RouteFilter) -> Res
 
 /// Shows what would change, asks, and changes it.
 async fn import(context: &mut Context<'_>, args: cli::RouteImport) -> Result<(), Error> {
-    let failed = |error: std::io::Error| Error::Failed(format!("{}: {error}", args.file.display()));
     let from_stdin = args.file == Path::new("-");
     if from_stdin && !context.yes && !context.dry_run {
         return Err(Error::Usage(
@@ -99,11 +98,7 @@ async fn import(context: &mut Context<'_>, args: cli::RouteImport) -> Result<(),
     }
     let format = args.format.or_else(|| args.file.extension()?.to_str()?.parse().ok());
     let format = format.ok_or_else(|| Error::Usage("which form has the file? give --format".to_owned()))?;
-    let mut text = String::new();
-    let mut source: Box<dyn Read + '_> =
-        if from_stdin { Box::new(&mut *context.stdin) } else { Box::new(File::open(&args.file).map_err(failed)?) };
-    source.by_ref().take(limits::IMPORT_BYTES_MAX as u64 + 1).read_to_string(&mut text).map_err(failed)?;
-    drop(source);
+    let text = context.read(&args.file, limits::IMPORT_BYTES_MAX)?;
     let mode = if args.replace { ImportMode::Replace } else { ImportMode::Merge };
     let mut query = RouteImportQuery { format, mode, dry_run: true };
     let (report, _) = context.client.import(&query, &text).await?;
@@ -148,10 +143,6 @@ impl Resource for Versioned<Route> {
     const KIND: [&'static str; 2] = ["route", "routes"];
     const COLLECTION: &'static str = paths::ROUTES;
     const PATH: &'static str = paths::ROUTE;
-
-    fn key(&self) -> String {
-        self.key.to_string()
-    }
 }
 
 impl Columns for Versioned<Route> {

@@ -62,13 +62,14 @@ async fn list(context: &mut Context<'_>, args: SubscriberList) -> Result<(), Err
 }
 
 fn filter(args: &SubscriberFilter) -> SubscriberListQuery {
+    let facts = &args.facts;
     SubscriberListQuery {
-        class: args.class.as_ref().map(ToString::to_string),
-        within: args.within.map(|within| within.to_string()),
-        source: args.source.map(|source| source.to_string()),
-        session: args.session.as_ref().map(ToString::to_string),
-        user: args.user.as_ref().map(ToString::to_string),
-        mac: args.mac.map(|mac| mac.to_string()),
+        class: facts.class.as_ref().map(ToString::to_string),
+        within: facts.within.map(|within| within.to_string()),
+        source: facts.source.map(|source| source.to_string()),
+        session: facts.session.as_ref().map(ToString::to_string),
+        user: facts.user.as_ref().map(ToString::to_string),
+        mac: facts.mac.map(|mac| mac.to_string()),
         expires_before: args.expires_before.map(|time| time.to_string()),
         changed_since: args.changed_since,
         ..SubscriberListQuery::default()
@@ -115,10 +116,11 @@ async fn set(context: &mut Context<'_>, args: SubscriberSet) -> Result<(), Error
 }
 
 async fn delete(context: &mut Context<'_>, args: DeleteArgs) -> Result<(), Error> {
+    let facts = args.facts;
     if let Some(prefix) = args.prefix {
         let query = SubscriberDeleteQuery {
-            source: args.source.map(|source| source.to_string()),
-            session: args.session.as_ref().map(ToString::to_string),
+            source: facts.source.map(|source| source.to_string()),
+            session: facts.session.as_ref().map(ToString::to_string),
         };
         let changed = context.client.delete_with(paths::SUBSCRIBER, &prefix, &query).await?;
         let text = format!("subscriber {prefix} deleted (revision {})", changed.revision);
@@ -126,12 +128,12 @@ async fn delete(context: &mut Context<'_>, args: DeleteArgs) -> Result<(), Error
         return context.late(changed);
     }
     let body = SubscriberDelete {
-        within: args.within,
-        source: args.source,
-        class: args.class,
-        session: args.session,
-        user: args.user,
-        mac: args.mac,
+        within: facts.within,
+        source: facts.source,
+        class: facts.class,
+        session: facts.session,
+        user: facts.user,
+        mac: facts.mac,
         labels: labels(args.labels)?,
         count: args.count,
     };
@@ -306,10 +308,6 @@ impl Resource for Versioned<Subscriber> {
     const KIND: [&'static str; 2] = ["subscriber", "subscribers"];
     const COLLECTION: &'static str = paths::SUBSCRIBERS;
     const PATH: &'static str = paths::SUBSCRIBER;
-
-    fn key(&self) -> String {
-        self.record.prefix.to_string()
-    }
 }
 
 impl Columns for Versioned<Subscriber> {

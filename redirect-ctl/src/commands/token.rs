@@ -44,10 +44,6 @@ impl Resource for Token {
     const KIND: [&'static str; 2] = ["token", "tokens"];
     const COLLECTION: &'static str = paths::TOKENS;
     const PATH: &'static str = paths::TOKEN;
-
-    fn key(&self) -> String {
-        self.name.to_string()
-    }
 }
 
 impl Columns for Token {

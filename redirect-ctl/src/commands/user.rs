@@ -32,10 +32,6 @@ impl Resource for Versioned<User> {
     const KIND: [&'static str; 2] = ["user", "users"];
     const COLLECTION: &'static str = paths::USERS;
     const PATH: &'static str = paths::USER;
-
-    fn key(&self) -> String {
-        self.name.to_string()
-    }
 }
 
 impl Columns for Versioned<User> {
