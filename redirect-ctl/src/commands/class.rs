@@ -84,6 +84,7 @@ impl Columns for Versioned<Class> {
         Column::new("RELAYS", |class| Cell::list(&class.relays)),
         Column::new("ON-RELAY-DOWN", |class| Cell::text(class.on_relay_down)),
         Column::new("ON-CLASS-CHANGE", |class| Cell::text(class.on_class_change)),
+        Column::wide("ON-DAEMON-DOWN", |class| Cell::text(class.on_daemon_down)),
         Column::new("LIMITS", |class| Cell::text(limits(&class.limits))),
         Column::new("GATEWAY", |class| Cell::maybe(class.gateway.as_ref())),
         Column::wide("TLS", |class| Cell::text(class.smtp.tls)),

@@ -160,7 +160,7 @@ async fn every_list_has_every_form() {
         ),
         ("subscriber get 9.0.0.0/8 -o name", "9.0.0.0/8\n"),
         ("class list -o name --sort name", "authenticated\nblocked\nbypass\nconfigured\nmisconfigured\n"),
-        ("class get bypass -o wide --no-headers", "bypass  pass  -  pass  reset  -  -  none  off  -\n"),
+        ("class get bypass -o wide --no-headers", "bypass  pass  -  pass  reset  keep  -  -  none  off  -\n"),
         ("subscriber set 9.0.0.0/8 --class bypass -o name", "9.0.0.0/8\n"),
         ("status --columns fact --sort -fact --no-headers", "version\n"),
     ] {
