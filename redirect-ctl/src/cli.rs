@@ -60,8 +60,8 @@ Exit codes: 0 ok, 1 error, 2 usage, 3 not found, 4 conflict, 5 redirectd cannot 
 #[derive(Debug, Subcommand)]
 pub enum Noun {
     /// Whether everything works: revision, interfaces, flows, relay
-    #[command(after_help = "Example:\n  redirect-ctl status")]
-    Status,
+    #[command(after_help = "Examples:\n  redirect-ctl status\n  redirect-ctl status --watch")]
+    Status(Watch),
     /// Packets and bytes by reason, and by class or interface
     #[command(
         after_help = "Examples:\n  redirect-ctl stats --by interface\n  redirect-ctl stats --by reason --watch 5"
@@ -162,6 +162,14 @@ pub enum Noun {
     /// Write the manual pages of redirect-ctl and redirectd into a folder
     #[command(hide = true, after_help = "Example:\n  redirect-ctl man /usr/local/share/man")]
     Man { folder: PathBuf },
+}
+
+/// Whether an answer is printed once.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Watch {
+    /// Print it again whenever it is another one, until interrupted
+    #[arg(long)]
+    pub watch: bool,
 }
 
 #[derive(Debug, Args)]
@@ -336,7 +344,11 @@ pub enum SubscriberVerb {
     List(SubscriberList),
     /// Show one subscriber
     #[command(after_help = "Example:\n  redirect-ctl subscriber get 10.20.3.7")]
-    Get { prefix: Prefix },
+    Get {
+        prefix: Prefix,
+        #[command(flatten)]
+        watch: Watch,
+    },
     /// Say what a prefix is, in place of what the same source said before
     #[command(
         after_help = "Example:\n  redirect-ctl subscriber set 10.20.3.7 --class authenticated --source portal --ttl 8h"
@@ -431,11 +443,13 @@ pub struct SubscriberFilter {
 pub struct SubscriberList {
     #[command(flatten)]
     pub filter: SubscriberFilter,
+    #[command(flatten)]
+    pub watch: Watch,
     /// Rows at most
     #[arg(long, default_value_t = limits::PAGE_ROWS_DEFAULT, value_parser = clap::value_parser!(u32).range(1..))]
     pub limit: u32,
     /// Every row
-    #[arg(long, conflicts_with = "limit")]
+    #[arg(long, conflicts_with_all = ["limit", "watch"])]
     pub all: bool,
 }
 
@@ -474,8 +488,8 @@ pub struct SubscriberSet {
 #[derive(Debug, Subcommand)]
 pub enum ClassVerb {
     /// List classes
-    #[command(after_help = "Example:\n  redirect-ctl class list -o wide")]
-    List,
+    #[command(after_help = "Examples:\n  redirect-ctl class list -o wide\n  redirect-ctl class list --watch -o ndjson")]
+    List(Watch),
     /// Show one class
     #[command(after_help = "Example:\n  redirect-ctl class get guests -o yaml")]
     Get { name: Name },
@@ -614,8 +628,8 @@ pub struct SmtpArgs {
 #[derive(Debug, Subcommand)]
 pub enum RelayVerb {
     /// List relays
-    #[command(after_help = "Example:\n  redirect-ctl relay list")]
-    List,
+    #[command(after_help = "Examples:\n  redirect-ctl relay list\n  redirect-ctl relay list --watch")]
+    List(Watch),
     /// Show one relay
     #[command(after_help = "Example:\n  redirect-ctl relay get postfix")]
     Get { name: Name },
@@ -655,7 +669,7 @@ pub struct RelaySet {
 pub enum InterfaceVerb {
     /// List interfaces
     #[command(after_help = "Example:\n  redirect-ctl interface list")]
-    List,
+    List(Watch),
     /// Show one interface
     #[command(after_help = "Example:\n  redirect-ctl interface get lan0")]
     Get { name: InterfaceName },
@@ -687,7 +701,7 @@ pub struct InterfaceSet {
 pub enum GatewayVerb {
     /// List gateways
     #[command(after_help = "Example:\n  redirect-ctl gateway list -o wide")]
-    List,
+    List(Watch),
     /// Show one gateway
     #[command(after_help = "Example:\n  redirect-ctl gateway get isp -o yaml")]
     Get { name: Name },

@@ -287,6 +287,12 @@ pub const BUNDLE_ROWS_MAX: u32 = PAGE_ROWS_MAX;
 /// Lines of the daemon's log in a support bundle.
 pub const BUNDLE_LOG_LINES: u32 = 5_000;
 
+/// How often `--watch` looks for what is no change of the configuration, such as health: as often as a person looks on.
+pub const WATCH_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How long `--watch` waits for more changes after the first of a swarm, so that it asks a few times a second at most.
+pub const WATCH_DELAY: Duration = Duration::from_millis(250);
+
 /// Keys that `top` has not looked at yet: nobody types faster than it draws.
 pub const TOP_KEYS_MAX: usize = 64;
 

@@ -17,7 +17,7 @@ use crate::{
 
 pub(super) async fn run(context: &mut Context<'_>, verb: ClassVerb) -> Result<(), Error> {
     match verb {
-        ClassVerb::List => context.list::<Versioned<Class>>().await,
+        ClassVerb::List(watch) => context.watched_list::<Versioned<Class>>(watch).await,
         ClassVerb::Get { name } => context.get::<Versioned<Class>>(&name).await,
         ClassVerb::Set(args) => {
             let args = *args;

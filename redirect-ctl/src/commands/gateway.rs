@@ -22,7 +22,7 @@ use crate::{
 
 pub(super) async fn run(context: &mut Context<'_>, verb: GatewayVerb) -> Result<(), Error> {
     match verb {
-        GatewayVerb::List => context.list::<Versioned<Answer>>().await,
+        GatewayVerb::List(watch) => context.watched_list::<Versioned<Answer>>(watch).await,
         GatewayVerb::Get { name } => context.get::<Versioned<Answer>>(&name).await,
         GatewayVerb::Set(args) => {
             let verify = args.verify;

@@ -13,7 +13,7 @@ use crate::{
 
 pub(super) async fn run(context: &mut Context<'_>, verb: InterfaceVerb) -> Result<(), Error> {
     match verb {
-        InterfaceVerb::List => context.list::<Versioned<Interface>>().await,
+        InterfaceVerb::List(watch) => context.watched_list::<Versioned<Interface>>(watch).await,
         InterfaceVerb::Get { name } => context.get::<Versioned<Interface>>(&name).await,
         InterfaceVerb::Set(args) => {
             let body = InterfacePut {

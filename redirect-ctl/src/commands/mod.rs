@@ -33,6 +33,7 @@ mod top;
 mod trace;
 mod uninstall;
 mod user;
+mod watch;
 
 use std::{
     fmt,
@@ -180,6 +181,7 @@ fn layout(env: &Env<'_>, global: &Global) -> Layout {
         columns: global.columns.clone(),
         sort: global.sort.clone(),
         headers: !global.no_headers,
+        pretty: global.output == Output::Json,
         colours: env.is_terminal && !is_set("NO_COLOR") && (env.getenv)("TERM").is_none_or(|term| term != "dumb"),
     }
 }
@@ -224,7 +226,7 @@ async fn dispatch(env: &mut Env<'_>, layout: Layout, global: Global, noun: Noun)
 
 async fn command(context: &mut Context<'_>, noun: Noun) -> Result<(), Error> {
     match noun {
-        Noun::Status => status::run(context).await,
+        Noun::Status(watch) => status::run(context, watch).await,
         Noun::Stats(args) => stats::run(context, args).await,
         Noun::Explain(args) => explain::run(context, args).await,
         Noun::Event(verb) => event::run(context, verb).await,

@@ -136,12 +136,18 @@ impl Cell {
     }
 }
 
+/// Has a terminal begin a new screen.
+pub(super) const CLEAR: &str = "\x1b[H\x1b[2J";
+
 /// How rows are wanted: the form, which columns, in which order.
+#[derive(Clone)]
 pub(super) struct Layout {
     pub(super) form: Output,
     pub(super) columns: Vec<String>,
     pub(super) sort: Option<String>,
     pub(super) headers: bool,
+    /// JSON in several lines.
+    pub(super) pretty: bool,
     pub(super) colours: bool,
 }
 
@@ -195,8 +201,8 @@ impl Layout {
         let mut out = io::BufWriter::new(out);
         match self.form {
             Output::Yaml => yaml(&mut out, value)?,
-            Output::Ndjson => json(&mut out, value, false)?,
-            Output::Json | Output::Table | Output::Wide | Output::Name => json(&mut out, value, true)?,
+            Output::Json | Output::Ndjson => json(&mut out, value, self.pretty)?,
+            Output::Table | Output::Wide | Output::Name => json(&mut out, value, true)?,
         }
         Ok(out.flush()?)
     }
@@ -421,7 +427,7 @@ mod tests {
     ];
 
     fn layout(form: Output) -> Layout {
-        Layout { form, columns: Vec::new(), sort: None, headers: true, colours: false }
+        Layout { form, columns: Vec::new(), sort: None, headers: true, pretty: form == Output::Json, colours: false }
     }
 
     fn print(layout: &Layout) -> String {

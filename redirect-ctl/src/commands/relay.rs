@@ -17,7 +17,7 @@ use crate::{
 
 pub(super) async fn run(context: &mut Context<'_>, verb: RelayVerb) -> Result<(), Error> {
     match verb {
-        RelayVerb::List => context.list::<Versioned<Relay>>().await,
+        RelayVerb::List(watch) => context.watched_list::<Versioned<Relay>>(watch).await,
         RelayVerb::Get { name } => context.get::<Versioned<Relay>>(&name).await,
         RelayVerb::Set(args) => {
             context.put::<Versioned<Relay>>(&args.name, &body(args.ipv4, args.ipv6, args.delivery, args.status)).await

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     Context, Error,
-    output::{Cell, Column},
+    output::{CLEAR, Cell, Column},
 };
 use crate::{
     api::types::{Count, Stats},
@@ -25,7 +25,6 @@ pub(super) async fn run(context: &mut Context<'_>, args: cli::Stats) -> Result<(
 
 /// Until interrupted. On a terminal each table takes the place of the one before.
 async fn watch(context: &mut Context<'_>, by: StatsBy, pause: Duration) -> Result<(), Error> {
-    const CLEAR: &str = "\x1b[H\x1b[2J";
     if !context.layout.is_for_people() {
         return Err(Error::Usage("stats --watch prints tables only; ask for stats -o json again and again".to_owned()));
     }

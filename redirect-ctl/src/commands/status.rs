@@ -4,11 +4,17 @@ use super::{
     Context, Error,
     output::{Cell, Columns as _, Fact, Tone, fact, mebibytes},
 };
-use crate::api::types::{Count, Status};
+use crate::{
+    api::types::{Count, Status},
+    cli::Watch,
+};
 
-pub(super) async fn run(context: &mut Context<'_>) -> Result<(), Error> {
-    let status = context.client.status().await?;
-    context.answer(&status, Fact::COLUMNS, &facts(&status))
+pub(super) async fn run(context: &mut Context<'_>, watch: Watch) -> Result<(), Error> {
+    let print = async |context: &mut Context<'_>| {
+        let status = context.client.status().await?;
+        context.answer(&status, Fact::COLUMNS, &facts(&status))
+    };
+    context.watched(watch, print).await
 }
 
 fn facts(status: &Status) -> Vec<Fact> {

@@ -29,8 +29,13 @@ const PIECE_BYTES: usize = 256 * 1024;
 
 pub(super) async fn run(context: &mut Context<'_>, verb: SubscriberVerb) -> Result<(), Error> {
     match verb {
-        SubscriberVerb::List(args) => list(context, args).await,
-        SubscriberVerb::Get { prefix } => get(context, prefix).await,
+        SubscriberVerb::List(args) => {
+            let watch = args.watch;
+            context.watched(watch, async |context: &mut Context<'_>| list(context, &args).await).await
+        }
+        SubscriberVerb::Get { prefix, watch } => {
+            context.watched(watch, async |context: &mut Context<'_>| get(context, prefix).await).await
+        }
         SubscriberVerb::Set(args) => set(context, args).await,
         SubscriberVerb::Delete(args) => delete(context, args).await,
         SubscriberVerb::Import(args) => import(context, args).await,
@@ -54,7 +59,7 @@ async fn get(context: &mut Context<'_>, prefix: Prefix) -> Result<(), Error> {
     context.answer(&subscriber, Said::COLUMNS, &subscriber.facts.iter().map(record).collect::<Vec<_>>())
 }
 
-async fn list(context: &mut Context<'_>, args: SubscriberList) -> Result<(), Error> {
+async fn list(context: &mut Context<'_>, args: &SubscriberList) -> Result<(), Error> {
     let wanted = (!args.all).then_some(args.limit);
     let filter = filter(&args.filter);
     let query = |rows, cursor| SubscriberListQuery { limit: Some(rows), cursor, ..filter.clone() };

@@ -1,8 +1,17 @@
 //! `redirect-ctl` in process: what it prints, where, and its exit codes.
 
+use std::{
+    io::{self, Write},
+    sync::{Arc, Mutex},
+};
+
+use redirect_ctl::{
+    commands::{self, Env},
+    limits,
+};
 use serde_json::{Value, json};
 
-use crate::support::{Lab, ctl};
+use crate::support::{Lab, ctl, eventually};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nouns_list_get_set_and_delete() {
@@ -401,4 +410,93 @@ async fn a_late_kernel_is_a_warning() {
         output.stderr,
         "redirect-ctl: revision 3 is stored, but the kernel does not hold it yet; see redirect-ctl status\n"
     );
+}
+
+/// What a command has printed so far, for those who look on.
+#[derive(Clone, Default)]
+struct Printed(Arc<Mutex<Vec<u8>>>);
+
+impl Printed {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+impl Write for Printed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What `args` print while classes come, each after the answer that has the one before, until the daemon stops.
+async fn watched(args: &str, is_terminal: bool, classes: &[&str]) -> String {
+    let lab = Lab::start().await;
+    let host = format!("unix://{}", lab.settings.sockets[0].display());
+    let args: Vec<String> = ["redirect-ctl"].into_iter().chain(args.split(' ')).map(str::to_owned).collect();
+    let printed = Printed::default();
+    let (mut stdout, mut stderr) = (printed.clone(), Vec::new());
+    let getenv = |name: &str| (name == "REDIRECT_HOST").then(|| host.clone());
+    let mut env = Env {
+        stdout: &mut stdout,
+        stderr: &mut stderr,
+        stdin: &mut io::empty(),
+        getenv: &getenv,
+        is_terminal,
+        progress: false,
+    };
+    let change = async {
+        eventually("it is printed", || async { !printed.text().is_empty() }).await;
+        for class in classes {
+            assert_eq!(lab.ctl(&["class", "set", class, "--action", "pass"]).await.code, 0);
+            eventually("it is printed again", || async { printed.text().contains(class) }).await;
+        }
+        // Nothing has changed since the last one.
+        tokio::time::sleep(limits::WATCH_INTERVAL * 3 / 2).await;
+        lab.shutdown.cancel();
+    };
+    let (code, ()) = tokio::join!(commands::run(&mut env, &args), change);
+    assert_eq!((code, String::from_utf8(stderr).unwrap().as_str()), (0, "redirect-ctl: redirectd stopped\n"));
+    printed.text()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_watched_is_printed_again_when_it_changes_and_only_then() {
+    let before = "misconfigured\nconfigured\nauthenticated\nbypass\nblocked\n";
+    let names = watched("class list --watch -o name", false, &["gold", "silver"]).await;
+    assert_eq!(names, format!("{before}\n{before}gold\n\n{before}gold\nsilver\n"));
+
+    let clear = "\u{1b}[H\u{1b}[2J";
+    let screen = watched("class list --watch --columns name --no-headers", true, &["gold"]).await;
+    assert_eq!(screen, format!("{clear}{before}{clear}{before}gold\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_answer_that_is_watched_is_a_document() {
+    let lines = watched("-o ndjson class list --watch", false, &["gold"]).await;
+    let counts: Vec<_> =
+        lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap().as_array().unwrap().len()).collect();
+    assert_eq!(counts, [5, 6]);
+
+    let documents = watched("-o json class list --watch", false, &["gold"]).await;
+    let documents = serde_json::Deserializer::from_str(&documents).into_iter::<Value>();
+    let counts: Vec<_> = documents.map(|document| document.unwrap().as_array().unwrap().len()).collect();
+    assert_eq!(counts, [5, 6]);
+
+    let documents = watched("-o yaml class list --watch", false, &["gold"]).await;
+    assert_eq!(documents.matches("---\n").count(), 2, "{documents}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_watched_is_told_so() {
+    let lab = Lab::start().await;
+    for args in [&["subscriber", "list", "--all", "--watch"][..], &["group", "list", "--watch"]] {
+        assert_eq!(lab.ctl(args).await.code, 2, "{args:?}");
+    }
+    let nobody = lab.ctl(&["subscriber", "get", "10.1.2.3", "--watch"]).await;
+    assert_eq!((nobody.code, nobody.stdout.as_str()), (3, ""));
 }
