@@ -9,6 +9,7 @@ use std::{
 
 use redirect_common::policy::{self, POOL_SLOTS};
 use redirect_ctl::{
+    dataplane::Operation,
     desired::{Action, ClassSpec, Delivery, Fallback, Limits, OnClassChange, OnDaemonDown, RelaySpec, RelayStatus},
     smtp::Smtp,
     store::{self, Change},
@@ -107,10 +108,13 @@ async fn lab_with(relays: &[SocketAddr]) -> Lab {
 
 /// The places that the relays 2, 3 and 4 have in the pool of `gold`; nobody else has any, and there is no pool of IPv6.
 fn places(lab: &Lab) -> [usize; 3] {
-    let class = lab.model.state().classes[&6];
+    places_of(&lab.model.state().classes[&6])
+}
+
+fn places_of(class: &policy::Class) -> [usize; 3] {
     let count = |relay| (0..POOL_SLOTS).filter(|place| class.relay_ipv4(*place) == relay).count();
     assert_eq!(count(0) + count(2) + count(3) + count(4), POOL_SLOTS);
-    assert!((0..POOL_SLOTS).all(|place| policy::Class::relay_ipv6(&class, place) == 0));
+    assert!((0..POOL_SLOTS).all(|place| class.relay_ipv6(place) == 0));
     [2, 3, 4].map(count)
 }
 
@@ -124,7 +128,11 @@ async fn the_pool_follows_relays_that_die_and_come_back() {
     // Nobody listens there, and for the time of the first probes it counts as up.
     let dead = crate::support::free_port();
     let lab = lab_with(&[first.address, second.address, dead]).await;
-    assert_eq!(places(&lab), [16, 11, 5], "before anybody was asked");
+    let begun = lab.model.state().log.iter().find_map(|operation| match operation {
+        Operation::SetClass { id: 6, class } => Some(places_of(class)),
+        _ => None,
+    });
+    assert_eq!(begun, Some([16, 11, 5]), "before anybody was asked");
     eventually("the dead one is out", || async { places(&lab) == [19, 13, 0] }).await;
     let known = health(&lab, "r2").await;
     assert_eq!(known["state"], "down");
