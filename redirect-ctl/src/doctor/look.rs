@@ -11,7 +11,7 @@ use super::{Device, DeviceState, Facts, names_port_25};
 use crate::{
     dataplane::kernel::{
         inspect,
-        interface::{driver, ioctl, request},
+        interface::{driver, ethtool, ioctl, request},
     },
     limits,
 };
@@ -183,7 +183,6 @@ pub async fn run(program: &str, args: &[&str], wait: Duration) -> Option<String>
 }
 
 // Of include/uapi/linux/ethtool.h.
-const SIOCETHTOOL: libc::c_ulong = 0x8946;
 const GET_STRINGS: u32 = 0x1b;
 const GET_FEATURES: u32 = 0x3a;
 const STRINGS_OF_FEATURES: u32 = 4;
@@ -221,17 +220,15 @@ fn features(name: &str) -> io::Result<BTreeSet<String>> {
     if count > FEATURES_MAX {
         return Err(io::Error::other(format!("{count} features")));
     }
-    let mut asked = request(name)?;
-    asked.ifr_ifru.ifru_data = std::ptr::from_mut(&mut *strings).cast();
-    ioctl(SIOCETHTOOL, &mut asked)?;
+    // SAFETY: the command's structure, with room for `count` names.
+    unsafe { ethtool(name, &mut *strings) }?;
     let mut features = Features {
         command: GET_FEATURES,
         blocks: u32::try_from(FEATURES_MAX / 32).unwrap_or(0),
         words: [[0; 4]; FEATURES_MAX / 32],
     };
-    let mut asked = request(name)?;
-    asked.ifr_ifru.ifru_data = std::ptr::from_mut(&mut features).cast();
-    ioctl(SIOCETHTOOL, &mut asked)?;
+    // SAFETY: the command's structure, with as many blocks as it says.
+    unsafe { ethtool(name, &mut features) }?;
     let is_on = |at: &usize| features.words[at / 32][2] & 1 << (at % 32) != 0;
     let text = |at: usize| CStr::from_bytes_until_nul(&strings.names[at]).ok()?.to_str().ok();
     Ok((0..count).filter(is_on).filter_map(text).map(str::to_owned).collect())
@@ -249,9 +246,8 @@ struct SetInfo {
 fn feature_count(name: &str) -> io::Result<usize> {
     const GET_SET_INFO: u32 = 0x37;
     let mut info = SetInfo { command: GET_SET_INFO, reserved: 0, mask: 1 << STRINGS_OF_FEATURES, count: 0 };
-    let mut asked = request(name)?;
-    asked.ifr_ifru.ifru_data = std::ptr::from_mut(&mut info).cast();
-    ioctl(SIOCETHTOOL, &mut asked)?;
+    // SAFETY: the command's structure, with room for the count of the one set that it asks for.
+    unsafe { ethtool(name, &mut info) }?;
     Ok(info.count as usize)
 }
 

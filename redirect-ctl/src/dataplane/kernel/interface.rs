@@ -304,14 +304,12 @@ fn link(name: &str) -> io::Result<Link> {
 /// The name of the interface's driver; `None` where it tells none.
 pub(crate) fn driver(name: &str) -> Option<String> {
     const GET_DRIVER_INFO: u32 = 3;
-    const SIOCETHTOOL: libc::c_ulong = 0x8946;
 
     // SAFETY: plain integers and arrays, for which zeros are valid.
     let mut info: DriverInfo = unsafe { MaybeUninit::zeroed().assume_init() };
     info.command = GET_DRIVER_INFO;
-    let mut request = request(name).ok()?;
-    request.ifr_ifru.ifru_data = std::ptr::from_mut(&mut info).cast();
-    ioctl(SIOCETHTOOL, &mut request).ok()?;
+    // SAFETY: this is what the command takes.
+    unsafe { ethtool(name, &mut info) }.ok()?;
     Some(CStr::from_bytes_until_nul(&info.driver).ok()?.to_string_lossy().into_owned())
 }
 
@@ -326,6 +324,17 @@ struct DriverInfo {
     expansion_rom_version: [u8; 32],
     reserved: [u8; 12],
     counts: [u32; 5],
+}
+
+/// Asks the driver of an interface.
+///
+/// # Safety
+/// `command` is what include/uapi/linux/ethtool.h has for the number in its first member, with room for all that the kernel writes.
+pub(crate) unsafe fn ethtool<C>(name: &str, command: &mut C) -> io::Result<()> {
+    const SIOCETHTOOL: libc::c_ulong = 0x8946;
+    let mut request = request(name)?;
+    request.ifr_ifru.ifru_data = std::ptr::from_mut(command).cast();
+    ioctl(SIOCETHTOOL, &mut request)
 }
 
 /// A request about an interface, all zeros but for the name.
