@@ -459,7 +459,7 @@ async fn watched(args: &str, is_terminal: bool, classes: &[&str]) -> String {
         tokio::time::sleep(limits::WATCH_INTERVAL * 3 / 2).await;
         lab.shutdown.cancel();
     };
-    let (code, ()) = tokio::join!(commands::run(&mut env, &args), change);
+    let (code, ()) = tokio::join!(Box::pin(commands::run(&mut env, &args)), change);
     assert_eq!((code, String::from_utf8(stderr).unwrap().as_str()), (0, "redirect-ctl: redirectd stopped\n"));
     printed.text()
 }
