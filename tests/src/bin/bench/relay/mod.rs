@@ -70,12 +70,13 @@ pub(crate) fn run(arguments: Arguments) -> Result<Report> {
     // For as long as this program runs, so that an occupant is a plain value.
     let cast = Cast { baseline: baseline.map(|file| &*Box::leak(file.into_boxed_path())) };
     let effort = if options.quick { &QUICK } else { &FULL };
-    // All that is started inherits it.
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    let descriptors = most.max(DESCRIPTORS);
-    setrlimit(Resource::RLIMIT_NOFILE, descriptors, descriptors).context("raise the limit of descriptors")?;
+    // All that is started inherits it. More than the hard limit takes CAP_SYS_RESOURCE; without it, fewer sessions are idle.
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let enough = hard.max(DESCRIPTORS);
+    let descriptors = if setrlimit(Resource::RLIMIT_NOFILE, enough, enough).is_ok() { enough } else { hard };
+    setrlimit(Resource::RLIMIT_NOFILE, descriptors, descriptors).context("take all descriptors that there are")?;
     let mut rows = rate::rows(&options, &cast, effort)?;
     rows.extend(latency::rows(&options, &cast, effort)?);
-    rows.extend(idle::rows(&options, &cast, effort)?);
+    rows.extend(idle::rows(&options, &cast, effort, descriptors)?);
     Ok(Report { suite: "relay", rows: options.retain(rows) })
 }
