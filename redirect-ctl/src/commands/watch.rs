@@ -26,7 +26,7 @@ impl Context<'_> {
         }
         let mut events = self.client.changes(&ChangesQuery { types: None }, None).await?;
         let mut shown = None;
-        loop {
+        'watching: loop {
             let (mut text, mut notes) = (Vec::new(), Vec::new());
             print(&mut self.printing_to(&mut text, &mut notes)).await?;
             if shown.as_ref() != Some(&text) {
@@ -38,14 +38,14 @@ impl Context<'_> {
             match timeout(limits::WATCH_INTERVAL, events.next_event()).await {
                 Err(_) => continue,
                 Ok(Ok(Some(_))) => {}
-                Ok(Ok(None)) => break,
+                Ok(Ok(None)) => break 'watching,
                 Ok(Err(error)) => return Err(error.into()),
             }
             // Changes come in swarms.
             let until = Instant::now() + limits::WATCH_DELAY;
             while let Ok(event) = timeout_at(until, events.next_event()).await {
                 if event?.is_none() {
-                    break;
+                    break 'watching;
                 }
             }
         }
