@@ -5,14 +5,21 @@ use std::{
     fmt::Write as _,
     fs,
     io::{Read as _, Write as _},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     os::unix::{fs::PermissionsExt as _, net::UnixStream},
     path::{Path, PathBuf},
     thread,
     time::Duration,
 };
 
-use redirect_tests::{Lab, Product, binary, configuration, tcp::noise, wait_until};
+use redirect_tests::{
+    Family, Lab, Product, binary,
+    capture::{Capture, Packet, TCP_SYN},
+    configuration,
+    raw::{self, PROTOCOL_TCP, Wire},
+    tcp::noise,
+    wait_until,
+};
 use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_mins(1);
@@ -83,6 +90,53 @@ fn many_come_from_a_file_and_go_to_a_file() {
     // A tenth of a million in a tenth of the bound for a million.
     let more = peak_kb(&product).saturating_sub(before);
     assert!(more < 150 * 1024, "{more} kB more than before");
+}
+
+#[test]
+fn packets_meet_the_subscribers_of_before_or_those_of_after() {
+    const HOSTS: u32 = 20_000;
+    const BETWEEN: Duration = Duration::from_micros(400);
+    let lab = Lab::new().unwrap();
+    let product = Product::start(&lab, &roomy(&lab)).unwrap();
+    let first = Ipv4Addr::new(10, 20, 128, 0);
+    // Those that are written first and last, whatever the order is.
+    let ends = [first, Ipv4Addr::from(u32::from(first) + HOSTS - 1)];
+    import(&lab, &product, &file(&lab, "before.ndjson", first, HOSTS, "bypass"));
+    let wire = Wire::open(&lab.client, "eth0").unwrap();
+    let server = Family::V4.server();
+    let send = |port: u16| {
+        let from = IpAddr::V4(ends[usize::from(port % 2)]);
+        let segment = raw::tcp((from, port), (server, 25), TCP_SYN, &[]);
+        wire.send(&raw::ip(from, server, PROTOCOL_TCP, &segment)).unwrap();
+        thread::sleep(BETWEEN);
+    };
+    for class in ["blocked", "bypass"] {
+        let next = file(&lab, "next.ndjson", first, HOSTS, class);
+        let capture =
+            Capture::start(&lab, &lab.internet, "eth0", "tcp dst port 25 and src net 10.20.128.0/17").unwrap();
+        let mut ports = 1_u16..u16::MAX;
+        thread::scope(|scope| {
+            let importing = scope.spawn(|| import(&lab, &product, &next));
+            while !importing.is_finished() {
+                send(ports.next().unwrap());
+            }
+            importing.join().unwrap();
+        });
+        ports.by_ref().take(100).for_each(send);
+        let ports: Vec<u16> = (1..ports.start).collect();
+        let segments = capture.stop().unwrap();
+        let passed: Vec<u16> = segments.iter().filter_map(Packet::tcp).map(|segment| segment.from.port()).collect();
+        // The packets of both ends, in the order in which they were sent, change sides once.
+        let expected =
+            if class == "blocked" { ports.get(..passed.len()) } else { ports.get(ports.len() - passed.len()..) };
+        assert_eq!(Some(passed.as_slice()), expected, "{class}: some packets met a mix");
+        assert!(
+            !passed.is_empty() && passed.len() < ports.len(),
+            "{class}: {} of {} passed",
+            passed.len(),
+            ports.len()
+        );
+    }
 }
 
 #[test]
