@@ -97,21 +97,26 @@ impl PrefixV6 {
     }
 }
 
-/// The lengths of prefixes that are in use, by their marks.
+/// The lengths of prefixes that are in use, by their marks, and whether there are hosts at all: where there are none, their hash need not be
+/// asked, of which each source would bring another piece into the CPU's cache.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lengths {
     /// In the first and the second half of an address.
     pub v6: [u64; 2],
     pub v4: u32,
-    _pad: u32,
+    /// A bit for each family.
+    hosts: u32,
 }
 
 impl Lengths {
-    /// Takes the length of a prefix of `A`, less than that of its addresses, into use or out of it. One bit changes, so that a packet sees
+    /// Takes the length of a prefix of `A` into use or out of it; that of its addresses stands for hosts. One bit changes, so that a packet sees
     /// the lengths from before or from after.
     pub const fn set<A: Address>(&mut self, len: u8, used: bool) {
-        if A::FAMILY == 4 {
+        if len == A::BITS {
+            let hosts = Self::hosts::<A>();
+            self.hosts = if used { self.hosts | hosts } else { self.hosts & !hosts };
+        } else if A::FAMILY == 4 {
             let mark = 1 << 31 >> len;
             self.v4 = if used { self.v4 | mark } else { self.v4 & !mark };
         } else {
@@ -121,12 +126,20 @@ impl Lengths {
     }
 
     /// Whether a length is in use.
+    #[inline(always)]
     pub const fn has<A: Address>(&self, len: u8) -> bool {
-        if A::FAMILY == 4 {
+        if len == A::BITS {
+            self.hosts & Self::hosts::<A>() != 0
+        } else if A::FAMILY == 4 {
             self.v4 << len >> 31 == 1
         } else {
             self.v6[(len / 64) as usize & 1] << (len % 64) >> 63 == 1
         }
+    }
+
+    #[inline(always)]
+    const fn hosts<A: Address>() -> u32 {
+        if A::FAMILY == 4 { 1 } else { 2 }
     }
 }
 
@@ -143,7 +156,9 @@ pub fn class_number<A: Address>(
 ) -> u16 {
     // Read once: a packet is decided by one column.
     let column = settings.column;
-    if let Some(class) = class_in(column, host(&source)) {
+    if settings.lengths.has::<A>(A::BITS)
+        && let Some(class) = class_in(column, host(&source))
+    {
         return class;
     }
     source.longest_match(&settings.lengths, |key| class_in(column, prefix(key))).unwrap_or(0)
@@ -230,11 +245,11 @@ mod tests {
         assert_eq!((v6([0xff; 16], 63), v6([0xff; 16], 0)), (PrefixV6([u64::MAX, 0]), PrefixV6([1 << 63, 0])));
     }
 
-    fn check_lengths<A: Address>(bits: u8) {
-        for len in 0..bits {
+    fn check_lengths<A: Address>() {
+        for len in 0..=A::BITS {
             let mut lengths = Lengths::default();
             lengths.set::<A>(len, true);
-            for other in 0..bits {
+            for other in 0..=A::BITS {
                 assert_eq!(lengths.has::<A>(other), other == len, "{len} {other}");
             }
             lengths.set::<A>(len, false);
@@ -244,8 +259,8 @@ mod tests {
 
     #[test]
     fn each_length_has_a_mark_of_its_own() {
-        check_lengths::<V4>(32);
-        check_lengths::<V6>(128);
+        check_lengths::<V4>();
+        check_lengths::<V6>();
     }
 
     /// Addresses that have much in common, so that prefixes cover them.
@@ -286,11 +301,11 @@ mod tests {
         }
         for (network, len, classes) in table {
             let subscriber = Subscriber::default().with_class(0, classes[0]).with_class(1, classes[1]);
+            settings.lengths.set::<A>(len, true);
             let network = if len == bits {
                 hosts.insert(network, subscriber);
                 network
             } else {
-                settings.lengths.set::<A>(len, true);
                 prefixes.insert(network.prefix(len), subscriber);
                 let (address, back) = A::of_prefix(network.prefix(len));
                 assert!(back == len && covers(&octets(address), len, &octets(network)));

@@ -182,10 +182,10 @@ impl Kernel {
         A: Address<Prefix: Pod> + Pod,
     {
         let subscriber = Subscriber::new(class);
+        self.set(|settings| settings.lengths.set::<A>(len, true));
         let set = if len == A::BITS {
             hash::<A, _>(&mut self.object, hosts).insert(address, subscriber, 0)
         } else {
-            self.set(|settings| settings.lengths.set::<A>(len, true));
             hash::<A::Prefix, _>(&mut self.object, prefixes).insert(address.prefix(len), subscriber, 0)
         };
         set.expect("a subscriber is set");

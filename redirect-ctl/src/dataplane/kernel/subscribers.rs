@@ -50,9 +50,12 @@ pub(super) struct Subscribers {
 struct Family<A: Address> {
     hosts: Table<A, Subscriber>,
     prefixes: Table<A::Prefix, Subscriber>,
-    /// How many entries of `prefixes` have a length.
-    by_length: [u32; 128],
+    /// How many entries have a length; that of an address is the hosts'.
+    by_length: ByLength,
 }
+
+/// A number for each length of a prefix, also for those that only IPv6 has.
+type ByLength = [u32; 129];
 
 impl Subscribers {
     /// Takes the maps over, with whatever is in them.
@@ -161,26 +164,27 @@ where
         settings: &mut SettingsMap,
     ) -> Result<Self, Error> {
         let (hosts, prefixes) = (Table::take(object, hosts)?, Table::take(object, prefixes)?);
-        let mut family = Self { hosts, prefixes, by_length: [0; 128] };
+        let mut family = Self { hosts, prefixes, by_length: [0; _] };
         family.count(settings)?;
         Ok(family)
     }
 
     /// Finds out which lengths are in use.
     fn count(&mut self, settings: &mut SettingsMap) -> Result<(), Error> {
-        self.by_length = [0; 128];
+        self.by_length = [0; _];
+        self.by_length[usize::from(A::BITS)] = self.hosts.len()?;
         for key in self.prefixes.list()?.into_keys() {
             self.by_length[usize::from(A::of_prefix(key).1)] += 1;
         }
         settings.change(|settings| {
-            for len in 0..A::BITS {
+            for len in 0..=A::BITS {
                 settings.lengths.set::<A>(len, self.by_length[usize::from(len)] != 0);
             }
         })
     }
 
     fn longest_match(&self, address: A, settings: &Settings) -> Result<Option<(IpNet, ClassId)>, Error> {
-        for len in (0..=A::BITS).rev().filter(|len| *len == A::BITS || settings.lengths.has::<A>(*len)) {
+        for len in (0..=A::BITS).rev().filter(|len| settings.lengths.has::<A>(*len)) {
             let class = self.get(address, len)?.map_or(0, |subscriber| subscriber.class(settings.column));
             if class != 0 {
                 return Ok(Some((net(address, len)?.trunc(), class)));
@@ -212,23 +216,22 @@ where
     }
 
     fn set(&mut self, address: A, len: u8, subscriber: Subscriber, settings: &mut SettingsMap) -> Result<(), Error> {
-        if len == A::BITS {
-            return self.hosts.set(&address, &subscriber).map_err(full);
-        }
-        let key = address.prefix(len);
-        let is_there = self.prefixes.get(&key)?.is_some();
+        let is_there = self.get(address, len)?.is_some();
         self.use_length(len, settings)?;
-        let set = self.prefixes.set(&key, &subscriber).map_err(full);
+        let set = if len == A::BITS {
+            self.hosts.set(&address, &subscriber).map_err(full)
+        } else {
+            self.prefixes.set(&address.prefix(len), &subscriber).map_err(full)
+        };
         self.by_length[usize::from(len)] += u32::from(set.is_ok() && !is_there);
         self.spare_length(len, settings)?;
         set
     }
 
     fn remove(&mut self, address: A, len: u8, settings: &mut SettingsMap) -> Result<(), Error> {
-        if len == A::BITS {
-            return self.hosts.remove(&address).map(drop);
-        }
-        if self.prefixes.remove(&address.prefix(len))? {
+        let was_there =
+            if len == A::BITS { self.hosts.remove(&address)? } else { self.prefixes.remove(&address.prefix(len))? };
+        if was_there {
             self.by_length[usize::from(len)] -= 1;
         }
         self.spare_length(len, settings)
@@ -237,22 +240,21 @@ where
     fn stage(&mut self, changes: &[Change<A>], settings: &mut SettingsMap) -> Result<(), Error> {
         let idle = settings.get()?.column ^ 1;
         let (mut hosts, mut prefixes) = (Vec::new(), Vec::new());
-        let mut new = [0; 128];
+        let mut new: ByLength = [0; _];
         for (address, len, class) in changes {
             let before = self.get(*address, *len)?;
             let subscriber = before.unwrap_or_default().with_class(idle, class.unwrap_or(0));
+            new[usize::from(*len)] += u32::from(before.is_none());
             if *len == A::BITS {
                 hosts.push((*address, subscriber));
             } else {
                 prefixes.push((address.prefix(*len), subscriber));
-                new[usize::from(*len)] += u32::from(before.is_none());
             }
         }
         for len in lengths::<A>(&new) {
             self.use_length(len, settings)?;
         }
-        self.hosts.set_all(&hosts).map_err(full)?;
-        if let Err(error) = self.prefixes.set_all(&prefixes) {
+        if let Err(error) = self.hosts.set_all(&hosts).and_then(|()| self.prefixes.set_all(&prefixes)) {
             // Some are there, and some are not.
             self.count(settings)?;
             return Err(full(error));
@@ -276,7 +278,7 @@ where
         self.prefixes.set_all(&prefixes).map_err(full)
     }
 
-    /// Packets look for prefixes of a length from before the first one is there,
+    /// Packets look for what has a length from before the first one is there,
     fn use_length(&self, len: u8, settings: &mut SettingsMap) -> Result<(), Error> {
         if self.by_length[usize::from(len)] != 0 {
             return Ok(());
@@ -307,9 +309,9 @@ fn by_family(changes: &[SubscriberChange]) -> (Vec<Change<V4>>, Vec<Change<V6>>)
     (v4, v6)
 }
 
-/// The lengths of prefixes that are counted at all.
-fn lengths<A: Address>(counts: &[u32; 128]) -> impl Iterator<Item = u8> + '_ {
-    (0..A::BITS).filter(|len| counts[usize::from(*len)] != 0)
+/// The lengths that are counted at all.
+fn lengths<A: Address>(counts: &ByLength) -> impl Iterator<Item = u8> + '_ {
+    (0..=A::BITS).filter(|len| counts[usize::from(*len)] != 0)
 }
 
 /// A table that is full is for the operator to make larger.

@@ -76,6 +76,19 @@ impl<K: Pod + Ord, V: Pod> Table<K, V> {
         Ok(self.batch(None, LIST_BATCH)?.0.into_iter().take(max))
     }
 
+    /// How many entries there are.
+    pub(super) fn len(&self) -> Result<u32, Error> {
+        let (mut count, mut position) = (0, None);
+        loop {
+            let (batch, next) = self.batch(position, LIST_BATCH)?;
+            count += u32::try_from(batch.len()).expect("a batch is short");
+            match next {
+                Some(_) => position = next,
+                None => return Ok(count),
+            }
+        }
+    }
+
     pub(super) fn list(&self) -> Result<BTreeMap<K, V>, Error> {
         let mut entries = BTreeMap::new();
         let mut position = None;
