@@ -35,6 +35,8 @@ fn main() {
     cargo.arg("--manifest-path").arg(root.join("Cargo.toml")).arg("--target-dir").arg(&target_dir);
     // What the verifier sees is not to depend on how the daemon is optimized; bpf-linker optimizes everything together anyway.
     cargo.args(["--config", "profile.release.lto=false", "--config", "profile.release.codegen-units=16"]);
+    // The kernel takes types for all functions of a program or for none, and tells global functions by them.
+    cargo.args(["--config", "profile.release.debug=2"]);
     // The outer build's wrappers, flags and profile are for the host.
     for (name, _) in env::vars_os() {
         let name = name.to_string_lossy();

@@ -18,12 +18,12 @@ use crate::{
 /// An IPv4 address; the word's bytes in memory are those on the wire.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct V4(u32);
+pub struct V4(pub u32);
 
 /// An IPv6 address; the words' bytes in memory are those on the wire.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct V6([u64; 2]);
+pub struct V6(pub [u64; 2]);
 
 /// One subscriber as limits count him; its bytes in memory are the first eight of an IPv6 address. IPv4 addresses lie in `ffff:ffff::/32`,
 /// which is multicast, so that no source address of IPv6 is there.

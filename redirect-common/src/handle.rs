@@ -302,10 +302,7 @@ where
     if is_established(tables, segment, &moment, to, &mut outcome) {
         return outcome;
     }
-    if outcome.class == 0
-        && !segment.flags.opens()
-        && let Some(outcome) = shake_hands(tables, segment, &moment, to)
-    {
+    if outcome.class == 0 && !segment.flags.opens() && shake_hands(tables, segment, &moment, to, &mut outcome) {
         return outcome;
     }
     // As with the headers, because the walk through all prefixes that follows is long.
@@ -318,7 +315,7 @@ where
     {
         return Outcome::new(reason, moment.class);
     }
-    moment.steering = can_be_steered && tables.is_steering();
+    moment.steering = blurred(can_be_steered && tables.is_steering(), zero);
     if known != 0
         && let Some(reason) = judge(tables, segment, &moment, to)
     {
@@ -328,9 +325,15 @@ where
     if admitted.reason != Reason::FlowNew {
         return admitted;
     }
-    moment.daemon_down = daemon_is_down(tables);
+    moment.daemon_down = blurred(daemon_is_down(tables), zero);
     // Apart from admitting it, so that the two do not add up on the stack.
     Outcome::new(open_flow(tables, &segment.tuple, admitted.class, &moment, to), admitted.class)
+}
+
+/// The same, but the verifier does not know of which way it came, and walks what follows once: see [`Tables::zero`].
+#[inline(always)]
+const fn blurred(flag: bool, zero: usize) -> bool {
+    (flag as usize + zero) & 1 != 0
 }
 
 /// Whether a segment is of an established flow and needs no more than to be sent on. Where it needs more, `outcome` holds the flow's class.
@@ -452,14 +455,15 @@ fn forget<T: Tables + FamilyTables<A>, A: Address>(tables: &T, key: &Tuple<A>, f
     }
 }
 
-/// A segment of a half-open flow, if it is one: promotes the flow once the client proves that it has seen the relay's answer.
+/// Decides a segment of a half-open flow, if it is one: promotes the flow once the client proves that it has seen the relay's answer.
 #[inline(never)]
 fn shake_hands<T: Tables + FamilyTables<A>, A: Address>(
     tables: &T,
     segment: &Segment<A>,
     moment: &Moment,
     to: &mut Tuple<A>,
-) -> Option<Outcome> {
+    outcome: &mut Outcome,
+) -> bool {
     let Moment { now_s, epoch, .. } = *moment;
     let half_open = tables.flow(Table::HalfOpen, &segment.tuple, |flow| {
         flow.serves(Direction::Forward, &segment.tuple).then(|| {
@@ -468,7 +472,7 @@ fn shake_hands<T: Tables + FamilyTables<A>, A: Address>(
             (flow.is_steered(), flow.is_proven(), flow.class)
         })
     });
-    let (steered, proven, class) = half_open.flatten()?;
+    let Some((steered, proven, class)) = half_open.flatten() else { return false };
     let reason = if steered {
         match tables.socket(&segment.tuple) {
             Socket::Connected => promote_steered(tables, &segment.tuple, class, epoch, now_s),
@@ -479,7 +483,8 @@ fn shake_hands<T: Tables + FamilyTables<A>, A: Address>(
     } else {
         Reason::FlowHalfOpen
     };
-    Some(Outcome::new(reason, class))
+    *outcome = Outcome::new(reason, class);
+    true
 }
 
 /// Whether `acknowledgment` shows that the client has the relay's answer.

@@ -99,27 +99,32 @@ const CURRENT_NETNS: u64 = (BPF_F_CURRENT_NETNS as i64).cast_unsigned();
 /// `EEXIST` of the kernel (include/uapi/asm-generic/errno-base.h), as a helper returns it.
 const EXISTS: i32 = -17;
 
-/// The number of the class of a source; 0 for none. Not inlined: it has loops and a key on the stack.
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "as for IPv6")]
+// What the verifier calls a global function: it verifies one once and by itself, not again for each way that leads to a call of it. That is worth
+// much here, because the walk through the lengths is long. A function is global if its symbol is; it takes numbers only, since kernels before
+// 5.12 let nothing else in.
+
+/// The number of the class of a source, by its word; 0 for none.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn class_number_v4(source: &V4) -> u16 {
+extern "C" fn class_number_v4(word: u32) -> u32 {
     let Some(settings) = SETTINGS.get(0) else { return 0 };
     // SAFETY: a value is one word; an entry removed meanwhile still held when the packet came.
     let host = |host: &V4| unsafe { HOSTS_V4.get(host) }.copied();
     // SAFETY: as above.
     let prefix = |prefix: &PrefixV4| unsafe { PREFIXES_V4.get(prefix) }.copied();
-    class_number(*source, settings, host, prefix)
+    class_number(V4(word), settings, host, prefix).into()
 }
 
 /// As [`class_number_v4`].
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn class_number_v6(source: &V6) -> u16 {
+extern "C" fn class_number_v6(first: u64, second: u64) -> u32 {
     let Some(settings) = SETTINGS.get(0) else { return 0 };
     // SAFETY: as above.
     let host = |host: &V6| unsafe { HOSTS_V6.get(host) }.copied();
     // SAFETY: as above.
     let prefix = |prefix: &PrefixV6| unsafe { PREFIXES_V6.get(prefix) }.copied();
-    class_number(*source, settings, host, prefix)
+    class_number(V6([first, second]), settings, host, prefix).into()
 }
 
 /// The maps of this object, and the sockets of the network namespace that a program runs in.
@@ -162,11 +167,11 @@ pub(crate) fn marked(mark: u32) -> u32 {
 }
 
 macro_rules! family {
-    ($address:ty, $class_number:ident, $half_open:ident, $established:ident, $fragments:ident, $copy:ident, $new:ident, $tuple_len:literal) => {
+    ($address:ty, $class_number:expr, $half_open:ident, $established:ident, $fragments:ident, $copy:ident, $new:ident, $tuple_len:literal) => {
         impl FamilyTables<$address> for Maps {
             #[inline(always)]
             fn class_number(&self, source: &$address) -> u16 {
-                $class_number(source)
+                ($class_number)(source) as u16
             }
 
             #[inline(always)]
@@ -268,8 +273,17 @@ macro_rules! family {
     };
 }
 
-family!(V4, class_number_v4, HALF_OPEN_V4, FLOWS_V4, FRAGMENTS_V4, COPY_V4, NEW_V4, 12);
-family!(V6, class_number_v6, HALF_OPEN_V6, FLOWS_V6, FRAGMENTS_V6, COPY_V6, NEW_V6, 36);
+family!(V4, |&V4(word)| class_number_v4(word), HALF_OPEN_V4, FLOWS_V4, FRAGMENTS_V4, COPY_V4, NEW_V4, 12);
+family!(
+    V6,
+    |&V6([first, second])| class_number_v6(first, second),
+    HALF_OPEN_V6,
+    FLOWS_V6,
+    FRAGMENTS_V6,
+    COPY_V6,
+    NEW_V6,
+    36
+);
 
 /// Adds to a count that other CPUs change as well. The library has no atomics: LLVM is told that this target has one thread.
 #[inline(always)]

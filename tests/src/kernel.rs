@@ -367,7 +367,8 @@ impl Kernel {
         map.iter().map(|entry| entry.expect("an entry is read")).collect()
     }
 
-    pub fn verified_instructions(&self) -> Vec<(&'static str, u32)> {
+    /// How many instructions the verifier has walked of each program, and whether it had its types.
+    pub fn verified_instructions(&self) -> Vec<(&'static str, u32, bool)> {
         [
             names::XDP_INGRESS,
             names::TC_INGRESS,
@@ -380,7 +381,8 @@ impl Kernel {
         .into_iter()
         .map(|name| {
             let info = self.object.program(name).expect("the object has the program").info();
-            (name, info.expect("a loaded program has info").verified_instruction_count().unwrap_or(0))
+            let info = info.expect("a loaded program has info");
+            (name, info.verified_instruction_count().unwrap_or(0), info.btf_id().is_some())
         })
         .collect()
     }
