@@ -15,8 +15,9 @@ use crate::{
     process::{Daemon, Finished, wait_until},
 };
 
-/// Time for the daemon to load its programs; the verifier takes a fraction of a second, and half a minute on an emulated CPU.
-const READY: Duration = Duration::from_mins(2);
+/// Time for the daemon to load its programs, twice where it replaces others; the verifier takes a fraction of a second, and more than a minute on an
+/// emulated CPU that others keep busy.
+const READY: Duration = Duration::from_mins(10);
 
 const COMMAND: Duration = Duration::from_secs(30);
 
