@@ -10,7 +10,7 @@
 
 use std::{collections::HashMap, io, net::SocketAddr, sync::Arc, time::Instant};
 
-use redirect_relay::{Relay, Workers};
+use redirect_relay::Relay;
 use tokio::{
     net::{TcpListener, TcpSocket},
     runtime,
@@ -61,10 +61,6 @@ pub enum Error {
     Audit(#[from] audit::Error),
     #[error("relay.listen: cannot listen on {address}: {source}; give an address of this router and a free port")]
     Relay { address: SocketAddr, source: io::Error },
-    #[error(
-        "cannot start the relay's threads: {0}; raise the unit's TasksMax, or the limits of threads and descriptors"
-    )]
-    Workers(io::Error),
     #[error("{task} ended by itself: {reason}")]
     Task { task: String, reason: String },
 }
@@ -137,12 +133,11 @@ async fn start_and_wait(
     let doors = Doors::open(&settings).await?;
     let (directory, locks) = FlowDirectory::new(Arc::clone(&flows), store.watch());
     let relay = Arc::new(Relay::new(relay_settings(&settings), directory));
-    let workers = Arc::new(Workers::start().map_err(Error::Workers)?);
     for address in settings.relay.listeners() {
         let listener = listen(address).map_err(|source| Error::Relay { address, source })?;
-        let (relay, workers, stop) = (Arc::clone(&relay), Arc::clone(&workers), stops.relay.clone());
+        let (relay, stop) = (Arc::clone(&relay), stops.relay.clone());
         tasks.spawn(&format!("the relay on {address}"), async move {
-            redirect_relay::run(listener, relay, workers, stop).await;
+            redirect_relay::run(listener, relay, stop).await;
             Ok(())
         });
     }
@@ -152,8 +147,6 @@ async fn start_and_wait(
         let (relay, stop) = (Arc::clone(&relay), stops.reconciler.clone());
         tasks.spawn("the care of gateways", async move {
             redirect_relay::tend(relay, stop).await;
-            // Their connections are gone.
-            drop(workers);
             Ok(())
         });
     }

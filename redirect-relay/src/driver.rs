@@ -47,7 +47,6 @@ use crate::{
     splice,
     stream::Stream,
     upstream::Failure,
-    workers::Workers,
 };
 
 /// Between two tries to accept when the system has no descriptor or memory left: the listener stays readable meanwhile.
@@ -62,16 +61,11 @@ thread_local! {
 /// Serves the clients of `listener` until `shutdown`. Then accepts no more, lets open transactions go on for
 /// [`Settings::drain`](crate::Settings::drain), ends what is left, and returns when no task of it remains.
 ///
-/// Any number of listeners may share one relay and its workers, each with a `run` of its own.
+/// Any number of listeners may share one relay, each with a `run` of its own.
 ///
 /// Give the listener a long accept queue. In SMTP the server speaks first: a client whose connection was lost from a full
 /// queue under SYN cookies believes that it is connected and waits for a banner that nobody will send.
-pub async fn run<D: Directory>(
-    listener: TcpListener,
-    relay: Arc<Relay<D>>,
-    workers: Arc<Workers>,
-    shutdown: CancellationToken,
-) {
+pub async fn run<D: Directory>(listener: TcpListener, relay: Arc<Relay<D>>, shutdown: CancellationToken) {
     let tasks = TaskTracker::new();
     let signals = Arc::new(Signals::default());
     while let Some(accepted) = shutdown.run_until_cancelled(listener.accept()).await {
@@ -84,11 +78,9 @@ pub async fn run<D: Directory>(
                     send_now(&stream, &TOO_MANY_SESSIONS);
                     continue;
                 };
-                // The worker's runtime is to wait for it, and not this one.
-                let Ok(stream) = stream.into_std() else { continue };
                 let (signals, of_session) = (Arc::clone(&signals), tasks.clone());
-                workers.spawn(&tasks, async move {
-                    signals.until(Stage::Over, serve(stream, peer, place, &signals, of_session)).await;
+                tasks.spawn(async move {
+                    signals.until(Stage::Over, serve(stream, peer, place, &signals, of_session)).await
                 });
             }
             Err(error) => {
@@ -134,14 +126,13 @@ impl<D: Directory> Relay<D> {
 }
 
 async fn serve<D: Directory>(
-    stream: std::net::TcpStream,
+    stream: TcpStream,
     peer: SocketAddr,
     place: Place<D>,
     signals: &Signals,
     tasks: TaskTracker,
 ) {
     let relay = &*place.0;
-    let Ok(stream) = TcpStream::from_std(stream) else { return };
     // For as long as this lives, the session counts as one of its subscriber's.
     let mut present = None;
     let (client, may_talk) = match greet(relay, stream, peer, &mut present).await {

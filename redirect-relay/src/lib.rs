@@ -24,7 +24,7 @@
 //! | `splice` | sessions that are passed through to the server dialled |
 //! | `trace` | the `Received:` field |
 //! | `limits` | every bound and every wait |
-//! | `driver`, `client`, `stream`, `signals`, `workers` | sockets, timers, tasks, threads: with `splice` and `gateway` (`dial`, `fleet`, `resolve`, `tend`, `verify`) all IO |
+//! | `driver`, `client`, `stream`, `signals` | sockets, timers, tasks: with `splice` and `gateway` (`dial`, `fleet`, `resolve`, `tend`, `verify`) all IO |
 //! | `relay`, `addrs`, `record`, `counters`, `buffer` | what the caller gives and gets; values |
 
 mod address;
@@ -63,7 +63,6 @@ mod tarpit;
 mod trace;
 mod upstream;
 mod watch;
-mod workers;
 mod x509;
 
 pub use crate::{
@@ -83,5 +82,4 @@ pub use crate::{
     tally::{Pair, Tally},
     tarpit::Tarpit,
     watch::{Line, Seen, Watcher, Who},
-    workers::Workers,
 };

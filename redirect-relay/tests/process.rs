@@ -14,7 +14,7 @@ use std::{
 
 use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
 use redirect_relay::{
-    Certificate, ClientAddr, Directory, Identity, OriginalDst, Policy, Relay, Settings, Tls, Workers,
+    Certificate, ClientAddr, Directory, Identity, OriginalDst, Policy, Relay, Settings, Tls,
     route::{Routing, RoutingSpec},
     run,
 };
@@ -143,8 +143,7 @@ impl Scene {
         settings.sessions_max = sessions_max as u64;
         let relay = Arc::new(Relay::new(settings, Site(Arc::new(policy))));
         let shutdown = CancellationToken::new();
-        let workers = Arc::new(Workers::on(runtime.handle().clone()));
-        let task = runtime.spawn(run(listener, Arc::clone(&relay), workers, shutdown.clone()));
+        let task = runtime.spawn(run(listener, Arc::clone(&relay), shutdown.clone()));
         Self { runtime, relay, shutdown, task, child, to, from }
     }
 

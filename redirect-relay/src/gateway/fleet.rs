@@ -13,7 +13,6 @@ use std::{
         atomic::{AtomicU32, Ordering::Relaxed},
     },
     task::Poll,
-    thread::{self, ThreadId},
     time::Duration,
 };
 
@@ -136,8 +135,6 @@ struct Connection {
     /// A client has logged in by it: it serves nobody else, and no other session.
     private: bool,
     born: Instant,
-    /// Whose runtime waits for it.
-    thread: ThreadId,
     uses: u32,
     _seat: Seat,
 }
@@ -460,7 +457,7 @@ impl Unit {
     }
 
     /// An idle connection that serves this client, `encrypted` if it must be; the one used last, for it is the most likely to
-    /// be alive, and rather one of this thread, for another one's has to wake both.
+    /// be alive.
     async fn idle(&self, introduction: Option<&Introduction>, encrypted: bool) -> Option<Connection> {
         let now = Instant::now();
         loop {
@@ -472,9 +469,7 @@ impl Unit {
                         && introduced.as_ref() == introduction
                         && (!encrypted || matches!(stream, Stream::Tls(_)))
                 };
-                let here = thread::current().id();
-                let ours = |idle: &Idle| idle.connection.thread == here && serves(idle);
-                let found = state.idle.iter().rposition(ours).or_else(|| state.idle.iter().rposition(serves))?;
+                let found = state.idle.iter().rposition(serves)?;
                 state.idle.remove(found).connection
             };
             if is_silent(&mut connection.stream).await {
@@ -731,7 +726,6 @@ impl Current {
                     introduction,
                     private: want.claim.is_some(),
                     born: Instant::now(),
-                    thread: thread::current().id(),
                     uses: 0,
                     _seat: seat,
                 };

@@ -9,4 +9,3 @@ mod gateways;
 mod security;
 mod sessions;
 mod support;
-mod workers;

@@ -17,7 +17,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{BODY, Client, Do, FakeGateway, Running, Site, Stage, at, here, settings};
+use crate::support::{BODY, Client, Do, FakeGateway, Running, Site, Stage, at, settings};
 
 #[tokio::test]
 async fn a_source_without_a_class_is_refused() {
@@ -48,7 +48,7 @@ async fn attack_19_early_talkers_without_a_pause() {
     client.send("EHLO pc\r\n").await;
     let relay = std::sync::Arc::new(Relay::new(settings(), Slow(Duration::ZERO)));
     let shutdown = CancellationToken::new();
-    let task = tokio::spawn(run(listener, relay, here(), shutdown.clone()));
+    let task = tokio::spawn(run(listener, relay, shutdown.clone()));
     client.expect("554 5.5.0").await;
     client.ended().await;
     shutdown.cancel();
@@ -84,7 +84,7 @@ async fn a_directory_that_does_not_answer() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let relay = std::sync::Arc::new(Relay::new(settings(), Slow(wait)));
-        tokio::spawn(run(listener, relay, here(), CancellationToken::new()));
+        tokio::spawn(run(listener, relay, CancellationToken::new()));
         Client::connect(address).await
     };
     let mut client = start(Duration::from_hours(1)).await;
@@ -290,7 +290,7 @@ async fn listeners_share_a_relay() {
     for address in ["127.0.0.1:0", "[::1]:0"] {
         let listener = TcpListener::bind(address).await.unwrap();
         addresses.push(listener.local_addr().unwrap());
-        tasks.push(tokio::spawn(run(listener, std::sync::Arc::clone(&relay), here(), shutdown.clone())));
+        tasks.push(tokio::spawn(run(listener, std::sync::Arc::clone(&relay), shutdown.clone())));
     }
     let mut first = Client::connect(addresses[1]).await;
     first.greet().await;

@@ -10,7 +10,7 @@ use std::{
 };
 
 use redirect_relay::{
-    ClientAddr, Counters, Directory, Identity, OriginalDst, Policy, Relay, Settings, Workers,
+    ClientAddr, Counters, Directory, Identity, OriginalDst, Policy, Relay, Settings,
     gateway::{Balance, Encryption, Gateway, Group, Member},
     route::{Pattern, Route, Routing, RoutingSpec, Target},
     run, tend,
@@ -19,16 +19,10 @@ use rustls::ServerConfig;
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader},
     net::{TcpListener, TcpSocket, TcpStream},
-    runtime::Handle,
     task::{JoinHandle, JoinSet},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-
-/// Sessions as tasks of the test's own runtime, whose clock it may have paused.
-pub(crate) fn here() -> Arc<Workers> {
-    Arc::new(Workers::on(Handle::current()))
-}
 
 pub(crate) const BODY: &str = "Subject: x\r\n\r\nHello\r\n";
 
@@ -131,7 +125,7 @@ impl Running {
         let address = listener.local_addr().unwrap();
         let relay = Arc::new(Relay::new(settings, site));
         let shutdown = CancellationToken::new();
-        let task = tokio::spawn(run(listener, Arc::clone(&relay), here(), shutdown.clone()));
+        let task = tokio::spawn(run(listener, Arc::clone(&relay), shutdown.clone()));
         Self { address, relay, shutdown, task }
     }
 
