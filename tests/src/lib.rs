@@ -30,7 +30,7 @@ pub use janitor::remove_kept;
 pub use lab::{CLIENT_MAC, Family, Lab, NUMBERED_SERVERS, ROUTER_MAC};
 pub use netns::Namespace;
 pub use process::{Daemon, Finished, wait_until};
-pub use product::{Holdings, Pinboard, Product, binary, configuration};
+pub use product::{Holdings, Pinboard, Product, binary, configuration, with_dataplane};
 pub use root::unpacked;
 pub use scene::{Mode, SILENCE, Scene};
 pub use stretch::{Link, Stretch};

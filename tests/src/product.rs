@@ -29,7 +29,8 @@ pub struct Product {
 
 /// The smallest configuration for the lab: where to listen, and the subscribers' interface. Everything else is a default, but flows
 /// are rewritten, also where they could be steered, and nobody asks relays and gateways whether they live: some are played by a test, which takes
-/// only the connections that it expects.
+/// only the connections that it expects. Pins would be in the lab's folder, which is no BPF file system unless a [`Pinboard`] makes it one: the host's
+/// own stays as it is.
 #[must_use]
 pub fn configuration(folder: &Path, hook: &str) -> String {
     format!(
@@ -38,6 +39,9 @@ sockets = ["{socket}"]
 
 [store]
 path = "{store}"
+
+[dataplane]
+pins = "{pins}"
 
 [relay]
 hostname = "relay.example.net"
@@ -56,7 +60,18 @@ hook = "{hook}"
 "#,
         socket = folder.join("api.sock").display(),
         store = folder.join("redirect.db").display(),
+        pins = pins(folder).display(),
     )
+}
+
+/// A configuration that says more of the data plane.
+#[must_use]
+pub fn with_dataplane(configuration: &str, more: &str) -> String {
+    configuration.replacen("[dataplane]\n", &format!("[dataplane]\n{more}\n"), 1)
+}
+
+fn pins(folder: &Path) -> PathBuf {
+    folder.join("bpf/redirectd")
 }
 
 /// What must be back where it was once nobody is connected.
@@ -70,7 +85,7 @@ pub struct Holdings {
 /// A BPF file system for daemons that follow each other, in a mount namespace of its own: it goes with the lab.
 pub struct Pinboard {
     holder: Daemon,
-    folder: PathBuf,
+    pins: PathBuf,
 }
 
 impl Pinboard {
@@ -83,20 +98,13 @@ impl Pinboard {
         command.args(["--mount", "sh", "-c", script]).arg(&folder).arg(&ready);
         let holder = lab.start(&lab.router, "pinboard", &mut command)?;
         wait_until("a BPF file system", COMMAND, || Ok(ready.exists().then_some(())))?;
-        Ok(Self { holder, folder })
-    }
-
-    /// Where its daemons pin, as they see it.
-    #[must_use]
-    pub fn pins(&self) -> PathBuf {
-        self.folder.join("redirectd")
+        Ok(Self { holder, pins: pins(lab.folder()) })
     }
 
     /// The same, as everybody sees it.
     #[must_use]
     pub fn seen_from_outside(&self) -> PathBuf {
-        let pins = self.pins();
-        let below_root = pins.strip_prefix("/").expect("the lab's folder is absolute");
+        let below_root = self.pins.strip_prefix("/").expect("the lab's folder is absolute");
         PathBuf::from(format!("/proc/{}/root", self.holder.id())).join(below_root)
     }
 

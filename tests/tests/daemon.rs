@@ -116,7 +116,7 @@ fn a_bad_configuration_is_refused_in_one_line() {
         ("\"10.20.0.1:2525\"", "\"0.0.0.0:2525\"", "listen"),
         ("\"10.20.0.1:2525\"", "\"10.20.0.1\"", "listen"),
         ("\"10.20.0.1:2525\"", "\"10.20.0.1:2525\", \"10.20.0.1:2526\"", "listen"),
-        ("[store]", "[dataplane]\nflows_max = 5\n\n[store]", "flows_max"),
+        ("[dataplane]", "[dataplane]\nflows_max = 5", "flows_max"),
         ("[store]", "[data_plane]\n\n[store]", "data_plane"),
         ("[store]", "[store", "store"),
     ];

@@ -1,12 +1,12 @@
 //! The table of established flows is full: those in it are not touched, and the class says what becomes of the next.
 
-use std::{fmt::Write as _, io, thread, time::Duration};
+use std::{io, thread, time::Duration};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use redirect_tests::{
     Family, Lab, Mode, Product,
     smtp::{Client, PATIENCE, port_25},
-    wait_until,
+    wait_until, with_dataplane,
 };
 
 /// The smallest that a configuration can have, of each family.
@@ -17,8 +17,7 @@ fn who_finds_the_table_full_is_treated_as_its_class_says() {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
     let lab = Lab::new().unwrap();
-    let mut configuration = Mode::Tc.configuration(&lab);
-    write!(configuration, "\n[dataplane]\nflows_max = {FLOWS_MAX}\n").unwrap();
+    let configuration = with_dataplane(&Mode::Tc.configuration(&lab), &format!("flows_max = {FLOWS_MAX}"));
     let product = Product::start(&lab, &configuration).unwrap();
     let ctl = |words: &[&str]| product.ctl(&lab, words).unwrap();
     for fallback in ["pass", "reject"] {

@@ -18,7 +18,7 @@ use redirect_tests::{
     configuration,
     raw::{self, PROTOCOL_TCP, Wire},
     tcp::noise,
-    wait_until,
+    wait_until, with_dataplane,
 };
 use serde_json::Value;
 
@@ -27,7 +27,7 @@ const MANY: u32 = 100_000;
 
 /// The lab's configuration with room for many.
 fn roomy(lab: &Lab) -> String {
-    format!("{}\n[dataplane]\nsubscribers_max = 262144\nflows_max = 1024\n", configuration(lab.folder(), "tc"))
+    with_dataplane(&configuration(lab.folder(), "tc"), "subscribers_max = 262144\nflows_max = 1024")
 }
 
 /// Where most of the hosts begin; the lab itself has no such addresses.

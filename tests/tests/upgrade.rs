@@ -23,7 +23,7 @@ use redirect_tests::{
     Family, Lab, Mode, Namespace, Pinboard, Product, SILENCE, binary,
     smtp::{Client, Manner, Server, port_25},
     tcp::{Listener, dial, hear, noise},
-    wait_until,
+    wait_until, with_dataplane,
 };
 
 const SESSIONS: usize = 200;
@@ -55,8 +55,7 @@ impl Stage {
         let endpoints = Family::BOTH.map(|family| SocketAddr::new(family.gateway(), RELAY_PORT));
         let relay = Server::start(&lab.gateway, "dmz", &endpoints, Manner::Accepts).unwrap();
         let pinboard = Pinboard::new(&lab).unwrap();
-        let dataplane = format!("[dataplane]\npins = \"{}\"\n{extra}\n", pinboard.pins().display());
-        let configuration = mode.configuration(&lab) + "\n" + &dataplane;
+        let configuration = with_dataplane(&mode.configuration(&lab), extra);
         let product = Product::start_on(&lab, &configuration, &pinboard, &[]).unwrap();
         let [v4, v6] = endpoints.map(|endpoint| endpoint.to_string());
         product.ctl(&lab, &["relay", "set", "dmz", "--ipv4", &v4, "--ipv6", &v6]).unwrap();
@@ -458,10 +457,8 @@ fn uninstall_leaves_nothing() {
     let lab = Lab::new().unwrap();
     let pinboard = Pinboard::new(&lab).unwrap();
     let before = host(&lab);
-    let dataplane = format!("\n[dataplane]\npins = \"{}\"\n", pinboard.pins().display());
     // Steered flows need rules and routes, foreign sources settings of the interface.
-    let configuration =
-        Mode::Steer.configuration(&lab).replace("role = ", "foreign_sources = true\nrole = ") + &dataplane;
+    let configuration = Mode::Steer.configuration(&lab).replace("role = ", "foreign_sources = true\nrole = ");
     let mut product = Product::start_on(&lab, &configuration, &pinboard, &[]).unwrap();
     let uninstall = |arguments: &[&str]| {
         let mut command = pinboard.command(&binary("redirect-ctl").unwrap());

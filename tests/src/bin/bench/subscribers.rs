@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use redirect_tests::{Lab, Product, binary, configuration};
+use redirect_tests::{Lab, Product, binary, configuration, with_dataplane};
 
 use crate::{
     options::Options,
@@ -86,10 +86,8 @@ pub(crate) enum Record {
 /// A daemon with the million in its kernel, and how many seconds the import took.
 pub(crate) fn filled(lab: &Lab, record: Record) -> Result<(Product, f64)> {
     // All of the bench is one caller.
-    let text = format!(
-        "{}\n[dataplane]\nsubscribers_max = 1048576\nflows_max = 1024\n\n[access]\nrequests_per_second = 0\n",
-        configuration(lab.folder(), "tc")
-    );
+    let text = configuration(lab.folder(), "tc").replacen("[store]", "[access]\nrequests_per_second = 0\n\n[store]", 1);
+    let text = with_dataplane(&text, "subscribers_max = 1048576\nflows_max = 1024");
     let product = Product::start(lab, &text)?;
     let mut lines = String::new();
     for (number, address) in addresses().enumerate() {

@@ -128,7 +128,8 @@ impl Stage {
                 scene.product.ctl(&scene.lab, &["subscriber", "set", subscribers(family), "--class", class])?;
             }
             for link in &links {
-                report.check(format!("{title}, {}: {action}", link.name()), check(&scene, *link));
+                let outcome = check(&scene, *link).map_err(|error| error.context(scene.account(*link)));
+                report.check(format!("{title}, {}: {action}", link.name()), outcome);
             }
         }
         Ok(())
@@ -218,6 +219,16 @@ impl Scene {
         Ok(Self { product, internet, gateway: gateway_server, _relay: relay, lab })
     }
 
+    /// What the product says of a connection that came to something else than it should.
+    fn account(&self, link: Link) -> String {
+        let ask = |words: &[&str]| self.product.ctl(&self.lab, words).unwrap_or_else(|error| format!("{error:#}"));
+        let subscriber = link.subscriber(Family::V4).to_string();
+        let server = link.server(Family::V4).to_string();
+        let explained = ask(&["-o", "json", "explain", &subscriber, &server]);
+        let relay = ask(&["-o", "json", "relay", "get", RELAY]);
+        format!("explained as {explained}, the relay is {relay}, and the log ends in {}", tail(&self.product.log()))
+    }
+
     fn connect(&self, link: Link, family: Family) -> io::Result<Client> {
         let from = (link.subscriber(family), 0);
         Client::connect_within(&self.lab.client, from, port_25(link.server(family)), CONNECT)
@@ -277,4 +288,12 @@ impl Scene {
         }
         Ok(())
     }
+}
+
+/// The last lines of a text.
+fn tail(text: &str) -> String {
+    const LINES: usize = 5;
+    let mut lines: Vec<_> = text.lines().rev().take(LINES).collect();
+    lines.reverse();
+    lines.join("\n")
 }
