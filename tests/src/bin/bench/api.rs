@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use redirect_tests::{Lab, Product};
+use redirect_tests::Lab;
 
 use crate::{
     options::Options,
@@ -23,6 +23,8 @@ use crate::{
 };
 
 const NOTHING: &str = "/livez";
+/// Another one, and the one that all are in.
+const CLASSES: [&str; 2] = ["blocked", "bypass"];
 const WRITERS: u32 = 50;
 const READERS: u32 = 20;
 /// What a small transaction makes SQLite write.
@@ -51,18 +53,8 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
     let mut rows = bench.reads(options)?;
     rows.extend(bench.changes(options)?);
     rows.extend(bench.rates(options)?);
-    all_there(&lab, &product)?;
+    subscribers::ensure_filled(&lab, &product)?;
     Ok(Report { suite: "api", rows })
-}
-
-/// A million before, a million afterwards.
-fn all_there(lab: &Lab, product: &Product) -> Result<()> {
-    let status = product.json(lab, &["status"])?;
-    ensure!(
-        status["applied"] == status["revision"] && status["subscribers"] == subscribers::COUNT,
-        "not all of it is there: {status}"
-    );
-    Ok(())
 }
 
 struct Bench<'a> {
@@ -75,10 +67,8 @@ impl Bench<'_> {
     fn reads(&self, options: &Options) -> Result<Vec<Row>> {
         // Where they lie far apart, as those lie that a portal asks for.
         let one: fn(u32) -> String = |number| format!("/v1/subscribers/{}", scattered(number));
-        let by_user: fn(u32) -> String = |number| {
-            let user = number.wrapping_mul(7_919) % subscribers::COUNT;
-            format!("/v1/subscribers?user=user-{user}@example.net")
-        };
+        let by_user: fn(u32) -> String =
+            |number| format!("/v1/subscribers?user=user-{}@example.net", scattered_place(number));
         let page: fn(u32) -> String = |number| format!("/v1/subscribers?limit=1000&cursor={}", scattered(number));
         let kinds = [("get_one_1m", one, 1), ("find_user_1m", by_user, 1), ("page_of_1000_1m", page, 20)];
         let mut rows = Vec::new();
@@ -86,27 +76,13 @@ impl Bench<'_> {
             if !options.wants(name) {
                 continue;
             }
-            let reads = self.effort.reads / weight;
-            let mut sites = ["ours", "livez"];
-            let samples = turns::take(
-                self.effort.turns,
-                name,
-                &mut sites,
-                |site| *site,
-                |site| {
-                    let mut connection = Connection::open(self.socket)?;
-                    times(reads, |number| {
-                        let nothing = *site != "ours";
-                        let answer = connection.get(&if nothing { NOTHING.to_owned() } else { target(number) })?;
-                        ensure!(
-                            nothing || answer.body.windows(8).any(|text| text == b"\"prefix\""),
-                            "{name}: nobody found"
-                        );
-                        Ok(())
-                    })
-                },
-            )?;
-            rows.extend(percentiles(name, "livez", &samples));
+            let ours = |connection: &mut Connection, number| {
+                let answer = connection.get(&target(number))?;
+                ensure!(answer.body.windows(8).any(|text| text == b"\"prefix\""), "{name}: nobody found");
+                Ok(())
+            };
+            let floor = |connection: &mut Connection, _| connection.get(NOTHING).map(drop);
+            rows.extend(self.compare(name, self.effort.reads / weight, ours, "livez", floor)?);
         }
         Ok(rows)
     }
@@ -114,32 +90,46 @@ impl Bench<'_> {
     fn changes(&self, options: &Options) -> Result<Vec<Row>> {
         let mut rows = Vec::new();
         // Of another class than before, and of the very one.
-        for (name, classes) in [("put_1m", ["blocked", "bypass"]), ("put_unchanged_1m", ["bypass", "bypass"])] {
+        for (name, classes) in [("put_1m", CLASSES), ("put_unchanged_1m", [CLASSES[1]; 2])] {
             if !options.wants(name) {
                 continue;
             }
             let mut disk = self.disk()?;
-            let mut sites = ["ours", "write and sync"];
-            let samples = turns::take(
-                self.effort.turns,
-                name,
-                &mut sites,
-                |site| *site,
-                |site| {
-                    let mut connection = Connection::open(self.socket)?;
-                    times(self.effort.changes, |number| {
-                        if *site == "ours" {
-                            connection.put(&scattered(number / 2), classes[usize::from(number % 2 == 1)])
-                        } else {
-                            disk.write_all(&PAGES)?;
-                            Ok(disk.sync_data()?)
-                        }
-                    })
-                },
-            )?;
-            rows.extend(percentiles(name, "write and sync", &samples));
+            let ours = |connection: &mut Connection, number| put(connection, number, classes);
+            let floor = |_: &mut Connection, _| {
+                disk.write_all(&PAGES)?;
+                Ok(disk.sync_data()?)
+            };
+            rows.extend(self.compare(name, self.effort.changes, ours, "write and sync", floor)?);
         }
         Ok(rows)
+    }
+
+    /// Rows of how long `count` calls take, one after the other, beside those of a floor.
+    fn compare(
+        &self,
+        name: &str,
+        count: u32,
+        mut ours: impl FnMut(&mut Connection, u32) -> Result<()>,
+        peer: &'static str,
+        mut floor: impl FnMut(&mut Connection, u32) -> Result<()>,
+    ) -> Result<[Row; 2]> {
+        let mut sites = ["ours", peer];
+        let samples = turns::take(
+            self.effort.turns,
+            name,
+            &mut sites,
+            |site| *site,
+            |site| {
+                let mut connection = Connection::open(self.socket)?;
+                if *site == peer {
+                    times(count, |number| floor(&mut connection, number))
+                } else {
+                    times(count, |number| ours(&mut connection, number))
+                }
+            },
+        )?;
+        Ok(percentiles(name, peer, &samples))
     }
 
     fn rates(&self, options: &Options) -> Result<Vec<Row>> {
@@ -148,9 +138,7 @@ impl Bench<'_> {
             ("rate_get_one_1m", READERS, |connection, number| {
                 connection.get(&format!("/v1/subscribers/{}", scattered(number))).map(drop)
             }),
-            ("rate_put_1m", WRITERS, |connection, number| {
-                connection.put(&scattered(number / 2), ["blocked", "bypass"][usize::from(number % 2 == 1)])
-            }),
+            ("rate_put_1m", WRITERS, |connection, number| put(connection, number, CLASSES)),
         ];
         for (name, many, ask) in kinds {
             if !options.wants(name) {
@@ -201,10 +189,18 @@ impl Bench<'_> {
     }
 }
 
+/// Puts a subscriber into one of two classes, in turns, so that after an even number of calls everybody is in the second.
+fn put(connection: &mut Connection, number: u32, classes: [&str; 2]) -> Result<()> {
+    connection.put(&scattered(number / 2), classes[usize::from(number % 2 == 1)])
+}
+
 /// An address out of the million; the same number is the same address.
 fn scattered(number: u32) -> String {
-    let place = number.wrapping_mul(7_919) % subscribers::COUNT;
-    subscribers::address(place).to_string()
+    subscribers::address(scattered_place(number)).to_string()
+}
+
+fn scattered_place(number: u32) -> u32 {
+    number.wrapping_mul(7_919) % subscribers::COUNT
 }
 
 /// Of each call, in microseconds.

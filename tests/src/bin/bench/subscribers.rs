@@ -106,12 +106,18 @@ pub(crate) fn filled(lab: &Lab, record: Record) -> Result<(Product, f64)> {
     let start = Instant::now();
     product.ctl_within(lab, &["subscriber", "import", "--mode", "replace", "--yes", &file], LIMIT)?;
     let import_s = start.elapsed().as_secs_f64();
+    ensure_filled(lab, &product)?;
+    Ok((product, import_s))
+}
+
+/// Whether all of the million is in the kernel.
+pub(crate) fn ensure_filled(lab: &Lab, product: &Product) -> Result<()> {
     let status = product.json(lab, &["status"])?;
     ensure!(
         status["applied"] == status["revision"] && status["subscribers"] == COUNT,
         "not all of it is there: {status}"
     );
-    Ok((product, import_s))
+    Ok(())
 }
 
 fn ours(record: Record) -> Result<Sample> {
