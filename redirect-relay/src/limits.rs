@@ -108,6 +108,11 @@ pub(crate) const DNS_RETRY: Duration = Duration::from_secs(10);
 pub(crate) const READ_MAX: usize = 16 * 1024;
 /// Octets waiting for the gateway above which the client's body is not read: so at most this plus one read is held.
 pub(crate) const TO_GATEWAY_HIGH: usize = 16 * 1024;
+/// Octets of a message that go to the gateway in one write: less waits for more, or for the end, so long at most. Each write
+/// costs a packet, and both sides a wake-up; no verdict comes later for it.
+pub(crate) const GATHERED_OCTETS: usize = 16 * 1024;
+pub(crate) const GATHERING_TIME: Duration = Duration::from_millis(100);
+const _: () = assert!(GATHERED_OCTETS <= TO_GATEWAY_HIGH, "what waits does not keep the client's octets out");
 /// Octets that are kept free for our trace field and the end of a message; what needs more takes it.
 pub(crate) const TRACE_AND_END_ROOM: usize = 256;
 /// Octets of replies waiting for the client above which no further command is taken.

@@ -19,7 +19,7 @@ use crate::{
     buffer::Buffer,
     command::{Body, Mail, Rcpt},
     gateway::Capabilities,
-    limits::Timeouts,
+    limits::{GATHERED_OCTETS, GATHERING_TIME, Timeouts},
     relay::Settings,
     reply::{Reply, ReplyError, ReplyReader},
 };
@@ -104,6 +104,8 @@ pub(crate) struct Upstream {
     refused: bool,
     reader: ReplyReader,
     out: Buffer,
+    /// How long `out`, octets of a message, waits for more of them.
+    gathers_until: Option<Instant>,
     events: VecDeque<Event>,
     failed: bool,
     reply_deadline: Option<Instant>,
@@ -122,6 +124,7 @@ impl Upstream {
             refused: false,
             reader: ReplyReader::default(),
             out: Buffer::default(),
+            gathers_until: None,
             events: VecDeque::new(),
             failed: false,
             reply_deadline: None,
@@ -179,7 +182,13 @@ impl Upstream {
     /// Appends to the message. `write` adds stuffed octets.
     pub(crate) fn body(&mut self, now: Instant, write: impl FnOnce(&mut Buffer)) {
         debug_assert_eq!(self.transaction, Transaction::Body);
+        let begins = self.out.is_empty();
         write(&mut self.out);
+        if self.out.len() >= GATHERED_OCTETS {
+            self.gathers_until = None;
+        } else if begins {
+            self.gathers_until = Some(now + GATHERING_TIME);
+        }
         self.wrote(now);
     }
 
@@ -187,12 +196,13 @@ impl Upstream {
     pub(crate) fn finish(&mut self, now: Instant) {
         debug_assert_eq!(self.transaction, Transaction::Body);
         self.transaction = Transaction::Open;
+        self.gathers_until = None;
         self.send(Step::Verdict, now, ".\r\n");
     }
 
-    /// Octets for the gateway.
+    /// Octets for the gateway that are to go now.
     pub(crate) fn out(&self) -> &[u8] {
-        self.out.filled()
+        if self.gathers_until.is_some() { &[] } else { self.out.filled() }
     }
 
     /// The gateway's kernel side took `count` octets.
@@ -228,10 +238,14 @@ impl Upstream {
     }
 
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        [self.reply_deadline, self.write_deadline].into_iter().flatten().min()
+        [self.reply_deadline, self.write_deadline, self.gathers_until].into_iter().flatten().min()
     }
 
     pub(crate) fn on_deadline(&mut self, now: Instant) {
+        if self.gathers_until.is_some_and(|until| until <= now) {
+            self.gathers_until = None;
+            self.wrote(now);
+        }
         if self.deadline().is_some_and(|deadline| deadline <= now) {
             let reset = matches!(self.unanswered.front(), Some(Step::Void | Step::Rset));
             self.fail(if reset { Failure::NotReset } else { Failure::Timeout });
@@ -382,7 +396,7 @@ impl Upstream {
     }
 
     fn wrote(&mut self, now: Instant) {
-        if !self.out.is_empty() && !self.failed {
+        if !self.out().is_empty() && !self.failed {
             self.write_deadline.get_or_insert(now + self.settings.timeouts.gateway_write);
         }
     }

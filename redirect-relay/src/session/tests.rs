@@ -18,7 +18,7 @@ mod story;
 
 use crate::{
     addrs::{ClientAddr, OriginalDst},
-    limits::{BUFFER_KEPT, READ_MAX, TO_CLIENT_HIGH, Timeouts},
+    limits::{BUFFER_KEPT, GATHERED_OCTETS, GATHERING_TIME, READ_MAX, TO_CLIENT_HIGH, Timeouts},
     policy::{Auth, Policy},
     route::RoutingSpec,
 };
@@ -1010,6 +1010,39 @@ fn attack_45_a_gateway_that_does_not_read() {
     assert!(rig.notes.contains(&Note::GatewayFailed(Failure::Timeout)));
     rig.send(b"\r\n.\r\n");
     assert_eq!(rig.transcript(), format!("{READY}, 451 4.4.2"));
+}
+
+// ---- Writes toward the gateway ----
+
+#[test]
+fn a_message_in_pieces_leaves_in_one() {
+    let mut rig = Rig::new(settings(), FakeGateway::default());
+    rig.play(&[HELLO, ENVELOPE, "one\r\n", "two\r\n"]);
+    assert_eq!(rig.gateway.body, b"");
+    rig.play(&[".\r\n"]);
+    assert_eq!(rig.transcript(), format!("{READY}, 250 2.0.0"));
+    assert_eq!(rig.messages(), ["one\r\ntwo\r\n"]);
+}
+
+#[test]
+fn pieces_wait_only_so_long_and_only_for_so_many_octets() {
+    let mut settings = settings();
+    settings.size_max = u64::MAX / 4;
+    let mut rig = Rig::new(settings, FakeGateway::default());
+    rig.play(&[HELLO, ENVELOPE, "one\r\n"]);
+    rig.pass(GATHERING_TIME.mul_f64(0.9));
+    rig.play(&["two\r\n"]);
+    assert_eq!(rig.gateway.body, b"", "the first has waited less");
+    rig.pass(GATHERING_TIME.mul_f64(0.1));
+    assert!(rig.gateway.body.ends_with(b"one\r\ntwo\r\n"), "and now it has not");
+    let line = format!("{}\r\n", "x".repeat(GATHERED_OCTETS - 2));
+    rig.play(&[&line]);
+    assert!(rig.gateway.body.ends_with(line.as_bytes()));
+    rig.play(&["three\r\n"]);
+    rig.pass(Duration::ZERO);
+    assert!(rig.gateway.body.ends_with(line.as_bytes()), "a wait of its own begins");
+    rig.play(&[".\r\n"]);
+    assert_eq!(rig.messages(), [format!("one\r\ntwo\r\n{line}three\r\n")]);
 }
 
 // ---- Shutdown, idle gateways, directory ----

@@ -156,8 +156,8 @@ async fn transaction(client: &mut Client) -> String {
         return reply;
     }
     client.send(BODY).await;
-    // Time for the gateway to say something in the middle.
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    // Time for the body so far to leave, and for the gateway to say something in the middle.
+    tokio::time::sleep(Duration::from_secs(1)).await;
     client.send(format!("{BODY}.\r\n")).await;
     client.reply().await
 }
