@@ -155,6 +155,9 @@ pub enum Noun {
         after_help = "Examples:\n  redirect-ctl support-bundle\n  redirect-ctl support-bundle --anonymize /tmp/ticket-7.tar.gz"
     )]
     SupportBundle(SupportBundle),
+    /// The versions of redirect-ctl and of the redirectd that answers
+    #[command(after_help = "Example:\n  redirect-ctl version -o json")]
+    Version,
     /// Print the completion script of a shell
     #[command(after_help = "Examples:\n  redirect-ctl completion bash > /etc/bash_completion.d/redirect-ctl\n  \
                             redirect-ctl completion fish > ~/.config/fish/completions/redirect-ctl.fish")]
@@ -264,6 +267,13 @@ pub struct EventWatch {
     /// Only changes of this type, such as class or `managed_domain`; may be repeated
     #[arg(long = "type", value_name = "TYPE")]
     pub types: Vec<String>,
+    #[command(flatten)]
+    pub since: Since,
+}
+
+/// Where changes begin.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Since {
     /// Begin after this revision, as far back as redirectd's log reaches; without it, now
     #[arg(long, value_name = "REVISION")]
     pub since: Option<u64>,
@@ -370,6 +380,41 @@ pub enum SubscriberVerb {
     /// Show how a file differs from what is known; exit code 6 if it does
     #[command(after_help = "Example:\n  redirect-ctl subscriber diff subscribers.ndjson")]
     Diff(SubscriberFile),
+    /// Put a subscriber into a class that blocks, as the operator, until it is released
+    #[command(
+        after_help = "Examples:\n  redirect-ctl subscriber quarantine 10.20.3.7\n  redirect-ctl subscriber quarantine 10.20.3.7 --ttl 24h"
+    )]
+    Quarantine(SubscriberQuarantine),
+    /// Forget what the operator said of a subscriber: what other sources say, or a shorter prefix, decides again
+    #[command(after_help = "Example:\n  redirect-ctl subscriber release 10.20.3.7")]
+    Release { prefix: Prefix },
+    /// Print changes of subscribers as they happen, until interrupted
+    #[command(after_help = "Example:\n  redirect-ctl subscriber watch --since 1201")]
+    Watch(Since),
+    /// Who changed what is said of a subscriber, from the audit; imports and other changes of many at once are among it
+    #[command(after_help = "Examples:\n  redirect-ctl subscriber history 10.20.3.7\n  \
+                      redirect-ctl subscriber history 10.20.3.7 --since 24h")]
+    History(SubscriberHistory),
+}
+
+#[derive(Debug, Args)]
+pub struct SubscriberQuarantine {
+    /// ADDRESS/LENGTH, or one address
+    pub prefix: Prefix,
+    /// The class that it gets
+    #[arg(long, default_value = "blocked")]
+    pub class: Name,
+    /// Release it after this time
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub ttl: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+pub struct SubscriberHistory {
+    /// ADDRESS/LENGTH, or one address
+    pub prefix: Prefix,
+    #[command(flatten)]
+    pub records: AuditList,
 }
 
 /// Which facts are meant: those that all of these are true of.
@@ -636,8 +681,11 @@ pub enum RelayVerb {
     /// Create a relay, or replace all of it
     #[command(after_help = "Example:\n  redirect-ctl relay set postfix --ipv4 10.9.0.25:25 --ipv6 [fd00:9::25]:25")]
     Set(RelaySet),
+    /// Ask whether a relay lives, or all of them; exit code 1 if one that is enabled is down
+    #[command(after_help = "Examples:\n  redirect-ctl relay check\n  redirect-ctl relay check postfix")]
+    Check { name: Option<Name> },
     /// Let new flows go to a relay
-    #[command(after_help = "Example:\n  redirect-ctl relay enable postfix")]
+    #[command(visible_alias = "undrain", after_help = "Example:\n  redirect-ctl relay enable postfix")]
     Enable { name: Name },
     /// Let no new flows go to a relay; those that it has go on
     #[command(after_help = "Example:\n  redirect-ctl relay drain postfix")]
@@ -674,10 +722,10 @@ pub enum InterfaceVerb {
     #[command(after_help = "Example:\n  redirect-ctl interface get lan0")]
     Get { name: InterfaceName },
     /// Attach to an interface, or change how
-    #[command(after_help = "Example:\n  redirect-ctl interface set lan0 --hook tc")]
+    #[command(visible_alias = "attach", after_help = "Example:\n  redirect-ctl interface set lan0 --hook tc")]
     Set(InterfaceSet),
     /// Detach from an interface
-    #[command(after_help = "Example:\n  redirect-ctl interface delete lan0")]
+    #[command(visible_alias = "detach", after_help = "Example:\n  redirect-ctl interface delete lan0")]
     Delete { name: InterfaceName },
 }
 

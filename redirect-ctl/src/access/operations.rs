@@ -92,6 +92,7 @@ const OPERATIONS: &[(&str, Roles)] = &[
     ("get_status", READ),
     ("get_stats", READ),
     ("kernel_diff", READ),
+    ("reconcile_kernel", WRITE),
     ("get_configuration", READ),
     ("list_history", READ),
     ("get_history", READ),

@@ -1,4 +1,4 @@
-//! `/v1/kernel:diff`: the store against the kernel.
+//! `/v1/kernel:diff` and `/v1/kernel:reconcile`: the store against the kernel.
 
 use axum::{Json, extract::State};
 use serde::{Deserialize, Serialize};
@@ -6,12 +6,12 @@ use utoipa::ToSchema;
 
 use super::{
     App,
-    error::{ApiError, Problem},
+    error::{ApiError, Code, Problem},
     types::paths,
 };
-use crate::{dataplane::Operation, limits};
+use crate::{dataplane::Operation, limits, reconcile::task::Drift};
 
-/// What the reconciler would do if it compared everything at this moment. Nothing is changed.
+/// What the reconciler does to bring the kernel to the store, if it compares everything.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct KernelDiff {
     /// Number of the configuration's newest state.
@@ -58,11 +58,27 @@ impl From<&Operation> for KernelOperation {
 /// Reads all of both sides, which takes about a second for each million subscribers.
 #[utoipa::path(get, path = paths::KERNEL_DIFF, tag = "status", responses((status = 200, body = KernelDiff), (status = 503, body = Problem)))]
 pub(super) async fn kernel_diff(State(app): App) -> Result<Json<KernelDiff>, ApiError> {
-    let drift = app.reconciler.drift().await?;
-    Ok(Json(KernelDiff {
-        revision: drift.revision,
-        applied: drift.applied,
-        operations: drift.operations.iter().take(limits::DRIFT_OPERATIONS_MAX).map(KernelOperation::from).collect(),
-        total: drift.operations.len() as u64,
-    }))
+    Ok(Json(app.reconciler.drift().await?.into()))
+}
+
+/// Does at once what otherwise comes every five minutes: compares everything, and mends what differs. Answers what was done; `applied` is the
+/// revision that the kernel holds afterwards.
+#[utoipa::path(post, path = paths::KERNEL_RECONCILE, tag = "status", responses((status = 200, body = KernelDiff), (status = 503, body = Problem)))]
+pub(super) async fn reconcile_kernel(State(app): App) -> Result<Json<KernelDiff>, ApiError> {
+    let done = app.reconciler.reconcile().await?;
+    match app.reconciler.observed().fault() {
+        None => Ok(Json(done.into())),
+        Some(fault) => Err(ApiError::new(Code::Unavailable, format!("the kernel does not follow the store: {fault}"))),
+    }
+}
+
+impl From<Drift> for KernelDiff {
+    fn from(drift: Drift) -> Self {
+        Self {
+            revision: drift.revision,
+            applied: drift.applied,
+            operations: drift.operations.iter().take(limits::DRIFT_OPERATIONS_MAX).map(KernelOperation::from).collect(),
+            total: drift.operations.len() as u64,
+        }
+    }
 }

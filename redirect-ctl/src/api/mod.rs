@@ -216,6 +216,7 @@ fn routes() -> OpenApiRouter<Arc<AppState>> {
         .routes(routes!(get_status))
         .routes(routes!(get_stats))
         .routes(routes!(kernel::kernel_diff))
+        .routes(routes!(kernel::reconcile_kernel))
         .routes(routes!(livez))
         .routes(routes!(readyz))
         .routes(routes!(get_metrics))

@@ -92,6 +92,7 @@ pub mod paths {
     pub const STATUS: &str = "/v1/status";
     pub const STATS: &str = "/v1/stats";
     pub const KERNEL_DIFF: &str = "/v1/kernel:diff";
+    pub const KERNEL_RECONCILE: &str = "/v1/kernel:reconcile";
     pub const LIVEZ: &str = "/livez";
     pub const READYZ: &str = "/readyz";
     pub const METRICS: &str = "/metrics";
@@ -148,6 +149,7 @@ pub mod paths {
         TRACE,
         EXPLAIN,
         KERNEL_DIFF,
+        KERNEL_RECONCILE,
         STATUS,
         STATS,
         LIVEZ,

@@ -39,6 +39,9 @@ pub enum KernelVerb {
     /// What the maps and attachments lack of what the store wants; exit code 6 if there is anything
     #[command(after_help = "Example:\n  redirect-ctl kernel diff")]
     Diff,
+    /// Have redirectd compare all of the store with the kernel at once, and mend what differs; shows what that was
+    #[command(after_help = "Example:\n  redirect-ctl kernel reconcile")]
+    Reconcile,
 }
 
 #[derive(Debug, Args)]

@@ -13,7 +13,7 @@ use crate::{
         types::paths,
     },
     cli::{AuditList, AuditVerb},
-    desired::Time,
+    desired::{Prefix, Time},
     limits,
 };
 
@@ -25,25 +25,55 @@ pub(super) async fn run(context: &mut Context<'_>, verb: AuditVerb) -> Result<()
 }
 
 async fn list(context: &mut Context<'_>, args: AuditList) -> Result<(), Error> {
-    let seconds = args.since.map(|since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX));
-    let since = seconds.map(|seconds| Time { seconds: Time::now().seconds.saturating_sub(seconds) }.to_string());
-    let last = (!args.all && since.is_none()).then_some(args.limit);
-    let mut records: Vec<Record> = Vec::new();
-    let mut cursor = None;
-    let lost_through = loop {
-        let query = AuditQuery { limit: Some(limits::PAGE_ROWS_MAX), cursor, since: since.clone(), last };
-        let page: AuditPage = context.client.query(paths::AUDIT, &query).await?;
-        records.extend(page.items);
-        cursor = page.next_cursor.and_then(|cursor| cursor.parse().ok());
-        if cursor.is_none() {
-            break page.lost_through;
-        }
-    };
+    let last = (!args.all && args.since.is_none()).then_some(args.limit);
+    let (records, lost_through) = read(context, args.since, last).await?;
     context.items(&records)?;
     if args.all && lost_through > 0 {
         context.note(&format!("records up to {lost_through} are gone; there was no room for them"))?;
     }
     Ok(())
+}
+
+/// Of those records that the subscriber may have been changed by, as many as are wanted.
+pub(super) async fn of_subscriber(context: &mut Context<'_>, prefix: Prefix, args: AuditList) -> Result<(), Error> {
+    let (mut records, lost_through) = read(context, args.since, None).await?;
+    records.retain(|record| record.after > record.before && concerns(&record.resource, prefix));
+    if !args.all && args.since.is_none() {
+        records.drain(..records.len().saturating_sub(args.limit as usize));
+    }
+    context.items(&records)?;
+    if lost_through > 0 {
+        context.note(&format!("records up to {lost_through} are gone; there was no room for them"))?;
+    }
+    Ok(())
+}
+
+/// Whether a change at this path is one of what is said of the subscriber, or of many subscribers.
+fn concerns(resource: &str, prefix: Prefix) -> bool {
+    let Some(rest) = resource.strip_prefix(paths::SUBSCRIBERS) else { return false };
+    match rest.strip_prefix('/') {
+        Some(key) => {
+            key.replace("%2F", "/").replace("%2f", "/").replace("%3A", ":").replace("%3a", ":").parse() == Ok(prefix)
+        }
+        None => true,
+    }
+}
+
+/// All records since a while ago, or the last so many, and up to which number they are gone.
+async fn read(context: &Context<'_>, since: Option<Duration>, last: Option<u32>) -> Result<(Vec<Record>, u64), Error> {
+    let seconds = since.map(|since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX));
+    let since = seconds.map(|seconds| Time { seconds: Time::now().seconds.saturating_sub(seconds) }.to_string());
+    let mut records: Vec<Record> = Vec::new();
+    let mut cursor = None;
+    loop {
+        let query = AuditQuery { limit: Some(limits::PAGE_ROWS_MAX), cursor, since: since.clone(), last };
+        let page: AuditPage = context.client.query(paths::AUDIT, &query).await?;
+        records.extend(page.items);
+        cursor = page.next_cursor.and_then(|cursor| cursor.parse().ok());
+        if cursor.is_none() {
+            return Ok((records, page.lost_through));
+        }
+    }
 }
 
 /// From now on, until interrupted.

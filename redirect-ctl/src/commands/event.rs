@@ -6,19 +6,19 @@ use super::{
 };
 use crate::{
     api::types::{ChangeEvent, ChangesQuery, ServerEvent},
-    cli::{EventVerb, EventWatch},
+    cli::{EventVerb, EventWatch, Since},
 };
 
 pub(super) async fn run(context: &mut Context<'_>, verb: EventVerb) -> Result<(), Error> {
     match verb {
-        EventVerb::Watch(args) => watch(context, args).await,
+        EventVerb::Watch(EventWatch { types, since }) => watch(context, &types, since).await,
     }
 }
 
 /// Until interrupted, or the daemon stops. What is missing is told where problems are.
-async fn watch(context: &mut Context<'_>, args: EventWatch) -> Result<(), Error> {
-    let types = (!args.types.is_empty()).then(|| args.types.join(","));
-    let mut events = context.client.changes(&ChangesQuery { types }, args.since).await?;
+pub(super) async fn watch(context: &mut Context<'_>, types: &[String], since: Since) -> Result<(), Error> {
+    let types = (!types.is_empty()).then(|| types.join(","));
+    let mut events = context.client.changes(&ChangesQuery { types }, since.since).await?;
     context.layout.titles::<ServerEvent>(context.stdout)?;
     while let Some(event) = events.next_event().await? {
         match &event {

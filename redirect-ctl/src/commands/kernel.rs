@@ -1,7 +1,8 @@
-//! `kernel maps|programs|links|dump|diff`: what of ours is in the kernel. All but `diff` ask the kernel itself, so that they work without
+//! `kernel maps|programs|links|dump|diff|reconcile`: what of ours is in the kernel. All but the last two ask the kernel itself, so that they work without
 //! the daemon, and need root.
 
 use serde::Serialize;
+use serde_json::Value;
 
 use super::{
     Context, Error,
@@ -21,6 +22,7 @@ pub(super) async fn run(context: &mut Context<'_>, verb: KernelVerb) -> Result<(
         KernelVerb::Links => context.items(&links()?),
         KernelVerb::Dump { map, limit } => dump(context, &map, limit as usize),
         KernelVerb::Diff => diff(context).await,
+        KernelVerb::Reconcile => reconcile(context).await,
     }
 }
 
@@ -190,11 +192,7 @@ impl Columns for KernelOperation {
 
 async fn diff(context: &mut Context<'_>) -> Result<(), Error> {
     let diff: KernelDiff = context.client.get(paths::KERNEL_DIFF).await?;
-    context.answer(&diff, KernelOperation::COLUMNS, &diff.operations)?;
-    let shown = diff.operations.len() as u64;
-    if diff.total > shown {
-        context.note(&format!("showing the first {shown} of {} operations", diff.total))?;
-    }
+    show(context, &diff)?;
     if diff.total == 0 {
         return Ok(());
     }
@@ -203,4 +201,19 @@ async fn diff(context: &mut Context<'_>) -> Result<(), Error> {
         "the kernel (revision {applied}) is {total} operations away from the store (revision {revision})"
     ))?;
     Err(Error::Differs)
+}
+
+async fn reconcile(context: &mut Context<'_>) -> Result<(), Error> {
+    let done: KernelDiff = context.client.create(paths::KERNEL_RECONCILE, &Value::Null).await?;
+    show(context, &done)?;
+    context.note(&format!("the kernel holds revision {}; it was {} operations away", done.applied, done.total))
+}
+
+fn show(context: &mut Context<'_>, diff: &KernelDiff) -> Result<(), Error> {
+    context.answer(diff, KernelOperation::COLUMNS, &diff.operations)?;
+    let shown = diff.operations.len() as u64;
+    if diff.total > shown {
+        context.note(&format!("showing the first {shown} of {} operations", diff.total))?;
+    }
+    Ok(())
 }

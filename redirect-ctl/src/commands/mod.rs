@@ -33,6 +33,7 @@ mod top;
 mod trace;
 mod uninstall;
 mod user;
+mod version;
 mod watch;
 
 use std::{
@@ -253,6 +254,7 @@ async fn command(context: &mut Context<'_>, noun: Noun) -> Result<(), Error> {
         Noun::Top(args) => top::run(context, &args).await,
         Noun::Kernel(verb) => kernel::run(context, verb).await,
         Noun::SupportBundle(args) => support_bundle::run(context, args).await,
+        Noun::Version => version::run(context).await,
         Noun::Completion { shell } => manual::completion(context, shell),
         Noun::Man { folder } => manual::man(context, &folder),
     }

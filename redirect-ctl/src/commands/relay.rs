@@ -1,4 +1,4 @@
-//! `relay list|get|set|enable|drain|disable|delete`.
+//! `relay list|get|set|check|enable|drain|disable|delete`.
 
 use std::net::{SocketAddrV4, SocketAddrV6};
 
@@ -8,7 +8,7 @@ use super::{
     resource::Resource,
 };
 use crate::{
-    api::types::{Relay, RelayHealth, RelayPut, paths},
+    api::types::{Page, Relay, RelayHealth, RelayPut, paths},
     cli::RelayVerb,
     desired::{Delivery, Name, RelayStatus},
     health::HealthState,
@@ -22,10 +22,38 @@ pub(super) async fn run(context: &mut Context<'_>, verb: RelayVerb) -> Result<()
         RelayVerb::Set(args) => {
             context.put::<Versioned<Relay>>(&args.name, &body(args.ipv4, args.ipv6, args.delivery, args.status)).await
         }
+        RelayVerb::Check { name } => check(context, name).await,
         RelayVerb::Enable { name } => set_status(context, &name, RelayStatus::Enabled).await,
         RelayVerb::Drain { name } => set_status(context, &name, RelayStatus::Draining).await,
         RelayVerb::Disable { name } => set_status(context, &name, RelayStatus::Disabled).await,
         RelayVerb::Delete { name } => context.delete::<Versioned<Relay>>(&name).await,
+    }
+}
+
+/// What the latest probes found, which are seconds old.
+async fn check(context: &mut Context<'_>, name: Option<Name>) -> Result<(), Error> {
+    let relays: Vec<Versioned<Relay>> = match name {
+        Some(name) => vec![context.client.resource(paths::RELAY, &name).await?],
+        None => context.client.get::<Page<Versioned<Relay>>>(paths::RELAYS).await?.items,
+    };
+    context.items(&relays)?;
+    let is_down = |relay: &&Versioned<Relay>| {
+        let endpoints = [&relay.health.ipv4, &relay.health.ipv6];
+        relay.status == RelayStatus::Enabled
+            && endpoints.into_iter().flatten().any(|endpoint| endpoint.state == HealthState::Down)
+    };
+    for relay in relays.iter().filter(is_down) {
+        let endpoints = [("ipv4", &relay.health.ipv4), ("ipv6", &relay.health.ipv6)];
+        for (family, error) in
+            endpoints.into_iter().filter_map(|(family, found)| Some((family, found.as_ref()?.error.as_ref()?)))
+        {
+            context.note(&format!("{} ({family}): {error}", relay.name))?;
+        }
+    }
+    match relays.iter().filter(is_down).count() {
+        0 => Ok(()),
+        1 => Err(Error::Failed("a relay is down".to_owned())),
+        count => Err(Error::Failed(format!("{count} relays are down"))),
     }
 }
 

@@ -1,11 +1,11 @@
-//! `subscriber list|get|set|delete|import|export|diff`.
+//! `subscriber list|get|set|delete|import|export|diff|quarantine|release|watch|history`.
 
 use std::{collections::BTreeMap, io::Read as _, path::Path};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::{
-    Context, Error, failed,
+    Context, Error, audit, event, failed,
     output::{Cell, Column, Columns},
     resource::Resource,
 };
@@ -18,7 +18,10 @@ use crate::{
         },
     },
     cli::SubscriberDelete as DeleteArgs,
-    cli::{SubscriberFile, SubscriberFilter, SubscriberImportArgs, SubscriberList, SubscriberSet, SubscriberVerb},
+    cli::{
+        SubscriberFile, SubscriberFilter, SubscriberImportArgs, SubscriberList, SubscriberQuarantine, SubscriberSet,
+        SubscriberVerb,
+    },
     desired::{Name, Origin, Prefix, Time},
     revision::Versioned,
     subscribers::Labels,
@@ -41,6 +44,10 @@ pub(super) async fn run(context: &mut Context<'_>, verb: SubscriberVerb) -> Resu
         SubscriberVerb::Import(args) => import(context, args).await,
         SubscriberVerb::Export(filter) => export(context, &filter).await,
         SubscriberVerb::Diff(args) => diff(context, args).await,
+        SubscriberVerb::Quarantine(args) => quarantine(context, args).await,
+        SubscriberVerb::Release { prefix } => release(context, prefix).await,
+        SubscriberVerb::Watch(since) => event::watch(context, &["subscriber".to_owned()], since).await,
+        SubscriberVerb::History(args) => audit::of_subscriber(context, args.prefix, args.records).await,
     }
 }
 
@@ -117,6 +124,21 @@ async fn set(context: &mut Context<'_>, args: SubscriberSet) -> Result<(), Error
     }
     let prefix = answer.record.prefix.to_string();
     context.said(&answer, &prefix, &format!("subscriber {prefix} set (revision {})", changed.revision))?;
+    context.late(changed)
+}
+
+async fn quarantine(context: &mut Context<'_>, args: SubscriberQuarantine) -> Result<(), Error> {
+    let SubscriberQuarantine { prefix, class, ttl } = args;
+    let (source, labels) = (Origin::Operator, Vec::new());
+    let (priority, session, user, mac, expires) = (None, None, None, None, None);
+    set(context, SubscriberSet { prefix, class, source, priority, session, user, mac, labels, expires, ttl }).await
+}
+
+async fn release(context: &mut Context<'_>, prefix: Prefix) -> Result<(), Error> {
+    let query = SubscriberDeleteQuery { source: Some(Origin::Operator.to_string()), session: None };
+    let changed = context.client.delete_with(paths::SUBSCRIBER, &prefix, &query).await?;
+    let text = format!("subscriber {prefix} released (revision {})", changed.revision);
+    context.said(&changed, &prefix.to_string(), &text)?;
     context.late(changed)
 }
 

@@ -152,6 +152,7 @@ enum Question {
     Memory(Reply<Vec<MapMemory>>),
     Alive(Reply<()>),
     Drift(Reply<Drift>),
+    Reconcile(Reply<Drift>),
 }
 
 /// The way to the reconciler. Clones share it.
@@ -190,6 +191,11 @@ impl Handle {
     /// Compares everything, and changes nothing.
     pub async fn drift(&self) -> Result<Drift, AskError> {
         self.ask(Question::Drift).await
+    }
+
+    /// Compares everything and mends it, whatever was to be waited for; what was done, and the revision that the kernel holds afterwards.
+    pub async fn reconcile(&self) -> Result<Drift, AskError> {
+        self.ask(Question::Reconcile).await
     }
 
     /// Events from now on, until the reconciler ends. Whoever is slow loses the oldest.
@@ -600,6 +606,15 @@ impl<D: Dataplane> Reconciler<D> {
         Ok(Drift { revision: desired.revision, applied: actual.revision, operations })
     }
 
+    /// A comparison of everything, at once.
+    fn reconcile(&mut self) -> Result<Drift, dataplane::Error> {
+        let found = self.drift()?;
+        self.full_due = Instant::now();
+        self.interface_retries.clear();
+        self.sync();
+        Ok(Drift { applied: self.observed.borrow().applied, ..found })
+    }
+
     fn can_steer(&self, relay: &Relay, endpoint: SocketAddr) -> bool {
         self.keeper.as_ref().is_some_and(|keeper| keeper.is_ready(relay.id, endpoint))
     }
@@ -740,6 +755,7 @@ impl<D: Dataplane> Reconciler<D> {
             Question::Explain(probe, reply) => drop(reply.send(self.dataplane.explain(&probe))),
             Question::Memory(reply) => drop(reply.send(self.dataplane.memory())),
             Question::Drift(reply) => drop(reply.send(self.drift())),
+            Question::Reconcile(reply) => drop(reply.send(self.reconcile())),
             Question::Alive(reply) => drop(reply.send(Ok(()))),
         }
     }

@@ -85,6 +85,21 @@ async fn drift_is_shown_as_what_would_be_done_and_nothing_is_changed() {
     assert_eq!((&json["total"], &json["revision"], &json["applied"]), (&json!(2), &json!(3), &json!(3)));
     assert!(!lab.model.state().subscribers.contains_key(&prefix), "the question changed something");
 
+    // Asked for, it is mended at once.
+    let mended = lab.ctl(&["kernel", "reconcile"]).await;
+    assert_eq!((mended.code, &mended.stdout), (0, &drift.stdout), "{}", mended.stderr);
+    assert_eq!(mended.stderr, "redirect-ctl: the kernel holds revision 3; it was 2 operations away\n");
+    assert!(lab.model.state().subscribers.contains_key(&prefix));
+    assert_eq!(lab.ctl(&["kernel", "diff"]).await.code, 0);
+    lab.model.state().subscribers.clear();
+    lab.model.state().fault = Some(Box::new(|what| what.starts_with("set")));
+    let refused = lab.ctl(&["kernel", "reconcile"]).await;
+    assert_eq!((refused.code, refused.stdout.as_str()), (1, ""));
+    assert!(refused.stderr.contains("the kernel does not follow the store"), "{}", refused.stderr);
+    lab.model.state().fault = None;
+    assert_eq!(lab.ctl(&["kernel", "reconcile"]).await.code, 0, "it waits for no other attempt");
+    assert!(lab.model.state().subscribers.contains_key(&prefix));
+
     // What a change touched is still brought into the kernel after a look at everything.
     lab.ctl(&["subscriber", "set", "10.0.0.2", "--class", "bypass"]).await;
     assert!(lab.model.state().subscribers.contains_key(&"10.0.0.2/32".parse().unwrap()));

@@ -23,3 +23,4 @@ mod reconcile;
 mod store;
 mod subscribers;
 mod support;
+mod verbs;
