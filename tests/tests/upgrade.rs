@@ -512,3 +512,29 @@ fn what_is_to_detach_and_what_has_vanished_leaves_no_pins() {
     assert!(stage.product.stop().unwrap().success());
     assert_eq!(stage.pinboard.files().unwrap(), [""; 0].map(PathBuf::from));
 }
+
+/// The tables outlive their network namespace, and what they say of it holds for no other.
+#[test]
+fn what_a_namespace_that_is_gone_has_left_steers_nothing_here() {
+    let here = Lab::new().unwrap();
+    let pinboard = Pinboard::new(&here).unwrap();
+    let pins = |lab: &Lab| format!("pins = \"{}", lab.folder().display());
+    let steers = |lab: &Lab| {
+        let configuration = Mode::Steer.configuration(lab).replace(&pins(lab), &pins(&here));
+        let start = || match Product::start_on(lab, &configuration, &pinboard, &[]) {
+            // The kernel takes a namespace down in its own time.
+            Err(error) if format!("{error:#}").contains("is a link of another network namespace") => Ok(None),
+            started => started.map(Some),
+        };
+        let mut product = wait_until("the pins are free", LIMIT, start).unwrap();
+        product.ctl(lab, &["subscriber", "set", "10.20.0.0/16", "--class", "configured"]).unwrap();
+        let (subscriber, server) = (Family::V4.redirected(), Family::V4.server());
+        let greeting = connect(&lab.client, subscriber, server).unwrap().hello().unwrap();
+        assert!(greeting.lines[0].contains("relay.example.net"), "{greeting:?}");
+        let status = product.json(lab, &["status"]).unwrap();
+        assert!(status["reasons"]["steer_new"]["packets"].as_u64() > Some(0), "{status:#}");
+        product.kill().unwrap();
+    };
+    steers(&Lab::new().unwrap());
+    steers(&here);
+}

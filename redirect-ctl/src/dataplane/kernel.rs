@@ -294,6 +294,10 @@ impl KernelDataplane {
         }
         let attached = self.attached.iter().map(|(name, attached)| (attached.index, name.clone()));
         self.counters.resume(&attached.collect())?;
+        // A mark without what it is for: the settings are of a network namespace that is gone, or somebody has removed the link.
+        if !self.steering.is_attached() && self.is_steering()? {
+            self.settings.change(|settings| (settings.mark, settings.mark_mask) = (0, 0))?;
+        }
         if now_s.saturating_sub(self.settings.get()?.clock_s) > CLOCK_GAP_S {
             self.settings.change(|settings| settings.resumed_s = now_s)?;
         }

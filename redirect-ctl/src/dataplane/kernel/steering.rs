@@ -44,6 +44,11 @@ impl Steering {
         Ok(Self { sockets: take(object, names::SOCKETS)?, link: link.map(Held::Pinned) })
     }
 
+    /// Whether connections are handed to relays' sockets in this network namespace.
+    pub(super) const fn is_attached(&self) -> bool {
+        self.link.is_some()
+    }
+
     /// The pinned link, and the name of the program that belongs to it.
     pub(super) const fn pinned(&self) -> Option<(&PinnedLink, &'static str)> {
         match &self.link {
