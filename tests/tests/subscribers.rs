@@ -8,6 +8,7 @@ use std::{
     net::{IpAddr, Ipv4Addr},
     os::unix::{fs::PermissionsExt as _, net::UnixStream},
     path::{Path, PathBuf},
+    process::Command,
     thread,
     time::Duration,
 };
@@ -90,6 +91,48 @@ fn many_come_from_a_file_and_go_to_a_file() {
     // A tenth of a million in a tenth of the bound for a million.
     let more = peak_kb(&product).saturating_sub(before);
     assert!(more < 150 * 1024, "{more} kB more than before");
+}
+
+/// What a terminal of 120 columns gets of `redirect-ctl` with these words of a shell.
+fn on_a_terminal(lab: &Lab, product: &Product, words: &str) -> String {
+    let program = binary("redirect-ctl").unwrap();
+    let run =
+        format!("stty cols 120 rows 40; {} --host unix://{} {words}", program.display(), product.socket().display());
+    let mut script = Command::new("script");
+    script.args(["-qec", &run, "/dev/null"]).env("TERM", "xterm").env_remove("NO_COLOR");
+    let finished = lab.router.run(&mut script, LIMIT).unwrap();
+    assert!(finished.status.success(), "{words}: {}{}", finished.stdout, finished.stderr);
+    finished.stdout
+}
+
+#[test]
+fn progress_and_colours_are_for_terminals() {
+    let lab = Lab::new().unwrap();
+    let product = Product::start(&lab, &roomy(&lab)).unwrap();
+    let source = file(&lab, "many.ndjson", FIRST, MANY, "bypass");
+    let (source_bytes, source) = (fs::metadata(&source).unwrap().len(), source.display());
+    let exported = lab.folder().join("exported.ndjson");
+
+    let import = on_a_terminal(&lab, &product, &format!("subscriber import {source}"));
+    // How much of how much, and how fast; at last nothing but the answer.
+    let whole = format!("/{:.2} MiB", f64::from(u32::try_from(source_bytes).unwrap()) / f64::from(1 << 20));
+    for part in [&*whole, "iB/s", "\u{2588}", "importing", "added"] {
+        assert!(import.contains(part), "{part} is missing in {import}");
+    }
+    assert!(import.contains("\u{1b}[2K"), "the bar stays: {import}");
+    let export = on_a_terminal(&lab, &product, &format!("subscriber export >{}", exported.display()));
+    assert!(export.contains("iB/s"), "{export}");
+    assert_eq!(fs::read_to_string(&exported).unwrap().lines().count(), MANY as usize, "it is in the data");
+    assert_eq!(on_a_terminal(&lab, &product, &format!("subscriber import {source} 2>&1 >/dev/null | cat")), "");
+
+    let relays = on_a_terminal(&lab, &product, "status");
+    assert!(relays.contains("\u{1b}[32mattached, tc"), "{relays}");
+    for plain in ["status | cat", "status -o json", "--columns fact,value status | cat"] {
+        let plain = on_a_terminal(&lab, &product, plain);
+        assert!(!plain.contains('\u{1b}') && plain.contains("lan0"), "{plain}");
+    }
+    let quiet = product.ctl(&lab, &["subscriber", "import", &source.to_string()]).unwrap();
+    assert!(!quiet.contains('\u{1b}'), "{quiet}");
 }
 
 #[test]
