@@ -2,9 +2,9 @@
 //!
 //! What is looked at is in `tests/src/bin/guest`, which is the first process of the virtual machine; it reports one fact a line.
 
-mod archive;
-mod initramfs;
-mod machine;
+pub(crate) mod archive;
+pub(crate) mod initramfs;
+pub(crate) mod machine;
 mod report;
 
 use std::{
@@ -19,7 +19,7 @@ use anyhow::{Context as _, Result, ensure};
 use self::{archive::Image, initramfs::Initramfs, machine::Machine, report::Report};
 use crate::{
     exec::{self, Root},
-    setup::{self, Presence, Tool},
+    setup,
 };
 
 /// The series, and the release of Debian that has it. Oldest first.
@@ -30,20 +30,6 @@ const HOST: &str = "host";
 
 /// What a boot may take, and takes half of on two CPUs that much else keeps busy.
 const LIMIT: Duration = Duration::from_hours(1);
-
-const TOOLS: [Tool; 3] = [
-    Tool {
-        presence: Presence::Program("gpgv"),
-        package: "gpgv",
-        purpose: "checks the signatures of Debian's releases",
-    },
-    Tool {
-        presence: Presence::File(archive::KEYRING),
-        package: "debian-archive-keyring",
-        purpose: "has the keys for that",
-    },
-    Tool { presence: Presence::Program("xz"), package: "xz-utils", purpose: "unpacks the kernels' modules" },
-];
 
 /// What the lab runs, besides the product.
 const PROGRAMS: [&str; 5] = ["sh", "sleep", "rm", "ip", "ethtool"];
@@ -74,7 +60,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let host =
         args.wants(HOST).then(|| Root::require("the kernel of this machine (it loads eBPF programs)")).transpose()?;
     setup::ensure()?;
-    setup::ensure_tools(&TOOLS)?;
+    setup::ensure_tools(&archive::TOOLS)?;
     build()?;
 
     let folder = exec::target_dir()?.join("kernels");
@@ -134,7 +120,7 @@ fn root_file_system(image: &Image) -> Result<Initramfs> {
     let stripped = exec::target_dir()?.join("kernels/stripped");
     fs::create_dir_all(&stripped)?;
     let mut initramfs = Initramfs::new();
-    for folder in ["proc", "sys", "run", "tmp", "modules"] {
+    for folder in ["proc", "sys", "run", "tmp"] {
         initramfs.folder(folder);
     }
     initramfs.program("init", &initramfs::stripped(&built.join(GUEST), &stripped)?)?;
@@ -145,10 +131,7 @@ fn root_file_system(image: &Image) -> Result<Initramfs> {
         let program = exec::find(name).with_context(|| format!("there is no program {name}"))?;
         initramfs.program(PathBuf::from("bin").join(name), &program)?;
     }
-    for module in &image.modules {
-        let name = module.file_name().context("a module is a file")?;
-        initramfs.file(PathBuf::from("modules").join(name), module)?;
-    }
+    initramfs.modules(&image.modules)?;
     Ok(initramfs)
 }
 

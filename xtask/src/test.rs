@@ -26,7 +26,7 @@ enum Suite {
                             cargo xtask test kernels --kernel 6.1 --kernel host\n\n\
                             Kernels are fetched from deb.debian.org and kept in the target directory.")]
     Kernels(kernels::Args),
-    /// Build the Debian package, install it in a Debian of its own, run the daemon as its unit says, and remove it
+    /// Build the Debian package, boot a Debian in qemu, run the daemon there under systemd, and remove it
     #[command(after_help = "Examples:\n  cargo xtask test package\n  cargo xtask test package --profile dev")]
     Package(package::Args),
 }

@@ -9,13 +9,27 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::{debian, exec};
+use crate::{
+    debian, exec,
+    setup::{Presence, Tool},
+};
 
 /// Where packages are; a release that is no longer supported moves to the second.
 const MIRRORS: [&str; 2] = ["http://deb.debian.org/debian", "http://archive.debian.org/debian"];
 
 /// Whose signature a release carries; of Debian's package `debian-archive-keyring`.
-pub(crate) const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// What fetching a kernel takes.
+pub(crate) const TOOLS: [Tool; 3] = [
+    Tool {
+        presence: Presence::Program("gpgv"),
+        package: "gpgv",
+        purpose: "checks the signatures of Debian's releases",
+    },
+    Tool { presence: Presence::File(KEYRING), package: "debian-archive-keyring", purpose: "has the keys for that" },
+    Tool { presence: Presence::Program("xz"), package: "xz-utils", purpose: "unpacks the kernels' modules" },
+];
 
 /// The flavour for any machine: that for clouds has no PPP.
 const METAPACKAGE: &str = "linux-image-amd64";

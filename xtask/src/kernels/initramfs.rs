@@ -58,6 +58,15 @@ impl Initramfs {
         Ok(())
     }
 
+    /// Adds a kernel's modules to the folder `modules`, where their names tell the order in which they can be loaded.
+    pub(crate) fn modules(&mut self, modules: &[PathBuf]) -> Result<()> {
+        for module in modules {
+            let name = module.file_name().context("a module is a file")?;
+            self.file(Path::new("modules").join(name), module)?;
+        }
+        Ok(())
+    }
+
     /// Writes the archive to a file.
     pub(crate) fn write(mut self, file: &Path) -> Result<()> {
         self.entry("TRAILER!!!", 0, (0, 0), &[]);
