@@ -4,7 +4,13 @@
 //! [`incremental`] arithmetic is right. A socket buffer may be `CHECKSUM_PARTIAL` (its TCP field holds only the sum over the pseudo
 //! header) or `CHECKSUM_COMPLETE` (the device summed it); only the kernel's helpers know, and `redirect-ebpf` calls them.
 
-use crate::{address::Address, checksum::Delta, flow::Tuple, packet::BytesMut, wire::Tcp};
+use crate::{
+    address::Address,
+    checksum::Delta,
+    flow::Tuple,
+    packet::BytesMut,
+    wire::{Summed, Tcp},
+};
 
 /// Replace the tuple of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,10 +69,14 @@ pub fn incremental_addresses<P: BytesMut + ?Sized, A: Address>(
     delta: Delta,
     to: &[A; 2],
 ) -> Result<(), EditError> {
-    if let Some(offset) = A::HEADER_CHECKSUM {
-        let checksum = frame.at_mut::<[u8; 2]>(l3 + offset).ok_or(EditError)?;
-        *checksum = delta.apply(*checksum);
-    }
-    *frame.at_mut::<[A::Octets; 2]>(l3 + A::OFFSET).ok_or(EditError)? = to.map(A::octets);
+    let addresses = match A::HEADER_CHECKSUM {
+        Some(offset) => {
+            let Summed { checksum, addresses } = frame.at_mut::<Summed<A::Octets>>(l3 + offset).ok_or(EditError)?;
+            *checksum = delta.apply(*checksum);
+            addresses
+        }
+        None => frame.at_mut::<[A::Octets; 2]>(l3 + A::OFFSET).ok_or(EditError)?,
+    };
+    *addresses = to.map(A::octets);
     Ok(())
 }

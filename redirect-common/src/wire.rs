@@ -61,6 +61,17 @@ pub struct Plain<I> {
 // SAFETY: repr(C); members of alignment 1 leave no padding.
 unsafe impl<I: Wire> Wire for Plain<I> {}
 
+/// The end of an IPv4 header: one check of the frame's bounds for both.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Summed<O> {
+    pub checksum: [u8; 2],
+    pub addresses: [O; 2],
+}
+
+// SAFETY: as above.
+unsafe impl<O: Wire> Wire for Summed<O> {}
+
 /// Offset of the TCP checksum in the TCP header, in bytes.
 pub const TCP_CHECKSUM: usize = 16;
 
