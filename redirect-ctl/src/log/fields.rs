@@ -74,6 +74,10 @@ struct Escaped<'w, W>(&'w mut W);
 
 impl<W: Write> Write for Escaped<'_, W> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
+        // Nearly every text, and told without a look at its characters.
+        if text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+            return self.0.write_str(text);
+        }
         let control = |c: char| c.is_control() && !matches!(c, '\n' | '\r' | '\t');
         for part in text.split_inclusive(control) {
             match part.chars().next_back().filter(|c| control(*c)) {
