@@ -10,7 +10,7 @@ use crate::{
     admit::{admit, daemon_is_down, open_flow},
     edit::{Edit, EditError},
     event::Event,
-    flow::{Direction, Flow, Tuple},
+    flow::{Direction, Flags, Flow, Tuple},
     fragment::{decide_short, follow_first, settle_first},
     icmp::translate_error,
     packet::PacketMut,
@@ -102,14 +102,16 @@ where
     T: Tables + FamilyTables<A>,
     A: Address,
 {
-    match send_on::<P, T, A>(frame, l3, tables, direction, outcome) {
-        Sent::On => true,
-        Sent::Opens if direction == Direction::Forward => {
+    // Before the call, for floods of what opens connections.
+    let Some(tcp) = frame.at::<Tcp>(l3 + size_of::<A::Header>()) else { return false };
+    match (Flags(tcp.flags).opens(), direction) {
+        (false, _) => send_on::<P, T, A>(frame, l3, tables, direction, outcome),
+        (true, Direction::Forward) => {
             // Here, and not in the function, which the verifier then walks once for all tags.
             let l3 = (l3 + tables.zero()) & L3_MASK;
             refuse_opening::<P, T, A>(frame, l3, tables, outcome)
         }
-        Sent::Opens | Sent::Not => false,
+        (true, Direction::Reply) => false,
     }
 }
 
@@ -160,18 +162,9 @@ where
 // From here on, functions are not inlined but for those of the established path: each gets a frame of its own on the BPF stack, which holds 512
 // bytes for the longest chain of calls.
 
-/// Whether a segment was sent on.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Sent {
-    On,
-    /// No: it opens a connection.
-    Opens,
-    Not,
-}
-
-/// Sends a segment of an established flow on, says by what way out, and does no more.
+/// Sends a segment of an established flow on, which opens no connection, says by what way out, and does no more. `false` where it does not.
 #[inline(never)]
-fn send_on<P, T, A>(frame: &mut P, l3: usize, tables: &T, direction: Direction, outcome: &mut Outcome) -> Sent
+fn send_on<P, T, A>(frame: &mut P, l3: usize, tables: &T, direction: Direction, outcome: &mut Outcome) -> bool
 where
     P: PacketMut,
     T: Tables + FamilyTables<A>,
@@ -179,30 +172,27 @@ where
 {
     let pulse = tables.pulse();
     let l3 = (l3 + pulse.zero) & L3_MASK;
-    let Some(segment) = Segment::<A>::read_plain(frame, l3) else { return Sent::Not };
-    if segment.flags.opens() {
-        return Sent::Opens;
-    }
+    let Some(segment) = Segment::<A>::read_plain(frame, l3) else { return false };
     let mut to = segment.tuple;
     let (reason, class) = match direction {
         Direction::Forward => match established(tables, &segment, pulse.now_s, pulse.epoch, &mut to) {
             Some((true, true, class)) => {
                 *outcome = Outcome::new(Reason::SteerEstablished, class);
-                return Sent::On;
+                return true;
             }
             Some((true, false, class)) => (Reason::FlowEstablished, class),
-            Some((false, ..)) | None => return Sent::Not,
+            Some((false, ..)) | None => return false,
         },
         Direction::Reply => {
             match answered(tables, Table::Established, &segment, frame.is_of_this_host(), pulse.now_s, &mut to) {
                 Some((true, class)) => (Reason::ReplyEstablished, class),
-                Some((false, _)) | None => return Sent::Not,
+                Some((false, _)) | None => return false,
             }
         }
     };
     let edited = frame.edit(&Edit { l3, l4: l3 + size_of::<A::Header>(), from: &segment.tuple, to: &to });
     *outcome = Outcome::new(if edited.is_ok() { reason } else { Reason::EditFailed }, class);
-    Sent::On
+    true
 }
 
 /// Refuses a segment that opens a connection where its class refuses all of them. Nothing but the class is looked up for that: an older flow
