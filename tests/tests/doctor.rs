@@ -93,6 +93,9 @@ fn the_kernel_tells_what_is_ours() {
     for name in ["redirect_in", "redirect_out", "redirect_xdp", "redirect_explai"] {
         assert!(names.contains(&name), "{name} is missing in {names:?}");
     }
+    let explained = product.json(&lab, &["explain", "10.20.77.7", "203.0.113.10"]).unwrap();
+    let asked = |program: &Value| program["name"] == "redirect_explai" && program["tag"] == explained["program_tag"];
+    assert!(programs.as_array().unwrap().iter().any(asked), "{explained}\n{programs}");
     // Other daemons of this machine have such maps too.
     let maps = product.json(&lab, &["kernel", "maps"]).unwrap();
     let hosts = maps.as_array().unwrap().iter().filter(|map| map["name"] == "HOSTS_V4");

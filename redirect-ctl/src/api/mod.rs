@@ -591,6 +591,7 @@ async fn explain(State(app): App, Params(query): Params<ExplainQuery>) -> Result
         endpoint: (verdict == Verdict::Redirect).then_some(explained.endpoint),
         mapped_port: query.sport.filter(|_| verdict == Verdict::Redirect).map(|_| explained.mapped_port),
         delivery,
+        program_tag: format!("{:016x}", explained.program_tag),
         revision: explained.revision,
     }))
 }

@@ -1215,6 +1215,9 @@ pub struct Explanation {
     pub mapped_port: Option<u16>,
     /// Null where it goes to no relay.
     pub delivery: Option<FlowDelivery>,
+    /// The loaded program that the kernel ran on a SYN of its own (`BPF_PROG_TEST_RUN`), by its tag.
+    #[schema(example = "f0c1a9d27be3046d")]
+    pub program_tag: String,
     /// Of the configuration that the kernel holds.
     pub revision: u64,
 }

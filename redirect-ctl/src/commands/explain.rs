@@ -32,7 +32,7 @@ pub(super) async fn run(context: &mut Context<'_>, args: cli::Explain) -> Result
     }
 }
 
-fn facts(explanation: &Explanation) -> [Fact; 17] {
+fn facts(explanation: &Explanation) -> [Fact; 18] {
     let source = match explanation.sport {
         Some(sport) => std::net::SocketAddr::new(explanation.source, sport).to_string(),
         None => explanation.source.to_string(),
@@ -55,6 +55,7 @@ fn facts(explanation: &Explanation) -> [Fact; 17] {
         fact("endpoint", Cell::maybe(explanation.endpoint)),
         fact("mapped port", Cell::maybe(explanation.mapped_port)),
         fact("delivery", Cell::maybe(explanation.delivery.as_ref())),
+        fact("program", Cell::text(&explanation.program_tag)),
         fact("revision", Cell::number(explanation.revision)),
     ]
 }

@@ -496,6 +496,7 @@ impl Dataplane for KernelDataplane {
             open: self.collector.open(Host::from(probe.client.ip()))?,
             locked_until_s: self.locks.get(&Host::from(probe.client.ip()))?,
             interface: attached.map(|(name, attached)| (name.clone(), attached.attachment.mode)),
+            program_tag: answer.program_tag,
             revision: self.revision()?,
         })
     }

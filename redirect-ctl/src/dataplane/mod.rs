@@ -400,6 +400,8 @@ pub struct Explanation {
     pub locked_until_s: Option<u32>,
     /// Where the question took it to come in; `None` where nothing is attached.
     pub interface: Option<(String, Mode)>,
+    /// Of the program that ran: the kernel's hash of its instructions.
+    pub program_tag: u64,
     /// Of the configuration that was asked.
     pub revision: u64,
 }

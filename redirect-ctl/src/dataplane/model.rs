@@ -318,6 +318,8 @@ impl Dataplane for ModelDataplane {
             open: 0,
             locked_until_s: state.locks.get(&Host::from(probe.client.ip())).copied(),
             interface: interface.map(|(name, attachment)| (name.clone(), attachment.mode)),
+            // It has no programs.
+            program_tag: 0,
             revision: state.revision,
         })
     }

@@ -134,7 +134,7 @@ async fn an_explanation_names_what_decided() {
             "open": null, "lock_left_s": null,
             "relays": [{"name": "postfix", "weight": 1, "status": "enabled", "health": null}],
             "relay": "postfix", "endpoint": "10.9.0.25:2525",
-            "mapped_port": 40000, "delivery": "rewrite", "revision": status["applied"],
+            "mapped_port": 40000, "delivery": "rewrite", "program_tag": "0000000000000000", "revision": status["applied"],
         })
     );
     for (source, destination, reason, prefix, relay) in [

@@ -20,6 +20,7 @@ pub(super) struct Answer {
     /// Both ends as the packet would leave with.
     pub(super) client: SocketAddr,
     pub(super) server: SocketAddr,
+    pub(super) program_tag: u64,
 }
 
 /// `client` and `server` are of one family. The connection is looked for in the network namespace of the interface `ifindex`, or in ours.
@@ -46,7 +47,8 @@ pub(super) fn explain(
     let reason = Reason::ALL.get(usize::from(reason)).copied();
     let reason = reason.ok_or_else(|| failed(io::Error::other("it answered with an unknown reason")))?;
     let (client, server) = ends(&left, client.is_ipv4());
-    Ok(Answer { reason, class, relay, client, server })
+    let info = program.info().map_err(|error| failed(io::Error::other(error)))?;
+    Ok(Answer { reason, class, relay, client, server, program_tag: info.tag() })
 }
 
 const ETHERNET: usize = 14;
