@@ -30,6 +30,13 @@ pub(super) fn complete(description: &mut Value) {
             }
         }
     }
+    visit(description, &mut |object| {
+        if object.get("in") == Some(&json!("header"))
+            && [json!("If-Match"), json!("If-None-Match")].contains(&object["name"])
+        {
+            object.insert("schema".to_owned(), json!({"type": "string", "pattern": ENTITY_TAGS}));
+        }
+    });
 }
 
 /// What an answer says beside a body that takes no other members, such as its revision, is a part of an `allOf`; and a part that is closed would
@@ -57,6 +64,9 @@ fn open_parts(description: &mut Value) {
         schemas.append(&mut opened);
     }
 }
+
+/// A star, or tags (RFC 9110 section 8.8.3).
+const ENTITY_TAGS: &str = r#"^(\*|(W/)?"[!#-~]*"( *, *(W/)?"[!#-~]*")*)$"#;
 
 const SCHEMAS: &str = "#/components/schemas/";
 const CLOSED: &str = "additionalProperties";

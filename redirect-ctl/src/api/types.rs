@@ -711,6 +711,7 @@ pub struct RouteExplainQuery {
     pub size: Option<u64>,
     /// Of the message, -9 to 9; 0 where not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[param(minimum = -9, maximum = 9)]
     pub priority: Option<i8>,
 }
 
@@ -1169,6 +1170,7 @@ pub struct ExplainQuery {
     pub destination: String,
     /// The subscriber's port; without it one that meets no flow.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[param(maximum = 65535)]
     pub sport: Option<u16>,
     /// Where the connection would come in; without it the first interface that carries the programs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
