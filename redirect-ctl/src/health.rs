@@ -26,6 +26,7 @@ use crate::{
     dataplane::{RelayId, words},
     desired::{Relay, RelayStatus, Snapshot, Source, Time},
     limits,
+    metrics::meters::{METERS, observe},
 };
 
 words! {
@@ -241,12 +242,14 @@ fn jittered(interval: Duration) -> Duration {
 /// Whether an SMTP server answers at `address`: a connection, and a greeting that begins with 220, within `wait` together. It gets a QUIT when
 /// its greeting is complete, not before: some servers (Postfix's postscreen) let clients wait in mid-greeting to see who talks too early.
 async fn probe(address: SocketAddr, wait: Duration) -> Result<(), String> {
-    let deadline = Instant::now() + wait;
+    let begun = Instant::now();
+    let deadline = begun + wait;
     let late = |what: &str| format!("{what} within {} s", wait.as_secs_f32());
     let mut stream = match timeout_at(deadline, TcpStream::connect(address)).await {
         Ok(connected) => connected.map_err(|error| format!("cannot connect: {error}"))?,
         Err(_) => return Err(late("no connection")),
     };
+    observe(&METERS.relay_connect_time, begun.elapsed());
     let mut bytes = Vec::new();
     loop {
         match timeout_at(deadline, stream.read_buf(&mut bytes)).await {

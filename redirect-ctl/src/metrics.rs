@@ -2,6 +2,8 @@
 //!
 //! Labels have few values (class, reason, verdict, interface, relay). A subscriber's address is never one.
 
+pub mod meters;
+
 use std::{collections::BTreeMap, fmt};
 
 use prometheus_client::{
@@ -12,6 +14,7 @@ use prometheus_client::{
 };
 use redirect_relay::{Outcome, Pair, Tally, gateway::GatewayState};
 
+use self::meters::METERS;
 use crate::{
     api::{
         AppState,
@@ -21,7 +24,7 @@ use crate::{
     },
     desired::Time,
     health::HealthState,
-    log,
+    limits, log,
     reconcile::task::Observed,
 };
 
@@ -89,6 +92,7 @@ pub async fn scrape(app: &AppState) -> Result<String, ApiError> {
         reasons: reason_counts(tables, &counters.classes),
         by_interface: counters.interfaces.into_iter().map(InterfaceCount::from).collect(),
         events_dropped: app.watchers.dropped(),
+        sse_clients: limits::CHANGE_WATCHERS_MAX.saturating_sub(app.change_watchers.available_permits()) as u64,
         memory: types::memory(&app.reconciler.memory().await?),
         subscribers: tables
             .classes
@@ -112,6 +116,7 @@ pub async fn scrape(app: &AppState) -> Result<String, ApiError> {
     };
     let mut registry = Registry::with_prefix("redirect");
     registry.register_collector(Box::new(values));
+    METERS.register(&mut registry);
     let mut text = String::new();
     text::encode(&mut text, &registry)
         .map_err(|error| ApiError::new(crate::api::error::Code::Internal, format!("metrics: {error}")))?;
@@ -124,6 +129,7 @@ struct Values {
     reasons: Vec<ReasonCount>,
     by_interface: Vec<InterfaceCount>,
     events_dropped: u64,
+    sse_clients: u64,
     memory: Vec<Memory>,
     subscribers: BTreeMap<String, u64>,
     interfaces: Vec<String>,
@@ -332,6 +338,8 @@ impl Values {
         counter(encoder, "events", "Events that the kernel reported", &[(&[], observed.events.read)])?;
         let lost = [(&[("at", "kernel")][..], observed.events.lost), (&[("at", "queue")][..], self.events_dropped)];
         counter(encoder, "events_lost", "Events not reported, or that a reader was too slow for", &lost)?;
+
+        gauge(encoder, "sse_clients", "Readers of the changes of the configuration", &[(&[], self.sse_clients)])?;
 
         let labels: Vec<_> = self.memory.iter().map(|row| [("tables", row.tables.as_str())]).collect();
         let rows: Vec<_> = labels.iter().zip(&self.memory).map(|(labels, row)| (&labels[..], row.bytes)).collect();

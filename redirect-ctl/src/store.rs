@@ -66,6 +66,7 @@ use crate::{
         RelayStatus, Snapshot, Source, Tables, Time, Weight,
     },
     limits,
+    metrics::meters::{METERS, timed},
     revision::{Conditions, Versioned},
     routes::RouteKey,
     subscribers::{Fact, Known, Priorities, Subscriber},
@@ -1022,7 +1023,7 @@ impl Writer {
             } else {
                 read_snapshot(&transaction, &mail, before, (!clients).then_some(before))?
             };
-            transaction.commit()?;
+            timed(&METERS.store_commit_time, || transaction.commit())?;
             self.fill = fill;
             Ok(after)
         })();

@@ -40,6 +40,7 @@ use crate::{
     },
     desired::{self, Time},
     limits,
+    metrics::meters::{METERS, RequestLabels, observe},
     store::Store,
 };
 
@@ -89,6 +90,9 @@ impl Gate {
 
 /// Lets a request through, or answers in its stead.
 pub(super) async fn pass(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
+    let begun = Instant::now();
+    let route = request.extensions().get::<MatchedPath>().map_or_else(String::new, |path| path.as_str().to_owned());
+    let method = request.method().to_string();
     let id = id_of(request.headers());
     let span =
         tracing::info_span!("request", id, method = %request.method(), path = tokens::redacted(request.uri().path()));
@@ -96,6 +100,8 @@ pub(super) async fn pass(State(gate): State<Arc<Gate>>, request: Request, next: 
     if let Ok(id) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, id);
     }
+    observe(&METERS.request_time, begun.elapsed());
+    METERS.requests.get_or_create(&RequestLabels { route, method, code: response.status().as_u16() }).inc();
     response
 }
 

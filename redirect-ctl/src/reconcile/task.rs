@@ -38,6 +38,7 @@ use crate::{
     desired::{Class, Relay, RelayStatus, Tables},
     health::Health,
     host, limits,
+    metrics::meters::{METERS, observe, timed},
     store::{self, Scope, Store, Subscribers},
 };
 
@@ -530,6 +531,7 @@ impl<D: Dataplane> Reconciler<D> {
             interfaces: attached,
         };
         let operations = plan(&desired, &actual, self.order);
+        let begun = (!operations.is_empty()).then(Instant::now);
         let mut operations = operations.iter().peekable();
         while let Some(operation) = operations.next() {
             if self.ticked.elapsed() >= limits::TICK {
@@ -548,6 +550,9 @@ impl<D: Dataplane> Reconciler<D> {
                     operations.next_if(|next| interface_of(next) == Some(name));
                 }
             }
+        }
+        if let Some(begun) = begun {
+            observe(&METERS.map_update_time, begun.elapsed());
         }
         if let Some(keeper) = &mut self.keeper {
             keeper.tidy(tables, &mut self.dataplane);
@@ -721,7 +726,7 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     fn collect(&mut self) {
-        match self.dataplane.collect(monotonic_s(), self.collect_budget) {
+        match timed(&METERS.collect_time, || self.dataplane.collect(monotonic_s(), self.collect_budget)) {
             Ok(collected) => {
                 if let Some(keeper) = &mut self.keeper {
                     keeper.end(&collected.unwanted);

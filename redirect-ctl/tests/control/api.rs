@@ -727,6 +727,36 @@ async fn status_stats_and_metrics_tell_the_same_counters() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn requests_and_the_time_that_work_takes_are_counted() {
+    let lab = Lab::start().await;
+    // Of the whole process, in which other tests have daemons too.
+    let value = async |row: &str| -> f64 {
+        let metrics = lab.get("/metrics").await.expect(200).text;
+        let found = metrics.lines().find_map(|line| line.strip_prefix(row)?.strip_prefix(' '));
+        found.map_or(0.0, |value| value.parse().unwrap())
+    };
+    let rows = [
+        r#"redirect_api_requests_total{route="/v1/classes/{name}",method="PUT",code="201"}"#,
+        r#"redirect_api_requests_total{route="/v1/classes/{name}",method="GET",code="404"}"#,
+        r#"redirect_api_requests_total{route="",method="GET",code="404"}"#,
+        "redirect_api_request_seconds_count",
+        "redirect_store_commit_seconds_count",
+        "redirect_map_update_seconds_count",
+    ];
+    let mut before = Vec::new();
+    for row in rows {
+        before.push(value(row).await);
+    }
+    lab.put("/v1/classes/counted", r#"{"action": "block"}"#).await.expect(201);
+    lab.get("/v1/classes/nobody").await.expect(404);
+    lab.get("/v1/nothing").await.expect(404);
+    for (row, before) in rows.into_iter().zip(before) {
+        let after = value(row).await;
+        assert!(after > before, "{row}: {before}, then {after}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_full_kernel_table_is_refused_before_it_holds_everything_up() {
     let lab = Lab::with(|settings, _| settings.dataplane.subscribers_max = 2).await;
     for key in ["10.0.0.1", "10.0.0.2", "10.0.0.0_24", "fd00::1"] {
