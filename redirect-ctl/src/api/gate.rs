@@ -40,7 +40,7 @@ use crate::{
     },
     desired::{self, Time},
     limits,
-    metrics::meters::{METERS, RequestLabels, observe},
+    metrics::meters::{METERS, RequestLabels, method_name, observe},
     store::Store,
 };
 
@@ -92,7 +92,7 @@ impl Gate {
 pub(super) async fn pass(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
     let begun = Instant::now();
     let route = request.extensions().get::<MatchedPath>().map_or_else(String::new, |path| path.as_str().to_owned());
-    let method = request.method().to_string();
+    let method = method_name(request.method());
     let id = id_of(request.headers());
     let span =
         tracing::info_span!("request", id, method = %request.method(), path = tokens::redacted(request.uri().path()));

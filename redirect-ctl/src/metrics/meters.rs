@@ -2,6 +2,7 @@
 
 use std::{sync::LazyLock, time::Duration};
 
+use axum::http::Method;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{
@@ -15,12 +16,12 @@ use prometheus_client::{
 /// Of the process, as all that is counted here is.
 pub static METERS: LazyLock<Meters> = LazyLock::new(Meters::new);
 
-/// Of a request. Its path is that of the description, never a subscriber's.
+/// Of a request. All have few values, whatever clients send: the path is that of the description, never a subscriber's.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RequestLabels {
     /// Empty for a path that the API does not have.
     pub route: String,
-    pub method: String,
+    pub method: &'static str,
     pub code: u16,
 }
 
@@ -32,6 +33,12 @@ pub struct Meters {
     pub map_update_time: Histogram,
     pub collect_time: Histogram,
     pub relay_connect_time: Histogram,
+}
+
+/// The name of a method; "other" for those that the API never has, of which clients may make up any number.
+pub fn method_name(method: &Method) -> &'static str {
+    let known = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
+    known.into_iter().find(|name| method == name).unwrap_or("other")
 }
 
 impl Meters {

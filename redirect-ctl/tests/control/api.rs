@@ -754,6 +754,9 @@ async fn requests_and_the_time_that_work_takes_are_counted() {
         let after = value(row).await;
         assert!(after > before, "{row}: {before}, then {after}");
     }
+    lab.request("MADEUP", "/v1/classes", None).await.expect(405);
+    let metrics = lab.get("/metrics").await.expect(200).text;
+    assert!(metrics.contains(r#"route="/v1/classes",method="other",code="405""#) && !metrics.contains("MADEUP"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
