@@ -218,6 +218,8 @@ async fn send(
             let read = read.map_err(|error| failed(path, &error))?;
             if read == 0 {
                 progress.set_message("importing");
+                // It draws some times a second only, and this may be the last for long.
+                progress.force_draw();
                 upload.end().await;
                 return Ok::<(), Error>(());
             }
