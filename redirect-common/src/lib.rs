@@ -19,6 +19,7 @@
 
 pub mod address;
 pub mod admit;
+pub mod bucket;
 pub mod checksum;
 pub mod dry_run;
 pub mod edit;

@@ -1,6 +1,6 @@
-//! Who a source address is: hosts and prefixes with their classes, in hashes.
+//! Who a source address is: hosts and prefixes with their classes, in [buckets](crate::bucket).
 //!
-//! One hash holds the prefixes of every length. A prefix's key is its bits, then a one, then zeros: the *mark*, which says where it ends.
+//! One table holds the prefixes of every length. A prefix's key is its bits, then a one, then zeros: the *mark*, which says where it ends.
 //!
 //! ```text
 //! 10.20.0.0/16    00001010 00010100 10000000 00000000
@@ -25,6 +25,8 @@ pub struct Subscriber {
 }
 
 impl Subscriber {
+    pub const NONE: Self = Self { classes: 0 };
+
     /// Of the class `class`, whichever column counts.
     pub const fn new(class: u16) -> Self {
         Self { classes: class as u32 | (class as u32) << 16 }
@@ -42,6 +44,18 @@ impl Subscriber {
         Self { classes: self.classes & !(0xffff << shift) | (class as u32) << shift }
     }
 
+    /// Both columns, as they lie in a map.
+    #[inline(always)]
+    pub const fn word(self) -> u32 {
+        self.classes
+    }
+
+    /// The entry of a [word](Self::word), if it is one.
+    #[inline(always)]
+    pub fn found(word: u32) -> Option<Self> {
+        (word != 0).then_some(Self { classes: word })
+    }
+
     /// Whether the columns agree. They differ only while a change of many subscribers is under way, or after one that failed.
     pub const fn is_settled(self) -> bool {
         self.class(0) == self.class(1)
@@ -52,8 +66,8 @@ const _: () = assert!(size_of::<Subscriber>() == 4);
 
 /// A prefix of IPv4, shorter than 32 bits: its bits, then a one, then zeros.
 #[repr(transparent)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct PrefixV4(u32);
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PrefixV4(pub u32);
 
 impl PrefixV4 {
     /// The first bits of a number, up to `mark`.
@@ -70,8 +84,8 @@ impl PrefixV4 {
 
 /// A prefix of IPv6, shorter than 128 bits, likewise; the first 64 bits come first.
 #[repr(transparent)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct PrefixV6([u64; 2]);
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PrefixV6(pub [u64; 2]);
 
 impl PrefixV6 {
     /// The first bits of a number, up to `mark` in its second half.

@@ -1,15 +1,16 @@
 //! The maps, and [`Tables`] over them. Capacities here are the defaults; the daemon may load with others.
 
-use core::ffi::c_void;
+use core::{ffi::c_void, ptr::read_volatile};
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_F_CURRENT_NETNS, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_sock_tuple},
+    bindings::{BPF_ANY, BPF_F_CURRENT_NETNS, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_sock_tuple},
     helpers::generated::{bpf_ktime_get_ns, bpf_sk_release, bpf_skc_lookup_tcp},
     macros::map,
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, SockMap},
 };
 use redirect_common::{
     address::{Host, V4, V6},
+    bucket::{BucketV4, BucketV6, PLACES_V4, PLACES_V6, buckets, find},
     event::Event,
     flow::{Flow, Tuple},
     fragment::{Datagram, Fate},
@@ -26,14 +27,17 @@ use redirect_common::{
     tables::{FamilyTables, InsertError, Pulse, Socket, Table, Tables},
 };
 
+// What user space maps into its memory begins on a page, so each bucket is one cache line.
 #[map]
-static HOSTS_V4: HashMap<V4, Subscriber> = HashMap::with_max_entries(SUBSCRIBERS_MAX, 0);
+static HOSTS_V4: Array<BucketV4<V4>> = Array::with_max_entries(buckets(SUBSCRIBERS_MAX, PLACES_V4), BPF_F_MMAPABLE);
 #[map]
-static HOSTS_V6: HashMap<V6, Subscriber> = HashMap::with_max_entries(SUBSCRIBERS_MAX, 0);
+static HOSTS_V6: Array<BucketV6<V6>> = Array::with_max_entries(buckets(SUBSCRIBERS_MAX, PLACES_V6), BPF_F_MMAPABLE);
 #[map]
-static PREFIXES_V4: HashMap<PrefixV4, Subscriber> = HashMap::with_max_entries(SUBSCRIBERS_MAX, BPF_F_NO_PREALLOC);
+static PREFIXES_V4: Array<BucketV4<PrefixV4>> =
+    Array::with_max_entries(buckets(SUBSCRIBERS_MAX, PLACES_V4), BPF_F_MMAPABLE);
 #[map]
-static PREFIXES_V6: HashMap<PrefixV6, Subscriber> = HashMap::with_max_entries(SUBSCRIBERS_MAX, BPF_F_NO_PREALLOC);
+static PREFIXES_V6: Array<BucketV6<PrefixV6>> =
+    Array::with_max_entries(buckets(SUBSCRIBERS_MAX, PLACES_V6), BPF_F_MMAPABLE);
 #[map]
 static CLASSES: Array<Class> = Array::with_max_entries(CLASSES_MAX, 0);
 #[map]
@@ -93,6 +97,20 @@ static RESETS: PerCpuArray<Resets> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static COUNTERS: PerCpuArray<Count> = PerCpuArray::with_max_entries(COUNTERS_MAX, 0);
 
+/// Buckets of each subscriber map of IPv4; the loader writes here how many it makes.
+#[unsafe(no_mangle)]
+static BUCKETS_V4: u32 = buckets(SUBSCRIBERS_MAX, PLACES_V4);
+/// As [`BUCKETS_V4`].
+#[unsafe(no_mangle)]
+static BUCKETS_V6: u32 = buckets(SUBSCRIBERS_MAX, PLACES_V6);
+
+/// What the loader wrote: the compiler believes what stands above.
+#[inline(always)]
+fn loaded(variable: &u32) -> u32 {
+    // SAFETY: a reference is valid.
+    unsafe { read_volatile(variable) }
+}
+
 /// -1, for the network namespace that the program runs in.
 const CURRENT_NETNS: u64 = (BPF_F_CURRENT_NETNS as i64).cast_unsigned();
 
@@ -108,11 +126,16 @@ const EXISTS: i32 = -17;
 #[inline(never)]
 extern "C" fn class_number_v4(word: u32) -> u32 {
     let Some(settings) = SETTINGS.get(0) else { return 0 };
-    // SAFETY: a value is one word; an entry removed meanwhile still held when the packet came.
-    let host = |host: &V4| unsafe { HOSTS_V4.get(host) }.copied();
-    // SAFETY: as above.
-    let prefix = |prefix: &PrefixV4| unsafe { PREFIXES_V4.get(prefix) }.copied();
-    class_number(V4(word), settings, host, prefix).into()
+    let host = |host: &V4| find(*host, loaded(&BUCKETS_V4), |index| HOSTS_V4.get(index));
+    class_number(V4(word), settings, host, |PrefixV4(word)| Subscriber::found(prefix_v4(*word))).into()
+}
+
+/// The entry of a prefix, by its word; 0 for none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn prefix_v4(word: u32) -> u32 {
+    let found = find(PrefixV4(word), loaded(&BUCKETS_V4), |index| PREFIXES_V4.get(index));
+    found.map_or(0, Subscriber::word)
 }
 
 /// As [`class_number_v4`].
@@ -120,11 +143,17 @@ extern "C" fn class_number_v4(word: u32) -> u32 {
 #[inline(never)]
 extern "C" fn class_number_v6(first: u64, second: u64) -> u32 {
     let Some(settings) = SETTINGS.get(0) else { return 0 };
-    // SAFETY: as above.
-    let host = |host: &V6| unsafe { HOSTS_V6.get(host) }.copied();
-    // SAFETY: as above.
-    let prefix = |prefix: &PrefixV6| unsafe { PREFIXES_V6.get(prefix) }.copied();
+    let host = |host: &V6| find(*host, loaded(&BUCKETS_V6), |index| HOSTS_V6.get(index));
+    let prefix = |PrefixV6([first, second]): &PrefixV6| Subscriber::found(prefix_v6(*first, *second));
     class_number(V6([first, second]), settings, host, prefix).into()
+}
+
+/// As [`prefix_v4`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn prefix_v6(first: u64, second: u64) -> u32 {
+    let found = find(PrefixV6([first, second]), loaded(&BUCKETS_V6), |index| PREFIXES_V6.get(index));
+    found.map_or(0, Subscriber::word)
 }
 
 /// The maps of this object, and the sockets of the network namespace that a program runs in.

@@ -15,6 +15,7 @@ use aya::{
 };
 use redirect_common::{
     address::{Address, Host, V4, V6},
+    bucket::{PLACES_V4, PLACES_V6},
     event::Event,
     flow::{Direction, Flow, Tuple},
     limit::Rate,
@@ -22,10 +23,10 @@ use redirect_common::{
     parse::Link,
     policy::{Class, Relay, Settings},
     reason::{Reason, Verdict},
-    subscriber::Subscriber,
+    subscriber::{PrefixV4, PrefixV6, Subscriber},
     testkit::MemoryTables,
 };
-use redirect_ctl::dataplane::kernel::{Capacities, load};
+use redirect_ctl::dataplane::kernel::{Capacities, buckets::Buckets, load};
 
 use crate::bpf::Kind;
 
@@ -121,6 +122,10 @@ pub struct Kernel {
     counters: PerCpuArray<MapData, Count>,
     interface_counters: PerCpuArray<MapData, Count>,
     events: RingBuf<MapData>,
+    hosts_v4: Buckets<V4, PLACES_V4>,
+    hosts_v6: Buckets<V6, PLACES_V6>,
+    prefixes_v4: Buckets<PrefixV4, PLACES_V4>,
+    prefixes_v6: Buckets<PrefixV6, PLACES_V6>,
 }
 
 impl Kernel {
@@ -136,7 +141,22 @@ impl Kernel {
         let counters = take(&mut object, names::COUNTERS);
         let interface_counters = take(&mut object, names::INTERFACE_COUNTERS);
         let events = take(&mut object, names::EVENTS);
-        let mut kernel = Self { object, settings, resets, counters, interface_counters, events };
+        let hosts_v4 = Buckets::take(&mut object, names::HOSTS_V4).expect("the object has the map");
+        let hosts_v6 = Buckets::take(&mut object, names::HOSTS_V6).expect("the object has the map");
+        let prefixes_v4 = Buckets::take(&mut object, names::PREFIXES_V4).expect("the object has the map");
+        let prefixes_v6 = Buckets::take(&mut object, names::PREFIXES_V6).expect("the object has the map");
+        let mut kernel = Self {
+            object,
+            settings,
+            resets,
+            counters,
+            interface_counters,
+            events,
+            hosts_v4,
+            hosts_v6,
+            prefixes_v4,
+            prefixes_v6,
+        };
         for (id, relay) in &policy.relays {
             kernel.set_relay(*id, relay);
         }
@@ -167,28 +187,28 @@ impl Kernel {
     }
 
     pub fn set_subscriber(&mut self, address: IpAddr, len: u8, class: u16) {
-        match address {
+        let subscriber = Subscriber::new(class);
+        let set = match address {
             IpAddr::V4(address) => {
-                self.set_subscriber_of(V4::from(address), len, class, names::HOSTS_V4, names::PREFIXES_V4);
+                self.set(|settings| settings.lengths.set::<V4>(len, true));
+                let address = V4::from(address);
+                if len == V4::BITS {
+                    self.hosts_v4.set(&address, subscriber)
+                } else {
+                    self.prefixes_v4.set(&address.prefix(len), subscriber)
+                }
             }
             IpAddr::V6(address) => {
-                self.set_subscriber_of(V6::from(address), len, class, names::HOSTS_V6, names::PREFIXES_V6);
+                self.set(|settings| settings.lengths.set::<V6>(len, true));
+                let address = V6::from(address);
+                if len == V6::BITS {
+                    self.hosts_v6.set(&address, subscriber)
+                } else {
+                    self.prefixes_v6.set(&address.prefix(len), subscriber)
+                }
             }
-        }
-    }
-
-    fn set_subscriber_of<A>(&mut self, address: A, len: u8, class: u16, hosts: &str, prefixes: &str)
-    where
-        A: Address<Prefix: Pod> + Pod,
-    {
-        let subscriber = Subscriber::new(class);
-        self.set(|settings| settings.lengths.set::<A>(len, true));
-        let set = if len == A::BITS {
-            hash::<A, _>(&mut self.object, hosts).insert(address, subscriber, 0)
-        } else {
-            hash::<A::Prefix, _>(&mut self.object, prefixes).insert(address.prefix(len), subscriber, 0)
         };
-        set.expect("a subscriber is set");
+        set.expect("there is room for a subscriber");
     }
 
     /// Sets what is known of a subscriber's pace.

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     os::fd::AsFd as _,
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -12,6 +12,8 @@ use std::{
 use aya::programs::ProgramFd;
 use ipnet::IpNet;
 use redirect_common::{
+    address::V6,
+    bucket::{PLACES_V6, buckets, way},
     maps::names,
     policy::{Action, Class, Fallback},
     testkit::{FrameBuilder, Ip},
@@ -122,6 +124,55 @@ fn a_packet_meets_the_old_table_or_the_new_one() {
     });
     assert!(seen.len() > usize::from(TABLES) / 2, "packets came all the while: {seen:?}");
     assert_eq!(dataplane.subscribers().unwrap(), table(TABLES, CROWD));
+}
+
+/// All of them begin in one bucket, which has no place for most.
+#[test]
+fn a_packet_meets_its_own_entry_while_neighbours_come_and_go() {
+    const ROUNDS: u32 = 300;
+    const SUBSCRIBERS_MAX: u32 = 16;
+    let (mut dataplane, program) = dataplane(SUBSCRIBERS_MAX);
+    let set = |client: IpAddr, class: ClassId| Operation::SetSubscriber { prefix: client.into(), class };
+    let begin_in_the_first = (1u16..).map(|host| Ipv6Addr::from([0xfd00, 0, 0, 0, 0, 0, 0, host])).filter(|client| {
+        let mut way = way(V6::from(*client), buckets(SUBSCRIBERS_MAX, PLACES_V6));
+        way.next() == Some(0)
+    });
+    let clients: Vec<IpAddr> = begin_in_the_first.map(IpAddr::from).take(SUBSCRIBERS_MAX as usize).collect();
+    // Those that stay come last, and find no place where they begin.
+    let (comes_and_goes, stays) = clients.split_at(8);
+    for client in comes_and_goes {
+        dataplane.apply(&set(*client, 2)).unwrap();
+    }
+    for (class, client) in (3..).zip(stays) {
+        dataplane.apply(&set(*client, class)).unwrap();
+    }
+    let done = AtomicBool::new(false);
+    let met = thread::scope(|scope| {
+        let watch = scope.spawn(|| {
+            let mut met = BTreeSet::new();
+            while !done.load(Ordering::Relaxed) {
+                for (class, client) in (3..).zip(stays) {
+                    assert_eq!(class_of(&program, *client), class, "{client}");
+                }
+                met.extend(comes_and_goes.iter().map(|client| class_of(&program, *client)));
+            }
+            met
+        });
+        for round in 0..ROUNDS {
+            for client in comes_and_goes.iter().cycle().skip(round as usize % 8).take(5) {
+                dataplane.apply(&set(*client, 2)).unwrap();
+            }
+            for client in comes_and_goes.iter().cycle().skip(round as usize * 3 % 8).take(6) {
+                dataplane.apply(&Operation::RemoveSubscriber { prefix: (*client).into() }).unwrap();
+            }
+            if watch.is_finished() {
+                break;
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+        watch.join().unwrap()
+    });
+    assert_eq!(met, [0, 2].into(), "with a class of its own, or without");
 }
 
 #[test]

@@ -1272,7 +1272,7 @@ pub struct Memory {
     pub bytes: u64,
     /// Subscribers, or flows in both directions, that they have room for.
     pub capacity: Option<u64>,
-    /// What a million of those cost; null where memory is taken on use.
+    /// What a million of those cost; null for what has no such count.
     pub bytes_per_million: Option<u64>,
 }
 
@@ -1293,7 +1293,8 @@ pub(crate) fn memory(maps: &[MapMemory]) -> Vec<Memory> {
     let mut groups = vec![
         group("hosts_ipv4", maps::names::HOSTS_V4, 1),
         group("hosts_ipv6", maps::names::HOSTS_V6, 1),
-        Memory { bytes_per_million: None, ..group("prefixes", "PREFIXES_", 1) },
+        group("prefixes_ipv4", maps::names::PREFIXES_V4, 1),
+        group("prefixes_ipv6", maps::names::PREFIXES_V6, 1),
         group("flows_ipv4", maps::names::FLOWS_V4, two),
         group("flows_ipv6", maps::names::FLOWS_V6, two),
         group("half_open", "HALF_OPEN_", two),

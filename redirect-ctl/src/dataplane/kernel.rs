@@ -1,6 +1,7 @@
 //! [`Dataplane`] on the running kernel: the compiled programs, their maps and their attachments.
 
 mod batch;
+pub mod buckets;
 mod counters;
 mod events;
 mod explain;
@@ -35,6 +36,7 @@ use aya_log::EbpfLogger;
 use ipnet::IpNet;
 use redirect_common::{
     address::{Host, V4, V6},
+    bucket::{PLACES_V4, PLACES_V6, buckets},
     event::Event,
     maps::{CLASSES_MAX, ENTRIES_PER_FLOW, FLOWS_MAX, RELAYS_MAX, SUBSCRIBERS_MAX, names},
     parse::Family,
@@ -76,11 +78,29 @@ impl Default for Capacities {
 }
 
 impl Capacities {
-    /// By the maps' names.
-    fn of_maps(self) -> Vec<(&'static str, u32)> {
-        let flows = [names::FLOWS_V4, names::FLOWS_V6].map(|name| (name, self.flows_max * ENTRIES_PER_FLOW));
-        let subscribers = [names::HOSTS_V4, names::HOSTS_V6, names::PREFIXES_V4, names::PREFIXES_V6];
-        flows.into_iter().chain(subscribers.map(|name| (name, self.subscribers_max))).collect()
+    /// Of each subscriber map of IPv4, and of IPv6.
+    fn buckets(self) -> [u32; 2] {
+        [PLACES_V4, PLACES_V6].map(|places| buckets(self.subscribers_max, places))
+    }
+
+    /// Entries of the maps, by their names.
+    fn of_maps(self) -> [(&'static str, u32); 6] {
+        let [v4, v6] = self.buckets();
+        let flows = self.flows_max * ENTRIES_PER_FLOW;
+        [
+            (names::FLOWS_V4, flows),
+            (names::FLOWS_V6, flows),
+            (names::HOSTS_V4, v4),
+            (names::HOSTS_V6, v6),
+            (names::PREFIXES_V4, v4),
+            (names::PREFIXES_V6, v6),
+        ]
+    }
+
+    /// What the programs are told of the subscriber maps, by the names of the object's variables.
+    fn of_variables(self) -> [(&'static str, u32); 2] {
+        let [v4, v6] = self.buckets();
+        [(names::BUCKETS_V4, v4), (names::BUCKETS_V6, v6)]
     }
 }
 
@@ -94,6 +114,10 @@ fn load_object(object: &[u8], capacities: Capacities, reused: &[(&str, PathBuf)]
     let mut loader = EbpfLoader::new();
     for (name, capacity) in capacities.of_maps() {
         loader.map_max_entries(name, capacity);
+    }
+    let variables = capacities.of_variables();
+    for (name, value) in &variables {
+        loader.override_global(name, value, true);
     }
     for (name, path) in reused {
         loader.map_pin_path(name, path);
@@ -384,7 +408,7 @@ impl Dataplane for KernelDataplane {
     }
 
     fn subscriber(&self, prefix: &IpNet) -> Result<Option<ClassId>, Error> {
-        self.subscribers.get(prefix)
+        Ok(self.subscribers.get(prefix))
     }
 
     fn interfaces(&self) -> BTreeMap<String, Attachment> {

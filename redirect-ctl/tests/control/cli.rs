@@ -84,7 +84,9 @@ async fn nouns_list_get_set_and_delete() {
         assert_eq!((output.stdout.as_str(), output.stderr.as_str(), output.code), (stdout, "", 0), "{args}");
     }
     let status = lab.ctl(&["status"]).await;
-    for line in ["revision           14 (kernel: 14)", "interface lan0     attached, tcx", "error              -"] {
+    for line in
+        ["revision              14 (kernel: 14)", "interface lan0        attached, tcx", "error                 -"]
+    {
         assert!(status.stdout.lines().any(|found| found == line), "{line} is missing in\n{}", status.stdout);
     }
 }

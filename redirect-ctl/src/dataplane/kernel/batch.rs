@@ -1,5 +1,4 @@
-//! Reading and writing many entries of a map in one system call (`BPF_MAP_LOOKUP_BATCH`, `BPF_MAP_UPDATE_BATCH`: hash maps from Linux 5.6 on,
-//! per-CPU arrays from 5.13 on, kernel commit f008d732ab18).
+//! Reading many entries of a map in one system call (`BPF_MAP_LOOKUP_BATCH`: hash maps from Linux 5.6 on, per-CPU arrays from 5.13 on, kernel commit f008d732ab18).
 
 use std::{
     io,
@@ -85,17 +84,6 @@ fn look_up_once<K: Pod, V: Pod>(
     // SAFETY: the kernel has written the first `count` keys and values, and `Pod` types take any bytes.
     let entries = entries.map(|(key, value)| unsafe { (key.assume_init(), value.assume_init()) }).collect();
     Ok((entries, (!last).then_some(Position(next))))
-}
-
-/// Sets entries of a hash, in order, up to one that cannot be set.
-pub(super) fn update<K: Pod, V: Pod>(map: BorrowedFd<'_>, entries: &[(K, V)]) -> io::Result<()> {
-    if entries.is_empty() {
-        return Ok(());
-    }
-    let (mut keys, mut values): (Vec<K>, Vec<V>) = entries.iter().copied().unzip();
-    let mut attributes = batch(map, &mut keys, &mut values, &mut 0);
-    // SAFETY: keys and values live, and are as many as `count` says and as large as those of the map.
-    unsafe { sys::bpf(bpf_cmd::BPF_MAP_UPDATE_BATCH, &mut attributes) }.map(drop)
 }
 
 /// The `len` entries of a per-CPU array, in order, each as its values on the `cpus` possible CPUs. The size of a value is a multiple of 8,

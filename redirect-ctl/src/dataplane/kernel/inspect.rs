@@ -5,18 +5,21 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, BorrowedFd},
 };
 
 use aya::{Pod, maps::MapInfo, programs::loaded_programs};
 use ipnet::IpNet;
 use redirect_common::{
     address::{Address, V4, V6},
+    bucket::{Key, PLACES_V4, PLACES_V6},
     maps::names,
+    subscriber::{PrefixV4, PrefixV6},
 };
 
 use super::{
     super::Error,
+    buckets::Buckets,
     memory,
     subscribers::net,
     sys::{self, Entries, Place},
@@ -130,16 +133,20 @@ fn state(info: &MapInfo) -> Result<MapState, Error> {
     let memory = memory::of(&name, fd).map_err(|source| io_error("read a map's memory", source))?;
     let entries = Entries::of(fd).map_err(|source| io_error("read a map", source))?;
     let shape = entries.shape();
-    // A table that changes meanwhile may begin anew; it never holds more than its capacity.
-    let count = || entries.count(shape.capacity.into()).map_err(|source| io_error("read a map's keys", source));
-    let entries = shape.is_table().then(count).transpose()?;
+    let (capacity, entries) = if let Some(table) = subscribers(&name, fd)? {
+        (table.capacity, Some(table.entries.len() as u64))
+    } else {
+        // A table that changes meanwhile may begin anew; it never holds more than its capacity.
+        let count = || entries.count(shape.capacity.into()).map_err(|source| io_error("read a map's keys", source));
+        (shape.capacity, shape.is_table().then(count).transpose()?)
+    };
     Ok(MapState {
         id: info.id(),
         name,
         kind,
         key_bytes: shape.key_bytes,
         value_bytes: shape.value_bytes,
-        capacity: shape.capacity,
+        capacity,
         entries,
         bytes: memory.bytes,
     })
@@ -160,6 +167,11 @@ pub fn dump(map: &str, limit: usize) -> Result<Option<Dump>, Error> {
     let is_wanted = |info: &MapInfo| info.name_as_str() == Some(cut(map)) || info.id().to_string() == map;
     let Some(info) = infos.into_iter().find(is_wanted) else { return Ok(None) };
     let fd = info.fd().map_err(|error| refused(&with_causes(&error)))?;
+    let name = info.name_as_str().unwrap_or_default().to_owned();
+    if let Some(Table { mut entries, .. }) = subscribers(&name, fd.as_fd())? {
+        entries.truncate(limit);
+        return Ok(Some(Dump { name, entries }));
+    }
     let failed = |source| io_error("read a map", source);
     let mut found = Entries::of(fd.as_fd()).map_err(failed)?;
     let mut entries = Vec::new();
@@ -167,7 +179,37 @@ pub fn dump(map: &str, limit: usize) -> Result<Option<Dump>, Error> {
         let value = found.value().map_err(failed)?;
         entries.extend(value.map(|value| (found.key().to_vec(), value)));
     }
-    Ok(Some(Dump { name: info.name_as_str().unwrap_or_default().to_owned(), entries }))
+    Ok(Some(Dump { name, entries }))
+}
+
+/// A subscriber map, as if it were the hash that it stands for.
+struct Table {
+    capacity: u32,
+    /// As in [`Dump`].
+    entries: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// `None` where the map is another one.
+fn subscribers(map: &str, fd: BorrowedFd<'_>) -> Result<Option<Table>, Error> {
+    let table = match map {
+        names::HOSTS_V4 => table::<V4, PLACES_V4>(fd),
+        names::HOSTS_V6 => table::<V6, PLACES_V6>(fd),
+        names::PREFIXES_V4 => table::<PrefixV4, PLACES_V4>(fd),
+        names::PREFIXES_V6 => table::<PrefixV6, PLACES_V6>(fd),
+        _ => return Ok(None),
+    };
+    table.map(Some).map_err(|source| io_error("read a subscriber map", source))
+}
+
+fn table<K: Key + Pod, const PLACES: usize>(fd: BorrowedFd<'_>) -> io::Result<Table> {
+    let buckets = Buckets::<K, PLACES>::open(fd)?;
+    let entries = buckets.iter().map(|(key, subscriber)| (bytes_of(key), subscriber.word().to_ne_bytes().to_vec()));
+    Ok(Table { capacity: buckets.capacity(), entries: entries.collect() })
+}
+
+fn bytes_of<T: Pod>(value: T) -> Vec<u8> {
+    // SAFETY: a `Pod` type is as many bytes as this, all of them initialized.
+    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(&value).cast::<u8>(), size_of::<T>()) }.to_vec()
 }
 
 /// The subscriber that a key of one of the subscriber maps is of.

@@ -6,6 +6,10 @@ use std::{
 };
 
 use aya::{Ebpf, maps::Map};
+use redirect_common::{
+    bucket::{PLACES_V4, PLACES_V6, capacity},
+    maps::names,
+};
 
 use super::super::{Error, MapMemory};
 
@@ -53,11 +57,21 @@ pub(super) fn of(name: &str, map: BorrowedFd<'_>) -> io::Result<MapMemory> {
 
 /// `bpf_map_show_fdinfo` of the kernel: lines of a name, a colon, a tab and a value.
 fn memory(name: &str, fdinfo: &str) -> io::Result<MapMemory> {
-    let number = |key: &str| {
+    let number = |key: &str| -> io::Result<u64> {
         let line = fdinfo.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')?.trim().parse().ok());
         line.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("no {key}")))
     };
-    Ok(MapMemory { name: name.to_owned(), capacity: number("max_entries")?, bytes: number("memlock")? })
+    let places = match name {
+        names::HOSTS_V4 | names::PREFIXES_V4 => Some(PLACES_V4),
+        names::HOSTS_V6 | names::PREFIXES_V6 => Some(PLACES_V6),
+        _ => None,
+    };
+    let entries = number("max_entries")?;
+    let capacity = match (places, u32::try_from(entries)) {
+        (Some(places), Ok(buckets)) => capacity(buckets, places).into(),
+        _ => entries,
+    };
+    Ok(MapMemory { name: name.to_owned(), capacity, bytes: number("memlock")? })
 }
 
 #[cfg(test)]
@@ -69,6 +83,8 @@ mod tests {
         let text = "pos:\t0\nmap_type:\t1\nmax_entries:\t1024\nmap_flags:\t0x0\nmemlock:\t82432\nmap_id:\t5\n";
         let wanted = MapMemory { name: "A".to_owned(), capacity: 1_024, bytes: 82_432 };
         assert_eq!(memory("A", text).unwrap(), wanted);
+        let hosts = MapMemory { name: names::HOSTS_V4.to_owned(), capacity: 1_024 * 7 / 2, bytes: 82_432 };
+        assert_eq!(memory(names::HOSTS_V4, text).unwrap(), hosts);
         assert!(memory("A", "pos:\t0\n").is_err());
     }
 }

@@ -28,10 +28,16 @@ use nix::{
     fcntl::{Flock, FlockArg},
     sys::statfs::{FsType, statfs},
 };
-use redirect_common::maps::{LAYOUT, names};
+use redirect_common::{
+    address::{V4, V6},
+    bucket::{PLACES_V4, PLACES_V6},
+    maps::{LAYOUT, names},
+    subscriber::{PrefixV4, PrefixV6},
+};
 
 use super::{
     super::{Error, Hook},
+    buckets,
     sys::{self, Entries, Place, Shape},
 };
 
@@ -295,8 +301,17 @@ impl Pins {
             let path = self.next().join(name);
             let Some(old) = maps.old.get(name) else { continue };
             let new = sys::open_pin(&path).map_err(|source| failed("open", &path, source))?;
-            left_out +=
-                copy(old.as_fd(), new.as_fd(), again).map_err(|source| failed("copy the entries of", &path, source))?;
+            let (old, new) = (old.as_fd(), new.as_fd());
+            let copied = match name.as_str() {
+                // Packets change no subscribers, and whoever else did is gone.
+                names::HOSTS_V4 | names::HOSTS_V6 | names::PREFIXES_V4 | names::PREFIXES_V6 if again => Ok(0),
+                names::HOSTS_V4 => buckets::copy::<V4, PLACES_V4>(old, new),
+                names::HOSTS_V6 => buckets::copy::<V6, PLACES_V6>(old, new),
+                names::PREFIXES_V4 => buckets::copy::<PrefixV4, PLACES_V4>(old, new),
+                names::PREFIXES_V6 => buckets::copy::<PrefixV6, PLACES_V6>(old, new),
+                _ => copy(old, new, again),
+            };
+            left_out += copied.map_err(|source| failed("copy the entries of", &path, source))?;
         }
         Ok(left_out)
     }

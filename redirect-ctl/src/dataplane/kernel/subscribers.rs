@@ -9,6 +9,7 @@ use aya::{
 use ipnet::IpNet;
 use redirect_common::{
     address::{Address, V4, V6},
+    bucket::{Key, PLACES_V4, PLACES_V6},
     maps::names,
     policy::Settings,
     subscriber::Subscriber,
@@ -16,9 +17,8 @@ use redirect_common::{
 
 use super::{
     super::{ClassId, Error, SubscriberChange},
-    system,
-    table::Table,
-    take,
+    buckets::{Buckets, Full},
+    system, take,
 };
 use crate::limits;
 
@@ -43,13 +43,14 @@ impl SettingsMap {
 
 /// The maps of both families.
 pub(super) struct Subscribers {
-    v4: Family<V4>,
-    v6: Family<V6>,
+    v4: Family<V4, PLACES_V4>,
+    v6: Family<V6, PLACES_V6>,
 }
 
-struct Family<A: Address> {
-    hosts: Table<A, Subscriber>,
-    prefixes: Table<A::Prefix, Subscriber>,
+/// `PLACES` as in [`Buckets`].
+struct Family<A: Address<Prefix: Key + Pod> + Key + Pod, const PLACES: usize> {
+    hosts: Buckets<A, PLACES>,
+    prefixes: Buckets<A::Prefix, PLACES>,
     /// How many entries have a length; that of an address is the hosts'.
     by_length: ByLength,
 }
@@ -88,12 +89,12 @@ impl Subscribers {
         Ok(prefixes)
     }
 
-    pub(super) fn get(&self, prefix: &IpNet) -> Result<Option<ClassId>, Error> {
+    pub(super) fn get(&self, prefix: &IpNet) -> Option<ClassId> {
         let subscriber = match prefix {
-            IpNet::V4(net) => self.v4.get(net.network().into(), net.prefix_len())?,
-            IpNet::V6(net) => self.v6.get(net.network().into(), net.prefix_len())?,
+            IpNet::V4(net) => self.v4.get(net.network().into(), net.prefix_len()),
+            IpNet::V6(net) => self.v6.get(net.network().into(), net.prefix_len()),
         };
-        Ok(subscriber.map(told))
+        subscriber.map(told)
     }
 
     pub(super) fn set(&mut self, prefix: &IpNet, class: ClassId, settings: &mut SettingsMap) -> Result<(), Error> {
@@ -136,7 +137,7 @@ pub(super) fn switch_column(settings: &mut SettingsMap) -> Result<(), Error> {
 }
 
 /// Returns once every program that was running has ended: the kernel runs them within RCU's read-side sections, and this waits for those.
-fn wait_for_programs() {
+pub(super) fn wait_for_programs() {
     /// `MEMBARRIER_CMD_GLOBAL` (include/uapi/linux/membarrier.h), which is `synchronize_rcu`.
     const GLOBAL: libc::c_int = 1;
     // SAFETY: the call takes no address.
@@ -152,40 +153,30 @@ const fn told(subscriber: Subscriber) -> ClassId {
     if subscriber.is_settled() { subscriber.class(0) } else { 0 }
 }
 
-impl<A> Family<A>
-where
-    A: Address + Pod,
-    A::Prefix: Pod,
-{
+impl<A: Address<Prefix: Key + Pod> + Key + Pod, const PLACES: usize> Family<A, PLACES> {
     fn take(
         object: &mut Ebpf,
         hosts: &'static str,
         prefixes: &'static str,
         settings: &mut SettingsMap,
     ) -> Result<Self, Error> {
-        let (hosts, prefixes) = (Table::take(object, hosts)?, Table::take(object, prefixes)?);
-        let mut family = Self { hosts, prefixes, by_length: [0; _] };
-        family.count(settings)?;
-        Ok(family)
-    }
-
-    /// Finds out which lengths are in use.
-    fn count(&mut self, settings: &mut SettingsMap) -> Result<(), Error> {
-        self.by_length = [0; _];
-        self.by_length[usize::from(A::BITS)] = self.hosts.len()?;
-        for key in self.prefixes.list()?.into_keys() {
-            self.by_length[usize::from(A::of_prefix(key).1)] += 1;
+        let (hosts, prefixes) = (Buckets::take(object, hosts)?, Buckets::<A::Prefix, PLACES>::take(object, prefixes)?);
+        let mut by_length: ByLength = [0; _];
+        by_length[usize::from(A::BITS)] = hosts.entries();
+        for (key, _) in prefixes.iter() {
+            by_length[usize::from(A::of_prefix(key).1)] += 1;
         }
         settings.change(|settings| {
             for len in 0..=A::BITS {
-                settings.lengths.set::<A>(len, self.by_length[usize::from(len)] != 0);
+                settings.lengths.set::<A>(len, by_length[usize::from(len)] != 0);
             }
-        })
+        })?;
+        Ok(Self { hosts, prefixes, by_length })
     }
 
     fn longest_match(&self, address: A, settings: &Settings) -> Result<Option<(IpNet, ClassId)>, Error> {
         for len in (0..=A::BITS).rev().filter(|len| settings.lengths.has::<A>(*len)) {
-            let class = self.get(address, len)?.map_or(0, |subscriber| subscriber.class(settings.column));
+            let class = self.get(address, len).map_or(0, |subscriber| subscriber.class(settings.column));
             if class != 0 {
                 return Ok(Some((net(address, len)?.trunc(), class)));
             }
@@ -194,10 +185,10 @@ where
     }
 
     fn list(&self, subscribers: &mut BTreeMap<IpNet, ClassId>) -> Result<(), Error> {
-        for (address, subscriber) in self.hosts.list()? {
+        for (address, subscriber) in self.hosts.iter() {
             subscribers.insert(net(address, A::BITS)?, told(subscriber));
         }
-        for (key, subscriber) in self.prefixes.list()? {
+        for (key, subscriber) in self.prefixes.iter() {
             let (address, len) = A::of_prefix(key);
             subscribers.insert(net(address, len)?, told(subscriber));
         }
@@ -205,93 +196,64 @@ where
     }
 
     fn some(&self, max: usize) -> Result<Vec<IpNet>, Error> {
-        let hosts = self.hosts.some(max)?.map(|(address, _)| net(address, A::BITS));
-        let prefixes =
-            self.prefixes.some(max)?.map(|(key, _)| A::of_prefix(key)).map(|(address, len)| net(address, len));
-        hosts.chain(prefixes).collect()
+        let hosts = self.hosts.iter().take(max).map(|(address, _)| net(address, A::BITS));
+        let prefixes = self.prefixes.iter().take(max).map(|(key, _)| A::of_prefix(key));
+        hosts.chain(prefixes.map(|(address, len)| net(address, len))).collect()
     }
 
-    fn get(&self, address: A, len: u8) -> Result<Option<Subscriber>, Error> {
+    fn get(&self, address: A, len: u8) -> Option<Subscriber> {
         if len == A::BITS { self.hosts.get(&address) } else { self.prefixes.get(&address.prefix(len)) }
     }
 
+    /// Packets look for what has a length from before the first entry is there, until after the last one is gone. An entry without a class is none.
     fn set(&mut self, address: A, len: u8, subscriber: Subscriber, settings: &mut SettingsMap) -> Result<(), Error> {
-        let is_there = self.get(address, len)?.is_some();
-        self.use_length(len, settings)?;
+        if subscriber == Subscriber::NONE {
+            return self.remove(address, len, settings);
+        }
+        let entries = self.by_length[usize::from(len)];
+        if entries == 0 {
+            settings.change(|settings| settings.lengths.set::<A>(len, true))?;
+        }
         let set = if len == A::BITS {
-            self.hosts.set(&address, &subscriber).map_err(full)
+            self.hosts.set(&address, subscriber)
         } else {
-            self.prefixes.set(&address.prefix(len), &subscriber).map_err(full)
+            self.prefixes.set(&address.prefix(len), subscriber)
         };
-        self.by_length[usize::from(len)] += u32::from(set.is_ok() && !is_there);
-        self.spare_length(len, settings)?;
-        set
+        match set {
+            Ok(is_new) => self.by_length[usize::from(len)] += u32::from(is_new),
+            Err(Full) if entries == 0 => settings.change(|settings| settings.lengths.set::<A>(len, false))?,
+            Err(Full) => {}
+        }
+        set.map(drop).map_err(|Full| Error::Full { table: "the subscriber table", key: "dataplane.subscribers_max" })
     }
 
     fn remove(&mut self, address: A, len: u8, settings: &mut SettingsMap) -> Result<(), Error> {
         let was_there =
-            if len == A::BITS { self.hosts.remove(&address)? } else { self.prefixes.remove(&address.prefix(len))? };
+            if len == A::BITS { self.hosts.remove(&address) } else { self.prefixes.remove(&address.prefix(len)) };
         if was_there {
-            self.by_length[usize::from(len)] -= 1;
+            let entries = &mut self.by_length[usize::from(len)];
+            *entries -= 1;
+            if *entries == 0 {
+                settings.change(|settings| settings.lengths.set::<A>(len, false))?;
+            }
         }
-        self.spare_length(len, settings)
+        Ok(())
     }
 
     fn stage(&mut self, changes: &[Change<A>], settings: &mut SettingsMap) -> Result<(), Error> {
         let idle = settings.get()?.column ^ 1;
-        let (mut hosts, mut prefixes) = (Vec::new(), Vec::new());
-        let mut new: ByLength = [0; _];
         for (address, len, class) in changes {
-            let before = self.get(*address, *len)?;
-            let subscriber = before.unwrap_or_default().with_class(idle, class.unwrap_or(0));
-            new[usize::from(*len)] += u32::from(before.is_none());
-            if *len == A::BITS {
-                hosts.push((*address, subscriber));
-            } else {
-                prefixes.push((address.prefix(*len), subscriber));
-            }
-        }
-        for len in lengths::<A>(&new) {
-            self.use_length(len, settings)?;
-        }
-        if let Err(error) = self.hosts.set_all(&hosts).and_then(|()| self.prefixes.set_all(&prefixes)) {
-            // Some are there, and some are not.
-            self.count(settings)?;
-            return Err(full(error));
-        }
-        for len in lengths::<A>(&new) {
-            self.by_length[usize::from(len)] += new[usize::from(len)];
+            let subscriber = self.get(*address, *len).unwrap_or_default().with_class(idle, class.unwrap_or(0));
+            self.set(*address, *len, subscriber, settings)?;
         }
         Ok(())
     }
 
     fn settle(&mut self, changes: &[Change<A>], settings: &mut SettingsMap) -> Result<(), Error> {
-        let (mut hosts, mut prefixes) = (Vec::new(), Vec::new());
         for (address, len, class) in changes {
-            match class {
-                Some(class) if *len == A::BITS => hosts.push((*address, Subscriber::new(*class))),
-                Some(class) => prefixes.push((address.prefix(*len), Subscriber::new(*class))),
-                None => self.remove(*address, *len, settings)?,
-            }
+            self.set(*address, *len, class.map_or(Subscriber::NONE, Subscriber::new), settings)?;
         }
-        self.hosts.set_all(&hosts).map_err(full)?;
-        self.prefixes.set_all(&prefixes).map_err(full)
-    }
-
-    /// Packets look for what has a length from before the first one is there,
-    fn use_length(&self, len: u8, settings: &mut SettingsMap) -> Result<(), Error> {
-        if self.by_length[usize::from(len)] != 0 {
-            return Ok(());
-        }
-        settings.change(|settings| settings.lengths.set::<A>(len, true))
-    }
-
-    /// until after the last one is gone.
-    fn spare_length(&self, len: u8, settings: &mut SettingsMap) -> Result<(), Error> {
-        if self.by_length[usize::from(len)] != 0 {
-            return Ok(());
-        }
-        settings.change(|settings| settings.lengths.set::<A>(len, false))
+        Ok(())
     }
 }
 
@@ -307,23 +269,6 @@ fn by_family(changes: &[SubscriberChange]) -> (Vec<Change<V4>>, Vec<Change<V6>>)
         }
     }
     (v4, v6)
-}
-
-/// The lengths that are counted at all.
-fn lengths<A: Address>(counts: &ByLength) -> impl Iterator<Item = u8> + '_ {
-    (0..=A::BITS).filter(|len| counts[usize::from(*len)] != 0)
-}
-
-/// A table that is full is for the operator to make larger.
-fn full(error: Error) -> Error {
-    match error {
-        Error::System { source, .. }
-            if matches!(source.raw_os_error(), Some(libc::E2BIG | libc::ENOMEM | libc::ENOSPC)) =>
-        {
-            Error::Full { table: "the subscriber table", key: "dataplane.subscribers_max" }
-        }
-        error => error,
-    }
 }
 
 pub(super) fn net<A: Address>(address: A, len: u8) -> Result<IpNet, Error> {

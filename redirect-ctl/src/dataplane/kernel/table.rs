@@ -49,12 +49,6 @@ impl<K: Pod + Ord, V: Pod> Table<K, V> {
         self.map().insert(key, value, 0).map_err(|error| system(&format!("write an entry of {}", self.name), error))
     }
 
-    /// Sets many. Where one cannot be set, those before it are.
-    pub(super) fn set_all(&self, entries: &[(K, V)]) -> Result<(), Error> {
-        batch::update(self.fd.as_fd(), entries)
-            .map_err(|source| Error::System { what: format!("write entries of {}", self.name), source })
-    }
-
     /// Whether there was anything to remove.
     pub(super) fn remove(&self, key: &K) -> Result<bool, Error> {
         let removed = found(self.map().remove(key));
@@ -69,24 +63,6 @@ impl<K: Pod + Ord, V: Pod> Table<K, V> {
     ) -> Result<(Batch<K, V>, Option<Position>), Error> {
         batch::look_up(self.fd.as_fd(), position, count)
             .map_err(|source| Error::System { what: format!("read {}", self.name), source })
-    }
-
-    /// A few, whichever come first.
-    pub(super) fn some(&self, max: usize) -> Result<impl Iterator<Item = (K, V)>, Error> {
-        Ok(self.batch(None, LIST_BATCH)?.0.into_iter().take(max))
-    }
-
-    /// How many entries there are.
-    pub(super) fn len(&self) -> Result<u32, Error> {
-        let (mut count, mut position) = (0, None);
-        loop {
-            let (batch, next) = self.batch(position, LIST_BATCH)?;
-            count += u32::try_from(batch.len()).expect("a batch is short");
-            match next {
-                Some(_) => position = next,
-                None => return Ok(count),
-            }
-        }
     }
 
     pub(super) fn list(&self) -> Result<BTreeMap<K, V>, Error> {
