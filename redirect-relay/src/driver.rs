@@ -318,15 +318,15 @@ enum Found {
 
 type Errand = Pin<Box<dyn Future<Output = Found> + Send>>;
 
-async fn obtain(mut attempt: Box<Attempt>, until: Instant) -> Found {
-    let found = attempt.next(until).await.map(Box::new);
+async fn obtain(mut attempt: Box<Attempt>, listeners: Vec<SocketAddr>, until: Instant) -> Found {
+    let found = attempt.next(&listeners, until).await.map(Box::new);
     Found::Connection(attempt, found)
 }
 
 /// As [`obtain`], in the client's name. Nothing of its credentials is left afterwards.
-async fn bridge(mut attempt: Box<Attempt>, target: Target, until: Instant) -> Found {
+async fn bridge(mut attempt: Box<Attempt>, listeners: Vec<SocketAddr>, target: Target, until: Instant) -> Found {
     let timeout = OpenError { stage: OpenStage::Auth, reason: OpenReason::Timeout };
-    let found = timeout_at(until, attempt.next(until)).await.unwrap_or(Err(timeout));
+    let found = timeout_at(until, attempt.next(&listeners, until)).await.unwrap_or(Err(timeout));
     Found::Bridge(found.map(|lease| (target, Box::new(lease))))
 }
 
@@ -350,7 +350,10 @@ struct Conversation<'a, D> {
     session: Session,
     client: Client,
     gateway: Option<Box<Lease>>,
+    /// A connection is wanted, by so long; it may be at hand.
+    wanted: Option<(Box<Attempt>, Instant)>,
     errand: Option<Errand>,
+    /// What the latest connection came from.
     attempt: Option<Box<Attempt>>,
     /// The gateway's side holds octets that were written.
     unflushed: bool,
@@ -359,6 +362,8 @@ struct Conversation<'a, D> {
     armed: Option<Instant>,
     /// The latest that the session was told of.
     stage: Stage,
+    /// When this turn of the task began: it is over before any deadline minds.
+    now: std::time::Instant,
     pending: Sources,
 }
 
@@ -377,12 +382,14 @@ impl<'a, D: Directory> Conversation<'a, D> {
             session,
             client: Client::Plain(client),
             gateway: None,
+            wanted: None,
             errand: None,
             attempt: None,
             unflushed: false,
             tasks,
             armed: None,
             stage: Stage::Open,
+            now: now(),
             pending: Sources::default(),
         }
     }
@@ -400,29 +407,30 @@ impl<'a, D: Directory> Conversation<'a, D> {
     /// Goes on until the session is done or everything it waits for is pending. Tokio's budget for each turn of a task
     /// makes even a stream that never pauses pend now and then.
     fn poll(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>, stage: Stage) -> Poll<()> {
+        self.now = now();
         if self.stage < Stage::Draining && stage >= Stage::Draining {
-            self.session.on_shutdown(now());
+            self.session.on_shutdown(self.now);
         }
         if self.stage < Stage::Drained && stage >= Stage::Drained {
-            self.session.on_drained(now());
+            self.session.on_drained(self.now);
         }
         self.stage = stage;
         self.pending = Sources::default();
         loop {
             if self.session.poll_place_lost(cx).is_ready() {
-                self.session.on_place_lost(now());
+                self.session.on_place_lost(self.now);
             }
             self.act();
             if self.session.is_done() && !matches!(self.client.poll_flushed(cx), Poll::Pending) {
                 return Poll::Ready(());
             }
-            // Written before read: what is taken from one side first makes room on the other.
+            // Read before written: what one side says goes to the other in the same round.
             let moved = [
-                self.poll_client_write(cx),
-                self.poll_gateway_write(cx),
                 self.poll_client_read(cx),
                 self.poll_gateway_read(cx),
                 self.poll_errand(cx),
+                self.poll_client_write(cx),
+                self.poll_gateway_write(cx),
             ];
             if moved.iter().all(Poll::is_pending) && self.poll_timer(cx, timer.as_mut()).is_pending() {
                 return Poll::Pending;
@@ -435,16 +443,14 @@ impl<'a, D: Directory> Conversation<'a, D> {
             match action {
                 Action::AskRouting => {
                     let routing = self.relay.directory.routing();
-                    self.session.on_routing(routing, now());
+                    self.session.on_routing(routing, self.now);
                 }
                 Action::Connect { want, fresh, until } => {
-                    let attempt =
-                        Box::new(Attempt::new(&self.relay.fleet, *want, self.relay.directory.listeners(), fresh));
-                    self.errand = Some(Box::pin(obtain(attempt, until.into())));
+                    self.wanted = Some((Box::new(Attempt::new(&self.relay.fleet, *want, fresh)), until.into()));
                 }
                 Action::ConnectNext { until } => {
                     if let Some(attempt) = self.attempt.take() {
-                        self.errand = Some(Box::pin(obtain(attempt, until.into())));
+                        self.errand = Some(self.obtain(attempt, until.into()));
                     }
                 }
                 Action::Release => {
@@ -459,6 +465,7 @@ impl<'a, D: Directory> Conversation<'a, D> {
                     }
                 }
                 Action::Hangup { quit: politely } => {
+                    self.wanted = None;
                     self.errand = None;
                     if let Some(lease) = self.gateway.take()
                         && politely
@@ -480,6 +487,10 @@ impl<'a, D: Directory> Conversation<'a, D> {
         }
     }
 
+    fn obtain(&self, attempt: Box<Attempt>, until: Instant) -> Errand {
+        Box::pin(obtain(attempt, self.relay.directory.listeners(), until))
+    }
+
     fn bridge(&self, introduction: Introduction, encrypted: bool, claim: Arc<Claim>, until: Instant) -> Errand {
         let routing = self.relay.directory.routing();
         let Some(target) = routing.own_target(&self.session.identity().class).cloned() else {
@@ -488,8 +499,8 @@ impl<'a, D: Directory> Conversation<'a, D> {
         };
         // A login has no priority; the usual one is 0.
         let want = Want { routing, target: target.clone(), introduction, encrypted, priority: 0, claim: Some(claim) };
-        let attempt = Attempt::new(&self.relay.fleet, want, self.relay.directory.listeners(), true);
-        Box::pin(bridge(Box::new(attempt), target, until))
+        let attempt = Attempt::new(&self.relay.fleet, want, true);
+        Box::pin(bridge(Box::new(attempt), self.relay.directory.listeners(), target, until))
     }
 
     /// The gateway's side is this one from here on.
@@ -522,10 +533,10 @@ impl<'a, D: Directory> Conversation<'a, D> {
     fn poll_client_write(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Client::Handshake(_) = self.client {
             match ready!(self.client.poll_handshake(cx)) {
-                Ok(()) => self.session.on_encrypted(now()),
+                Ok(()) => self.session.on_encrypted(self.now),
                 Err(error) => {
                     debug!(subscriber = %self.session.identity().client, %error, "no TLS with the client");
-                    self.session.on_handshake_failed(now());
+                    self.session.on_handshake_failed(self.now);
                 }
             }
             // What the client said at once came along with its handshake.
@@ -535,14 +546,14 @@ impl<'a, D: Directory> Conversation<'a, D> {
         let out = self.session.client_out();
         if out.is_empty() {
             if ready!(self.client.poll_flushed(cx)).is_err() {
-                self.session.on_client_gone(now());
+                self.session.on_client_gone(self.now);
                 return Poll::Ready(());
             }
             return Poll::Pending;
         }
         match ready!(self.client.poll_write(cx, out)) {
-            Ok(octets) if octets > 0 => self.session.client_sent(octets, now()),
-            _ => self.session.on_client_gone(now()),
+            Ok(octets) if octets > 0 => self.session.client_sent(octets, self.now),
+            _ => self.session.on_client_gone(self.now),
         }
         Poll::Ready(())
     }
@@ -557,7 +568,7 @@ impl<'a, D: Directory> Conversation<'a, D> {
                 let flushed = ready!(stream.poll_flush(cx));
                 self.unflushed = false;
                 if flushed.is_err() {
-                    self.session.on_gateway_closed(now());
+                    self.session.on_gateway_closed(self.now);
                     self.act();
                 }
                 return Poll::Ready(());
@@ -567,9 +578,9 @@ impl<'a, D: Directory> Conversation<'a, D> {
         match ready!(stream.poll_write(cx, out)) {
             Ok(octets) if octets > 0 => {
                 self.unflushed = true;
-                self.session.gateway_sent(octets, now());
+                self.session.gateway_sent(octets, self.now);
             }
-            _ => self.session.on_gateway_closed(now()),
+            _ => self.session.on_gateway_closed(self.now),
         }
         self.act();
         Poll::Ready(())
@@ -579,16 +590,17 @@ impl<'a, D: Directory> Conversation<'a, D> {
         if self.pending.client_read || !self.session.wants_client() {
             return Poll::Pending;
         }
-        let Self { client, session, .. } = self;
+        let Self { client, session, now, .. } = self;
+        let now = *now;
         let secret = session.may_hear_a_secret();
         let read = poll_read(
             cx,
             secret,
             |cx, buffer| client.poll_read(cx, buffer),
             |read| match read {
-                Ok([]) => session.on_client_ended(now()),
-                Ok(bytes) => session.on_client(bytes, now()),
-                Err(_) => session.on_client_gone(now()),
+                Ok([]) => session.on_client_ended(now),
+                Ok(bytes) => session.on_client(bytes, now),
+                Err(_) => session.on_client_gone(now),
             },
         );
         self.pending.client_read = read.is_pending();
@@ -598,6 +610,7 @@ impl<'a, D: Directory> Conversation<'a, D> {
     }
 
     fn poll_gateway_read(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let now = self.now;
         let Self { gateway: Some(gateway), session, pending: Sources { gateway_read: false, .. }, .. } = self else {
             return Poll::Pending;
         };
@@ -606,8 +619,8 @@ impl<'a, D: Directory> Conversation<'a, D> {
             false,
             |cx, buffer| Pin::new(gateway.stream()).poll_read(cx, buffer),
             |read| match read {
-                Ok([]) | Err(_) => session.on_gateway_closed(now()),
-                Ok(bytes) => session.on_gateway_octets(bytes, now()),
+                Ok([]) | Err(_) => session.on_gateway_closed(now),
+                Ok(bytes) => session.on_gateway_octets(bytes, now),
             },
         );
         self.pending.gateway_read = read.is_pending();
@@ -617,6 +630,16 @@ impl<'a, D: Directory> Conversation<'a, D> {
     }
 
     fn poll_errand(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some((mut attempt, until)) = self.wanted.take() {
+            if let Some(lease) = attempt.at_hand(cx) {
+                self.attempt = Some(attempt);
+                let granted = self.take(Box::new(lease));
+                self.session.on_connected(granted, self.now);
+                self.act();
+                return Poll::Ready(());
+            }
+            self.errand = Some(self.obtain(attempt, until));
+        }
         let Some(errand) = &mut self.errand else { return Poll::Pending };
         let found = ready!(errand.as_mut().poll(cx));
         self.errand = None;
@@ -624,19 +647,20 @@ impl<'a, D: Directory> Conversation<'a, D> {
             Found::Connection(attempt, Ok(lease)) => {
                 self.attempt = Some(attempt);
                 let granted = self.take(lease);
-                self.session.on_connected(granted, now());
+                self.session.on_connected(granted, self.now);
             }
             Found::Connection(attempt, Err(error)) => {
                 self.attempt = Some(attempt);
-                self.session.on_unreachable(error, now());
+                self.session.on_unreachable(error, self.now);
             }
             Found::Bridge(Ok((target, lease))) => {
                 let granted = self.take(lease);
-                self.session.on_bridged(Ok((target, granted)), now());
+                self.session.on_bridged(Ok((target, granted)), self.now);
             }
-            Found::Bridge(Err(error)) => self.session.on_bridged(Err(error), now()),
-            Found::Verdict(verdict) => self.session.on_verified(verdict, now()),
+            Found::Bridge(Err(error)) => self.session.on_bridged(Err(error), self.now),
+            Found::Verdict(verdict) => self.session.on_verified(verdict, self.now),
         }
+        self.act();
         Poll::Ready(())
     }
 
@@ -654,7 +678,8 @@ impl<'a, D: Directory> Conversation<'a, D> {
             return Poll::Pending;
         }
         self.armed = None;
-        self.session.on_deadline(now());
+        self.now = now();
+        self.session.on_deadline(self.now);
         Poll::Ready(())
     }
 

@@ -12,7 +12,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering::Relaxed},
     },
-    task::Poll,
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -456,9 +456,19 @@ impl Unit {
         lock(&self.state).egress.suspend(index, egress.suspension(), Instant::now().into_std());
     }
 
+    /// Whether it is told of the client, so that a connection serves that client only.
+    fn introduces(&self) -> bool {
+        self.gateway.proxy_protocol || self.gateway.xclient
+    }
+
+    /// Who was chosen takes mail that came as this did.
+    fn encryption_for(&self, want: &Want) -> Encryption {
+        self.gateway.encryption_for(want.encrypted).unwrap_or(Encryption::StarttlsRequired)
+    }
+
     /// An idle connection that serves this client, `encrypted` if it must be; the one used last, for it is the most likely to
     /// be alive.
-    async fn idle(&self, introduction: Option<&Introduction>, encrypted: bool) -> Option<Connection> {
+    fn idle(&self, introduction: Option<&Introduction>, encrypted: bool, cx: &mut Context<'_>) -> Option<Connection> {
         let now = Instant::now();
         loop {
             let mut connection = {
@@ -472,7 +482,7 @@ impl Unit {
                 let found = state.idle.iter().rposition(serves)?;
                 state.idle.remove(found).connection
             };
-            if is_silent(&mut connection.stream).await {
+            if is_silent(&mut connection.stream, cx) {
                 return Some(connection);
             }
         }
@@ -499,9 +509,8 @@ impl Idle {
 }
 
 /// A connection without a command under way has nothing to say: an octet or the end means that it is of no use.
-async fn is_silent(stream: &mut Stream) -> bool {
-    let mut octet = [0];
-    poll_fn(|cx| Poll::Ready(Pin::new(&mut *stream).poll_read(cx, &mut ReadBuf::new(&mut octet)).is_pending())).await
+fn is_silent(stream: &mut Stream, cx: &mut Context<'_>) -> bool {
+    Pin::new(stream).poll_read(cx, &mut ReadBuf::new(&mut [0])).is_pending()
 }
 
 impl Lease {
@@ -584,7 +593,6 @@ pub(crate) struct Want {
 pub(crate) struct Attempt {
     fleet: Arc<Fleet>,
     want: Want,
-    listeners: Vec<SocketAddr>,
     untried: VecDeque<Arc<Unit>>,
     current: Option<Current>,
     /// Connections from the pool are not good enough.
@@ -610,22 +618,30 @@ impl Drop for Current {
 }
 
 impl Attempt {
-    pub(crate) fn new(fleet: &Arc<Fleet>, want: Want, listeners: Vec<SocketAddr>, fresh: bool) -> Self {
+    pub(crate) fn new(fleet: &Arc<Fleet>, want: Want, fresh: bool) -> Self {
         let (untried, reason) = fleet.candidates(&want);
         let last = OpenError { stage: Stage::Choice, reason };
         debug_assert!(fresh || want.claim.is_none(), "who is in the pool has asked nobody about this client");
-        Self { fleet: Arc::clone(fleet), want, listeners, untried, current: None, fresh, last }
+        Self { fleet: Arc::clone(fleet), want, untried, current: None, fresh, last }
     }
 
-    /// The next connection. An error is the last one met, and nothing is left to try.
-    pub(crate) async fn next(&mut self, until: Instant) -> Result<Lease, OpenError> {
+    /// What the first gateway that may take the message has at hand: for most messages, there is no need to wait.
+    pub(crate) fn at_hand(&mut self, cx: &mut Context<'_>) -> Option<Lease> {
+        if self.fresh || (self.current.is_none() && !self.advance()) {
+            return None;
+        }
+        self.current.as_mut()?.at_hand(&self.want, cx)
+    }
+
+    /// The next connection, to none of `listeners`. An error is the last one met, and nothing is left to try.
+    pub(crate) async fn next(&mut self, listeners: &[SocketAddr], until: Instant) -> Result<Lease, OpenError> {
         loop {
             if self.current.is_none() && !self.advance() {
                 return Err(self.last.clone());
             }
             let Some(current) = &mut self.current else { continue };
             let others = self.untried.len();
-            match current.next(&self.fleet, &self.want, &self.listeners, self.fresh, others, until).await {
+            match current.next(&self.fleet, &self.want, listeners, self.fresh, others, until).await {
                 Ok(lease) => return Ok(lease),
                 Err(None) => self.current = None,
                 Err(Some(error)) => {
@@ -664,6 +680,17 @@ impl Attempt {
 }
 
 impl Current {
+    /// From the pool; nothing else of this gateway is tried after it.
+    fn at_hand(&mut self, want: &Want, cx: &mut Context<'_>) -> Option<Lease> {
+        let unit = &self.unit;
+        let encryption = unit.encryption_for(want);
+        let encrypted = encryption != Encryption::None && encryption != Encryption::Starttls;
+        let introduction = unit.introduces().then_some(&want.introduction);
+        let connection = unit.idle(introduction, encrypted, cx)?;
+        self.untried = Some(VecDeque::new());
+        Some(Lease { connection, unit: Arc::clone(unit), reused: true, _outstanding: unit.outstanding() })
+    }
+
     /// `Err(None)`: nothing is left of this gateway.
     async fn next(
         &mut self,
@@ -675,16 +702,10 @@ impl Current {
         until: Instant,
     ) -> Result<Lease, Option<OpenError>> {
         let unit = Arc::clone(&self.unit);
-        let introduced = unit.gateway.proxy_protocol || unit.gateway.xclient;
-        let introduction = introduced.then(|| want.introduction.clone());
-        // Who was chosen takes mail that came as this did.
-        let encryption = unit.gateway.encryption_for(want.encrypted).unwrap_or(Encryption::StarttlsRequired);
+        let encryption = unit.encryption_for(want);
         if self.untried.is_none() {
-            let encrypted = encryption != Encryption::None && encryption != Encryption::Starttls;
-            if !fresh && let Some(connection) = unit.idle(introduction.as_ref(), encrypted).await {
-                self.untried = Some(VecDeque::new());
-                let outstanding = unit.outstanding();
-                return Ok(Lease { connection, unit, reused: true, _outstanding: outstanding });
+            if !fresh && let Some(lease) = poll_fn(|cx| Poll::Ready(self.at_hand(want, cx))).await {
+                return Ok(lease);
             }
             match fleet.addresses(&unit.gateway).await {
                 Ok(addresses) => self.untried = Some(addresses),
@@ -723,7 +744,7 @@ impl Current {
                     stream,
                     capabilities: Arc::new(capabilities),
                     egress,
-                    introduction,
+                    introduction: unit.introduces().then(|| want.introduction.clone()),
                     private: want.claim.is_some(),
                     born: Instant::now(),
                     uses: 0,
