@@ -301,6 +301,8 @@ struct Transaction {
     routing: Option<Arc<Routing>>,
     /// Where the message goes: its latest recipient's route, until one is accepted.
     target: Option<Target>,
+    /// It goes there whoever its recipients are.
+    only: bool,
     /// The connection that it has, or had last.
     via: Option<Granted>,
     /// RCPTs without an answer, oldest first. They are kept so that a fresh connection can repeat them.
@@ -579,6 +581,7 @@ impl Session {
         transaction.routing = Some(routing);
         // The recipients cannot change it: the connection is made while the client still speaks.
         if let Some(target) = only {
+            transaction.only = true;
             self.open(&target, now);
         }
         self.advance(now);
@@ -768,6 +771,9 @@ impl Session {
             return self.bridged.as_ref();
         }
         let transaction = self.transaction.as_ref()?;
+        if transaction.only {
+            return transaction.target.as_ref();
+        }
         let (domain, sender) = (rcpt.recipient.domain(), transaction.mail.sender.domain());
         let query = Query {
             domain: domain.as_ref().map(Domain::as_str),
@@ -902,6 +908,7 @@ impl Session {
             stage: Stage::Lookup,
             routing: None,
             target: None,
+            only: false,
             via: None,
             waiting: VecDeque::new(),
             accepted: 0,
