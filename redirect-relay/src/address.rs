@@ -227,10 +227,21 @@ impl fmt::Display for Mailbox {
             f.write_char('"')?;
         }
         match &self.domain {
-            Domain::Name(name) => write!(f, "@{name}"),
+            Domain::Name(name) => {
+                f.write_char('@')?;
+                f.write_str(name)
+            }
             Domain::Literal(IpAddr::V4(ip)) => write!(f, "@[{ip}]"),
             Domain::Literal(IpAddr::V6(ip)) => write!(f, "@[IPv6:{ip}]"),
         }
+    }
+}
+
+impl Mailbox {
+    fn write_path(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_char('<')?;
+        fmt::Display::fmt(self, f)?;
+        f.write_char('>')
     }
 }
 
@@ -238,7 +249,7 @@ impl fmt::Display for Sender {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Null => f.write_str("<>"),
-            Self::Mailbox(mailbox) => write!(f, "<{mailbox}>"),
+            Self::Mailbox(mailbox) => mailbox.write_path(f),
         }
     }
 }
@@ -247,7 +258,7 @@ impl fmt::Display for Recipient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Postmaster => f.write_str("<postmaster>"),
-            Self::Mailbox(mailbox) => write!(f, "<{mailbox}>"),
+            Self::Mailbox(mailbox) => mailbox.write_path(f),
         }
     }
 }

@@ -181,7 +181,8 @@ pub(crate) fn next(input: &[u8], grammar: Grammar) -> Option<(usize, Result<Comm
         return Some((input.len(), Err(NOT_SMTP)));
     }
     let Some(end) = memchr::memchr(b'\n', input) else {
-        return (input.len() >= grammar.line_max(&verb(input))).then_some((input.len(), Err(TOO_LONG)));
+        let whole = input.len() >= grammar.line_max(verb(input, &mut [0; VERB_MAX]));
+        return whole.then_some((input.len(), Err(TOO_LONG)));
     };
     let length = end + 1;
     Some((length, line(&input[..length], grammar)))
@@ -189,7 +190,7 @@ pub(crate) fn next(input: &[u8], grammar: Grammar) -> Option<(usize, Result<Comm
 
 /// How many octets may wait for the end of the line that they begin.
 pub(crate) fn room(input: &[u8], grammar: Grammar) -> usize {
-    grammar.line_max(&verb(input)).max(ANY_LINE_MAX)
+    grammar.line_max(verb(input, &mut [0; VERB_MAX])).max(ANY_LINE_MAX)
 }
 
 /// The client's response to a challenge (RFC 4954 section 4): a line of base64, or "*".
@@ -211,13 +212,18 @@ pub(crate) fn response(input: &[u8]) -> Option<(usize, Result<Response, Refusal>
 }
 
 /// The letters that a line begins with, in upper case; more of them than any verb has are no verb.
-fn verb(line: &[u8]) -> Vec<u8> {
-    line.iter().take(VERB_MAX).take_while(|octet| octet.is_ascii_alphabetic()).map(u8::to_ascii_uppercase).collect()
+fn verb<'v>(line: &[u8], letters: &'v mut [u8; VERB_MAX]) -> &'v [u8] {
+    let length = line.iter().take(VERB_MAX).take_while(|octet| octet.is_ascii_alphabetic()).count();
+    let verb = &mut letters[..length];
+    verb.copy_from_slice(&line[..length]);
+    verb.make_ascii_uppercase();
+    verb
 }
 
 fn line(line: &[u8], grammar: Grammar) -> Result<Command, Refusal> {
-    let verb = verb(line);
-    if line.len() > grammar.line_max(&verb) {
+    let mut letters = [0; VERB_MAX];
+    let verb = verb(line, &mut letters);
+    if line.len() > grammar.line_max(verb) {
         return Err(TOO_LONG);
     }
     let line = line.strip_suffix(b"\r\n").ok_or(LINE_ENDING)?;
@@ -227,7 +233,7 @@ fn line(line: &[u8], grammar: Grammar) -> Result<Command, Refusal> {
     if verb.is_empty() && !line.is_empty() {
         return Err(NOT_SMTP);
     }
-    let path = matches!(verb.as_slice(), b"MAIL" | b"RCPT");
+    let path = matches!(verb, b"MAIL" | b"RCPT");
     let utf8 = grammar.smtputf8 && (path || verb == b"VRFY");
     let rest = match str::from_utf8(&line[verb.len()..]) {
         Ok(rest) if utf8 || rest.is_ascii() => rest,
@@ -235,10 +241,12 @@ fn line(line: &[u8], grammar: Grammar) -> Result<Command, Refusal> {
         _ if path && !grammar.smtputf8 => return Err(EIGHT_BIT_ADDRESS),
         _ => return Err(EIGHT_BIT),
     };
-    if rest.chars().any(char::is_control) {
+    // Nearly every line is ASCII, and told without a look at its characters.
+    let plain = rest.bytes().all(|octet| matches!(octet, b' '..=b'~'));
+    if !plain && rest.chars().any(char::is_control) {
         return Err(SYNTAX);
     }
-    command(&verb, rest, grammar)
+    command(verb, rest, grammar)
 }
 
 /// `rest` is what follows the verb, without control characters, with the space that should begin it.

@@ -50,8 +50,22 @@ pub struct Status {
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write(' ', f)
+    }
+}
+
+impl Status {
+    /// Both codes, with `mark` between them. Several times for each message, so without the machinery of `write!`.
+    pub(crate) fn write(self, mark: char, out: &mut impl fmt::Write) -> fmt::Result {
         let Self { code, subject, detail } = self;
-        write!(f, "{code} {}.{subject}.{detail}", code / 100)
+        let mut digits = itoa::Buffer::new();
+        out.write_str(digits.format(code))?;
+        out.write_char(mark)?;
+        for (number, end) in [(code / 100, "."), (subject, "."), (detail, "")] {
+            out.write_str(digits.format(number))?;
+            out.write_str(end)?;
+        }
+        Ok(())
     }
 }
 

@@ -1,6 +1,6 @@
 //! Replies (RFC 5321 section 4.2, RFC 2034): what we say to the client, and the strict reader of what a gateway says.
 
-use std::{borrow::Cow, fmt::Write as _};
+use std::borrow::Cow;
 
 use crate::{
     buffer::Buffer,
@@ -47,12 +47,13 @@ impl Reply {
     }
 
     pub(crate) fn write(&self, out: &mut Buffer) {
-        let Self { code, subject, detail, text } = self;
-        let mut lines = text.split('\n').peekable();
+        let mut lines = self.text.split('\n').peekable();
         while let Some(line) = lines.next() {
             let mark = if lines.peek().is_some() { '-' } else { ' ' };
-            write!(out, "{code}{mark}{}.{subject}.{detail} {line}\r\n", code / 100)
-                .expect("a buffer in memory takes every write");
+            self.status().write(mark, out).expect("a buffer in memory takes every write");
+            for part in [" ", line, "\r\n"] {
+                out.extend(part.as_bytes());
+            }
         }
     }
 }
@@ -97,11 +98,15 @@ impl ReplyReader {
             if self.line.len() + head.len() > REPLY_LINE_MAX {
                 return Err(ReplyError::LineTooLong);
             }
-            self.line.extend_from_slice(head);
             *input = rest;
+            // Nearly every line comes whole.
+            if end.is_none() || !self.line.is_empty() {
+                self.line.extend_from_slice(head);
+            }
             if end.is_some() {
-                let line = std::mem::take(&mut self.line);
-                if let Some(reply) = self.line(&line, &mut on_line)? {
+                let begun = std::mem::take(&mut self.line);
+                let line = if begun.is_empty() { head } else { &begun };
+                if let Some(reply) = self.line(line, &mut on_line)? {
                     return Ok(Some(reply));
                 }
             }

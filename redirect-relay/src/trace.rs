@@ -2,7 +2,7 @@
 
 use std::{
     fmt::{self, Write as _},
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
 };
 
 use jiff::{
@@ -57,56 +57,60 @@ pub(crate) fn write_received(
     hostname: &str,
     now: Timestamp,
 ) {
-    let original = identity.original.get();
-    write_field(out, with, helo, identity, hostname, original).expect("a buffer in memory takes every write");
+    write_field(out, with, helo, identity, hostname).expect("a buffer in memory takes every write");
     // Its years are those of dates that such a field may have, and a clock that is outside of them says nothing.
     let _ = rfc2822::DateTimePrinter::new().print_zoned(&now.to_zoned(TimeZone::UTC), StdFmtWrite(&mut *out));
     out.extend(b"\r\n");
 }
 
-/// Up to the date.
-fn write_field(
-    out: &mut Buffer,
-    with: With,
-    helo: &Helo,
-    identity: &Identity,
-    hostname: &str,
-    original: SocketAddr,
-) -> fmt::Result {
-    let (name, client) = (Printable(&helo.name), Literal(identity.client.ip()));
-    write!(out, "Received: from {name} ({client})\r\n\tby {hostname} with {}", with.protocol(helo.extended))?;
+/// Up to the date. Each message has one, so it is put together without the machinery of `write!` where it can be.
+fn write_field(out: &mut Buffer, with: With, helo: &Helo, identity: &Identity, hostname: &str) -> fmt::Result {
+    let mut digits = itoa::Buffer::new();
+    out.write_str("Received: from ")?;
+    write_printable(out, &helo.name)?;
+    out.write_str(" (")?;
+    write_literal(out, identity.client.ip())?;
+    for part in [")\r\n\tby ", hostname, " with ", with.protocol(helo.extended)] {
+        out.write_str(part)?;
+    }
     if let Some(priority) = with.priority {
         write!(out, " PRIORITY {priority}")?;
     }
-    let (class, ip, port) = (Printable(&identity.class), Literal(original.ip()), original.port());
-    write!(out, " (class {class};\r\n\tfor original destination {ip}:{port});\r\n\t")
+    out.write_str(" (class ")?;
+    write_printable(out, &identity.class)?;
+    out.write_str(";\r\n\tfor original destination ")?;
+    let original = identity.original.get();
+    write_literal(out, original.ip())?;
+    for part in [":", digits.format(original.port()), ");\r\n\t"] {
+        out.write_str(part)?;
+    }
+    Ok(())
 }
 
 /// An address literal (RFC 5321 section 4.1.3).
-struct Literal(IpAddr);
-
-impl fmt::Display for Literal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            IpAddr::V4(ip) => write!(f, "[{ip}]"),
-            IpAddr::V6(ip) => write!(f, "[IPv6:{ip}]"),
+fn write_literal(out: &mut Buffer, ip: IpAddr) -> fmt::Result {
+    match ip {
+        IpAddr::V4(ip) => {
+            let mut digits = itoa::Buffer::new();
+            for (mark, octet) in ["[", ".", ".", "."].into_iter().zip(ip.octets()) {
+                out.write_str(mark)?;
+                out.write_str(digits.format(octet))?;
+            }
+            out.write_str("]")
         }
+        IpAddr::V6(ip) => write!(out, "[IPv6:{ip}]"),
     }
 }
 
-struct Printable<'t>(&'t str);
-
-impl fmt::Display for Printable<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let special = |c: char| !(c.is_ascii_alphanumeric() || "-._:[]".contains(c));
-        for (number, part) in self.0.split(special).enumerate() {
-            if number > 0 {
-                f.write_char('-')?;
-            }
-            f.write_str(part)?;
+fn write_printable(out: &mut Buffer, text: &str) -> fmt::Result {
+    let special = |c: char| !(c.is_ascii_alphanumeric() || "-._:[]".contains(c));
+    for (number, part) in text.split(special).enumerate() {
+        if number > 0 {
+            out.write_char('-')?;
         }
-        Ok(())
+        out.write_str(part)?;
     }
+    Ok(())
 }
 
 /// Counts the `Received:` fields of a header section that arrives in slices.

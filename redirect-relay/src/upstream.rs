@@ -284,44 +284,43 @@ impl Upstream {
         if mail.smtputf8 && !self.offers.smtputf8 {
             return self.refuse_mail(NO_SMTPUTF8);
         }
-        let mut line = format!("MAIL FROM:{}", mail.sender);
-        if let Some(size) = mail.size.filter(|_| self.offers.size.is_some()) {
-            write!(line, " SIZE={size}").expect("a string takes every write");
-        }
+        let Self { out, offers, .. } = self;
+        write(out, format_args!("MAIL FROM:{}", mail.sender));
+        write_parameter(out, "SIZE", mail.size.filter(|_| offers.size.is_some()).as_ref());
         match mail.body {
-            Some(Body::EightBitMime) => line.push_str(" BODY=8BITMIME"),
-            Some(Body::SevenBit) if self.offers.eight_bit_mime => line.push_str(" BODY=7BIT"),
+            Some(Body::EightBitMime) => out.extend(b" BODY=8BITMIME"),
+            Some(Body::SevenBit) if offers.eight_bit_mime => out.extend(b" BODY=7BIT"),
             Some(Body::SevenBit) | None => {}
         }
         if mail.smtputf8 {
-            line.push_str(" SMTPUTF8");
+            out.extend(b" SMTPUTF8");
         }
         // A gateway without MT-PRIORITY has no use for one: nothing stands in its place (RFC 6710 section 4.2).
-        if self.offers.mt_priority {
-            write_parameter(&mut line, "MT-PRIORITY", mail.priority.as_ref());
+        if offers.mt_priority {
+            write_parameter(out, "MT-PRIORITY", mail.priority.as_ref());
         }
         // A gateway without DSN reports what it likes to: the client's wishes end here (RFC 3461 section 5.2.2).
-        if self.offers.dsn {
-            write_parameter(&mut line, "RET", mail.ret.as_ref());
-            write_parameter(&mut line, "ENVID", mail.envid.as_ref());
+        if offers.dsn {
+            write_parameter(out, "RET", mail.ret.as_ref());
+            write_parameter(out, "ENVID", mail.envid.as_ref());
         }
-        line.push_str("\r\n");
         self.transaction = Transaction::Open;
-        self.send(Step::Mail, now, &line);
+        self.send(Step::Mail, now, "\r\n");
     }
 
     fn send_rcpt(&mut self, rcpt: &Rcpt, now: Instant) {
-        let mut line = format!("RCPT TO:{}", rcpt.recipient);
-        if self.offers.dsn {
-            write_parameter(&mut line, "NOTIFY", rcpt.notify.as_ref());
-            write_parameter(&mut line, "ORCPT", rcpt.orcpt.as_ref());
+        let Self { out, offers, .. } = self;
+        write(out, format_args!("RCPT TO:{}", rcpt.recipient));
+        if offers.dsn {
+            write_parameter(out, "NOTIFY", rcpt.notify.as_ref());
+            write_parameter(out, "ORCPT", rcpt.orcpt.as_ref());
         }
-        line.push_str("\r\n");
-        self.send(Step::Rcpt, now, &line);
+        self.send(Step::Rcpt, now, "\r\n");
     }
 
-    fn send(&mut self, step: Step, now: Instant, line: &str) {
-        self.out.extend(line.as_bytes());
+    /// `end` completes the line, or is all of it.
+    fn send(&mut self, step: Step, now: Instant, end: &str) {
+        self.out.extend(end.as_bytes());
         self.wrote(now);
         self.unanswered.push_back(step);
         if self.unanswered.len() == 1 {
@@ -402,8 +401,12 @@ impl Upstream {
     }
 }
 
-fn write_parameter(line: &mut String, name: &str, value: Option<&impl fmt::Display>) {
+fn write_parameter(out: &mut Buffer, name: &str, value: Option<&impl fmt::Display>) {
     if let Some(value) = value {
-        write!(line, " {name}={value}").expect("a string takes every write");
+        write(out, format_args!(" {name}={value}"));
     }
+}
+
+fn write(out: &mut Buffer, text: fmt::Arguments<'_>) {
+    out.write_fmt(text).expect("a buffer in memory takes every write");
 }

@@ -56,6 +56,15 @@ impl Visit for Visitor<'_> {
         });
     }
 
+    // Each message has some ten numbers.
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.write(field, |out| out.write_str(itoa::Buffer::new().format(value)));
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.write(field, |out| out.write_str(itoa::Buffer::new().format(value)));
+    }
+
     fn record_bool(&mut self, field: &Field, value: bool) {
         self.write(field, |out| out.write_str(if value { "true" } else { "false" }));
     }
