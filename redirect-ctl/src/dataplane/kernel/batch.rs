@@ -1,4 +1,5 @@
-//! Reading many entries of a map in one system call (`BPF_MAP_LOOKUP_BATCH`: hash maps from Linux 5.6 on, per-CPU arrays from 5.13 on, kernel commit f008d732ab18).
+//! Reading many entries of a map in one system call (`BPF_MAP_LOOKUP_BATCH`: hash maps from Linux 5.6 on, per-CPU arrays from 5.13
+//! on, kernel commit f008d732ab18).
 
 use std::{
     io,

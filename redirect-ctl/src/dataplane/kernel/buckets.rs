@@ -2,8 +2,8 @@
 //!
 //! Programs run meanwhile. What they may find while an entry is written is the entry from before or the one from after, because a place has a
 //! class only while its key is whole: the key is written first and the class last, and taken away in the other order. A place that has become
-//! free may still be in the hands of a program that saw the key that was there, so it gets another key only after those
-//! that run have ended.
+//! free may still be in the hands of a program that saw the key that was there, so it gets another key only after those that
+//! run have ended.
 
 use std::{
     collections::BTreeSet,
@@ -152,11 +152,18 @@ impl<K: Key + Pod, const PLACES: usize> Buckets<K, PLACES> {
         way(*key, self.len).map(|index| (index, &self.memory.all()[index as usize]))
     }
 
+    /// No further than [`bucket::find`] looks.
     fn place_of(&self, key: &K) -> Option<Place> {
-        let place = |bucket: &Bucket<K, PLACES>| {
-            (0..PLACES).find(|place| bucket.keys[*place] == *key && bucket.subscribers[*place] != Subscriber::NONE)
-        };
-        self.reach(key).find_map(|(index, bucket)| Some((index, place(bucket)?)))
+        for (index, bucket) in self.reach(key) {
+            let is_it = |place: &usize| bucket.keys[*place] == *key && bucket.subscribers[*place] != Subscriber::NONE;
+            if let Some(place) = (0..PLACES).find(is_it) {
+                return Some((index, place));
+            }
+            if bucket.passed == 0 {
+                break;
+            }
+        }
+        None
     }
 
     /// The nearest one, and there rather one that has not just become free.
