@@ -15,7 +15,7 @@ use aya::{
 };
 use redirect_common::{
     address::{Address, Host, V4, V6},
-    bucket::{PLACES_V4, PLACES_V6},
+    bucket::{Key, PLACES_V4, PLACES_V6},
     event::Event,
     flow::{Direction, Flow, Tuple},
     limit::Rate,
@@ -187,28 +187,16 @@ impl Kernel {
     }
 
     pub fn set_subscriber(&mut self, address: IpAddr, len: u8, class: u16) {
-        let subscriber = Subscriber::new(class);
-        let set = match address {
+        match address {
             IpAddr::V4(address) => {
                 self.set(|settings| settings.lengths.set::<V4>(len, true));
-                let address = V4::from(address);
-                if len == V4::BITS {
-                    self.hosts_v4.set(&address, subscriber)
-                } else {
-                    self.prefixes_v4.set(&address.prefix(len), subscriber)
-                }
+                set_subscriber(&mut self.hosts_v4, &mut self.prefixes_v4, V4::from(address), len, class);
             }
             IpAddr::V6(address) => {
                 self.set(|settings| settings.lengths.set::<V6>(len, true));
-                let address = V6::from(address);
-                if len == V6::BITS {
-                    self.hosts_v6.set(&address, subscriber)
-                } else {
-                    self.prefixes_v6.set(&address.prefix(len), subscriber)
-                }
+                set_subscriber(&mut self.hosts_v6, &mut self.prefixes_v6, V6::from(address), len, class);
             }
-        };
-        set.expect("there is room for a subscriber");
+        }
     }
 
     /// Sets what is known of a subscriber's pace.
@@ -424,6 +412,21 @@ where
 
 fn hash<'o, K: Pod, V: Pod>(object: &'o mut Ebpf, name: &str) -> BpfHashMap<&'o mut MapData, K, V> {
     map(object, name)
+}
+
+fn set_subscriber<A, const PLACES: usize>(
+    hosts: &mut Buckets<A, PLACES>,
+    prefixes: &mut Buckets<A::Prefix, PLACES>,
+    address: A,
+    len: u8,
+    class: u16,
+) where
+    A: Address<Prefix: Key + Pod> + Key + Pod,
+{
+    let subscriber = Subscriber::new(class);
+    let set =
+        if len == A::BITS { hosts.set(&address, subscriber) } else { prefixes.set(&address.prefix(len), subscriber) };
+    set.expect("there is room for a subscriber");
 }
 
 /// The same policy in memory.
