@@ -10,7 +10,7 @@ use crate::{
     limit::Rate,
     policy::{Class, Relay},
     reason::Reason,
-    tables::{FamilyTables, InsertError, Socket, Table, Tables},
+    tables::{FamilyTables, InsertError, Pulse, Socket, Table, Tables},
 };
 
 /// The tables behind it stay as they are: every change is made to a copy, and every entry finds room.
@@ -124,6 +124,11 @@ impl<T: Tables> Tables for DryRun<T> {
     }
 
     #[inline(always)]
+    fn pulse(&self) -> Pulse {
+        self.tables.pulse()
+    }
+
+    #[inline(always)]
     fn is_steering(&self) -> bool {
         self.tables.is_steering()
     }
@@ -173,7 +178,12 @@ impl<T: Tables> Tables for DryRun<T> {
     fn lock(&self, _host: Host, _until_s: u32) {}
 
     #[inline(always)]
-    fn report(&self, _now_s: u32, _event: impl FnOnce() -> Event) {}
+    fn take_event(&self, _now_s: u32) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn report(&self, _event: &Event) {}
 
     #[inline(always)]
     fn count(&self, _ifindex: u32, _class: u16, _reason: Reason, _bytes: u64) {}

@@ -105,14 +105,27 @@ where
     // Before the call, for floods of what opens connections.
     let Some(tcp) = frame.at::<Tcp>(l3 + size_of::<A::Header>()) else { return false };
     match (Flags(tcp.flags).opens(), direction) {
-        (false, _) => send_on::<P, T, A>(frame, l3, tables, direction, outcome),
+        (false, Direction::Forward) if stays::<P, A>() => send_on::<P, T, A>(frame, l3, tables, outcome),
+        (false, Direction::Forward) => send_on_apart::<P, T, A>(frame, l3, tables, outcome),
+        (false, Direction::Reply) => send_back::<P, T, A>(frame, l3, tables, outcome),
         (true, Direction::Forward) => {
             // Here, and not in the function, which the verifier then walks once for all tags.
             let l3 = (l3 + tables.zero()) & L3_MASK;
-            refuse_opening::<P, T, A>(frame, l3, tables, outcome)
+            if stays::<P, A>() {
+                refuse_opening::<P, T, A>(frame, l3, tables, outcome)
+            } else {
+                refuse_opening_apart::<P, T, A>(frame, l3, tables, outcome)
+            }
         }
         (true, Direction::Reply) => false,
     }
+}
+
+/// Whether a plain segment is decided without a call, of which the return alone costs more than a glance. What is larger has no room on the
+/// stack of the program itself, to which whatever that calls adds its own.
+#[inline(always)]
+const fn stays<P: PacketMut, A: Address>() -> bool {
+    P::IN_PLACE && A::FAMILY == 4
 }
 
 /// What is neither a bystander nor decided by its plain headers. `outcome` holds the number of the source's class where it is known already.
@@ -162,42 +175,74 @@ where
 // From here on, functions are not inlined but for those of the established path: each gets a frame of its own on the BPF stack, which holds 512
 // bytes for the longest chain of calls.
 
-/// Sends a segment of an established flow on, which opens no connection, says by what way out, and does no more. `false` where it does not.
-#[inline(never)]
-fn send_on<P, T, A>(frame: &mut P, l3: usize, tables: &T, direction: Direction, outcome: &mut Outcome) -> bool
+/// Sends a segment of an established flow on to the relay, which opens no connection, says by what way out, and does no more. `false` where it
+/// does not.
+#[inline(always)]
+fn send_on<P, T, A>(frame: &mut P, l3: usize, tables: &T, outcome: &mut Outcome) -> bool
 where
     P: PacketMut,
     T: Tables + FamilyTables<A>,
     A: Address,
 {
-    let pulse = tables.pulse();
-    let l3 = (l3 + pulse.zero) & L3_MASK;
+    let Pulse { now_s, epoch, zero } = tables.pulse();
+    let l3 = (l3 + zero) & L3_MASK;
     let Some(segment) = Segment::<A>::read_plain(frame, l3) else { return false };
-    let mut to = segment.tuple;
-    let (reason, class) = match direction {
-        Direction::Forward => match established(tables, &segment, pulse.now_s, pulse.epoch, &mut to) {
-            Some((true, true, class)) => {
-                *outcome = Outcome::new(Reason::SteerEstablished, class);
-                return true;
-            }
-            Some((true, false, class)) => (Reason::FlowEstablished, class),
-            Some((false, ..)) | None => return false,
-        },
-        Direction::Reply => {
-            match answered(tables, Table::Established, &segment, frame.is_of_this_host(), pulse.now_s, &mut to) {
-                Some((true, class)) => (Reason::ReplyEstablished, class),
-                Some((false, _)) | None => return false,
-            }
-        }
+    let mut edited = Ok(());
+    let rewrite = |to: &Tuple<A>| edited = edit_plain(frame, l3, &segment.tuple, to);
+    let (reason, class) = match established(tables, &segment, now_s, epoch, rewrite) {
+        Some((true, true, class)) => (Reason::SteerEstablished, class),
+        Some((true, false, class)) => (Reason::FlowEstablished, class),
+        Some((false, ..)) | None => return false,
     };
-    let edited = frame.edit(&Edit { l3, l4: l3 + size_of::<A::Header>(), from: &segment.tuple, to: &to });
     *outcome = Outcome::new(if edited.is_ok() { reason } else { Reason::EditFailed }, class);
     true
 }
 
+/// As [`send_on`], with a frame of its own on the stack.
+#[inline(never)]
+fn send_on_apart<P, T, A>(frame: &mut P, l3: usize, tables: &T, outcome: &mut Outcome) -> bool
+where
+    P: PacketMut,
+    T: Tables + FamilyTables<A>,
+    A: Address,
+{
+    send_on::<P, T, A>(frame, l3, tables, outcome)
+}
+
+/// As [`send_on`], from the relay back to the subscriber.
+#[inline(never)]
+fn send_back<P, T, A>(frame: &mut P, l3: usize, tables: &T, outcome: &mut Outcome) -> bool
+where
+    P: PacketMut,
+    T: Tables + FamilyTables<A>,
+    A: Address,
+{
+    let Pulse { now_s, zero, .. } = tables.pulse();
+    let l3 = (l3 + zero) & L3_MASK;
+    let Some(segment) = Segment::<A>::read_plain(frame, l3) else { return false };
+    let of_this_host = frame.is_of_this_host();
+    let mut edited = Ok(());
+    let rewrite = |to: &Tuple<A>| edited = edit_plain(frame, l3, &segment.tuple, to);
+    let Some((true, class)) = answered(tables, Table::Established, &segment, of_this_host, now_s, rewrite) else {
+        return false;
+    };
+    *outcome = Outcome::new(if edited.is_ok() { Reason::ReplyEstablished } else { Reason::EditFailed }, class);
+    true
+}
+
+/// Edits a segment behind a plain header at `l3`.
+#[inline(always)]
+fn edit_plain<P, A>(frame: &mut P, l3: usize, from: &Tuple<A>, to: &Tuple<A>) -> Result<(), EditError>
+where
+    P: PacketMut,
+    A: Address,
+{
+    frame.edit(&Edit { l3, l4: l3 + size_of::<A::Header>(), from, to })
+}
+
 /// Refuses a segment that opens a connection where its class refuses all of them. Nothing but the class is looked up for that: an older flow
 /// of the same tuple is left to its next segment and to the sweep. `false` where the class does not: then `outcome` holds its number.
-#[inline(never)]
+#[inline(always)]
 fn refuse_opening<P, T, A>(frame: &P, l3: usize, tables: &T, outcome: &mut Outcome) -> bool
 where
     P: PacketMut,
@@ -212,10 +257,21 @@ where
         Some(reason) => reason,
         None => return false,
     };
-    if outcome.reason.is_reported() {
+    if outcome.reason.is_reported() && tables.take_event(tables.now_s()) {
         report(tables, frame.ifindex(), outcome, &segment.tuple, &segment.tuple);
     }
     true
+}
+
+/// As [`refuse_opening`], with a frame of its own on the stack.
+#[inline(never)]
+fn refuse_opening_apart<P, T, A>(frame: &P, l3: usize, tables: &T, outcome: &mut Outcome) -> bool
+where
+    P: PacketMut,
+    T: Tables + FamilyTables<A>,
+    A: Address,
+{
+    refuse_opening::<P, T, A>(black_box(frame), l3, tables, outcome)
 }
 
 #[inline(never)]
@@ -236,10 +292,10 @@ where
     };
     // Where the decision is to redirect, it also says with which tuple.
     let mut to = segment.tuple;
-    *outcome = match direction {
-        Direction::Forward => forward(tables, &segment, frame.can_be_steered(), outcome.class, &mut to),
-        Direction::Reply => reply(tables, &segment, frame.is_of_this_host(), &mut to),
-    };
+    match direction {
+        Direction::Forward => forward(tables, &segment, frame.can_be_steered(), &mut to, outcome),
+        Direction::Reply => *outcome = reply(tables, &segment, frame.is_of_this_host(), &mut to),
+    }
     outcome.reason = match outcome.reason.verdict() {
         Verdict::Redirect => match edit(frame, headers, &segment.tuple, &to) {
             Ok(()) => outcome.reason,
@@ -251,7 +307,7 @@ where
         Verdict::Reject if !tables.take_reset(tables.now_s()) => Reason::RejectLimited,
         Verdict::Pass | Verdict::Drop | Verdict::Reject | Verdict::Steer => outcome.reason,
     };
-    if outcome.reason.is_reported() {
+    if outcome.reason.is_reported() && tables.take_event(tables.now_s()) {
         report(tables, frame.ifindex(), outcome, &segment.tuple, &to);
     }
     if fragmented {
@@ -276,48 +332,50 @@ where
 )]
 #[inline(never)]
 fn report<T: Tables, A: Address>(tables: &T, ifindex: u32, outcome: &Outcome, tuple: &Tuple<A>, to: &Tuple<A>) {
-    tables.report(tables.now_s(), || Event::new(ifindex, outcome.class, outcome.reason, tuple, to));
+    tables.report(&Event::new(ifindex, outcome.class, outcome.reason, tuple, to));
 }
 
-/// A segment from a subscriber to port 25. `class` is the number of the source's class where it is known, else 0.
+/// A segment from a subscriber to port 25. `outcome` holds the number of the source's class where it is known.
 #[inline(always)]
-fn forward<T, A>(tables: &T, segment: &Segment<A>, can_be_steered: bool, class: u16, to: &mut Tuple<A>) -> Outcome
+fn forward<T, A>(tables: &T, segment: &Segment<A>, can_be_steered: bool, to: &mut Tuple<A>, outcome: &mut Outcome)
 where
     T: Tables + FamilyTables<A>,
     A: Address,
 {
     let Pulse { now_s, epoch, zero, .. } = tables.pulse();
-    let mut moment = Moment { now_s, epoch, steering: false, daemon_down: false, class };
-    let mut outcome = Outcome::unclassed(Reason::NoFlow);
-    if is_established(tables, segment, &moment, to, &mut outcome) {
-        return outcome;
+    let mut moment = Moment { now_s, epoch, steering: false, daemon_down: false, class: outcome.class };
+    *outcome = Outcome::unclassed(Reason::NoFlow);
+    if is_established(tables, segment, &moment, to, outcome) {
+        return;
     }
-    if outcome.class == 0 && !segment.flags.opens() && shake_hands(tables, segment, &moment, to, &mut outcome) {
-        return outcome;
+    if outcome.class == 0 && !segment.flags.opens() && shake_hands(tables, segment, &moment, to, outcome) {
+        return;
     }
     // As with the headers, because the walk through all prefixes that follows is long.
-    let known = outcome.class.wrapping_add(zero as u16);
-    if class == 0 {
+    outcome.class = outcome.class.wrapping_add(zero as u16);
+    if moment.class == 0 {
         moment.class = tables.class_number(&segment.tuple.addresses[0]);
     }
     if segment.flags.opens()
         && let Some(reason) = refusal(tables, moment.class)
     {
-        return Outcome::new(reason, moment.class);
+        *outcome = Outcome::new(reason, moment.class);
+        return;
     }
     moment.steering = blurred(can_be_steered && tables.is_steering(), zero);
-    if known != 0
+    if outcome.class != 0
         && let Some(reason) = judge(tables, segment, &moment, to)
     {
-        return Outcome::new(reason, known);
+        outcome.reason = reason;
+        return;
     }
-    let admitted = admit(tables, segment, &moment);
-    if admitted.reason != Reason::FlowNew {
-        return admitted;
+    *outcome = admit(tables, segment, &moment);
+    if outcome.reason != Reason::FlowNew {
+        return;
     }
     moment.daemon_down = blurred(daemon_is_down(tables), zero);
     // Apart from admitting it, so that the two do not add up on the stack.
-    Outcome::new(open_flow(tables, &segment.tuple, admitted.class, &moment, to), admitted.class)
+    outcome.reason = open_flow(tables, &segment.tuple, outcome.class, &moment, to);
 }
 
 /// The same, but the verifier does not know of which way it came, and walks what follows once: see [`Tables::zero`].
@@ -340,7 +398,7 @@ where
     A: Address,
 {
     let Moment { now_s, epoch, .. } = *moment;
-    let (reason, class) = match established(tables, segment, now_s, epoch, to) {
+    let (reason, class) = match established(tables, segment, now_s, epoch, |other| *to = *other) {
         Some((true, false, class)) => (Reason::FlowEstablished, class),
         Some((true, true, class)) => (Reason::SteerEstablished, class),
         Some((false, _, class)) => {
@@ -353,22 +411,24 @@ where
     true
 }
 
-/// The established flow of a segment from a subscriber: whether the segment only has to be sent on, then with the tuple `to`; whether the flow
-/// is steered; and its class.
+/// The established flow of a segment from a subscriber: whether the segment only has to be sent on; whether the flow is steered; and its class.
+/// Where it only has to be rewritten, `rewrite` is called with the tuple that it leaves with.
 #[inline(always)]
 fn established<T: FamilyTables<A>, A: Address>(
     tables: &T,
     segment: &Segment<A>,
     now_s: u32,
     epoch: u32,
-    to: &mut Tuple<A>,
+    rewrite: impl FnOnce(&Tuple<A>),
 ) -> Option<(bool, bool, u16)> {
     let flow = tables.flow(Table::Established, &segment.tuple, |flow| {
         flow.serves(Direction::Forward, &segment.tuple).then(|| {
             let plain = !flow.needs_judging(segment.flags, epoch);
             if plain {
                 flow.note(segment.flags, now_s);
-                *to = flow.to;
+                if !flow.is_steered() {
+                    rewrite(&flow.to);
+                }
             }
             (plain, flow.is_steered(), flow.class)
         })
@@ -565,7 +625,7 @@ fn reply<T: Tables + FamilyTables<A>, A: Address>(
     to: &mut Tuple<A>,
 ) -> Outcome {
     let now_s = tables.now_s();
-    let mut look_up = |table| answered(tables, table, segment, of_this_host, now_s, to);
+    let mut look_up = |table| answered(tables, table, segment, of_this_host, now_s, |other| *to = *other);
     if let Some((genuine, class)) = look_up(Table::Established) {
         return Outcome::new(if genuine { Reason::ReplyEstablished } else { Reason::ReplyForwarded }, class);
     }
@@ -576,7 +636,8 @@ fn reply<T: Tables + FamilyTables<A>, A: Address>(
     }
 }
 
-/// The flow in `table` that a segment from a relay's port answers: whether it may speak for the relay, then with the tuple `to`; and the class.
+/// The flow in `table` that a segment from a relay's port answers: whether it may speak for the relay, then after `rewrite` was called with the
+/// tuple that it leaves with; and the class.
 #[inline(always)]
 fn answered<T: FamilyTables<A>, A: Address>(
     tables: &T,
@@ -584,7 +645,7 @@ fn answered<T: FamilyTables<A>, A: Address>(
     segment: &Segment<A>,
     of_this_host: bool,
     now_s: u32,
-    to: &mut Tuple<A>,
+    rewrite: impl FnOnce(&Tuple<A>),
 ) -> Option<(bool, u16)> {
     let flow = tables.flow(table, &segment.tuple, |flow| {
         flow.serves(Direction::Reply, &segment.tuple).then(|| {
@@ -594,7 +655,7 @@ fn answered<T: FamilyTables<A>, A: Address>(
                 if table == Table::HalfOpen && segment.flags.answers() {
                     flow.note_answer(segment.sequence);
                 }
-                *to = flow.to;
+                rewrite(&flow.to);
             }
             (genuine, flow.class)
         })

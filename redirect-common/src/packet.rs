@@ -42,6 +42,9 @@ pub trait Packet {
 
 /// A frame that can be changed, each kind in its own way: see [`crate::edit`].
 pub trait PacketMut: Packet {
+    /// Whether it is edited where it lies, which takes no helper and little of the stack.
+    const IN_PLACE: bool = false;
+
     /// Replaces the tuple of a segment.
     fn edit<A: Address>(&mut self, edit: &Edit<'_, A>) -> Result<(), EditError>;
 

@@ -131,8 +131,11 @@ pub trait Tables: FamilyTables<V4> + FamilyTables<V6> {
 
     fn lock(&self, host: Host, until_s: u32);
 
-    /// Tells user space, unless this CPU has told enough in the second `now_s`: then it counts the loss.
-    fn report(&self, now_s: u32, event: impl FnOnce() -> Event);
+    /// Takes one of the events that this CPU may report in the second `now_s`; `false` where none is left: then it counts the loss.
+    fn take_event(&self, now_s: u32) -> bool;
+
+    /// Tells user space.
+    fn report(&self, event: &Event);
 
     /// Counts a packet of `bytes` bytes of the interface `ifindex`.
     fn count(&self, ifindex: u32, class: u16, reason: Reason, bytes: u64);

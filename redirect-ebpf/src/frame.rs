@@ -88,6 +88,8 @@ impl BytesMut for XdpFrame {
 }
 
 impl PacketMut for XdpFrame {
+    const IN_PLACE: bool = true;
+
     #[inline(always)]
     fn edit<A: Address>(&mut self, edit: &Edit<'_, A>) -> Result<(), EditError> {
         incremental(self, edit)

@@ -121,15 +121,6 @@ const EXISTS: i32 = -17;
 // much here, because the walk through the lengths is long. A function is global if its symbol is; it takes numbers only, since kernels before
 // 5.12 let nothing else in.
 
-/// The number of the class of a source, by its word; 0 for none.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn class_number_v4(word: u32) -> u32 {
-    let Some(settings) = SETTINGS.get(0) else { return 0 };
-    let host = |host: &V4| find(*host, loaded(&BUCKETS_V4), |index| HOSTS_V4.get(index));
-    class_number(V4(word), settings, host, |PrefixV4(word)| Subscriber::found(prefix_v4(*word))).into()
-}
-
 /// The entry of a prefix, by its word; 0 for none.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -138,7 +129,7 @@ extern "C" fn prefix_v4(word: u32) -> u32 {
     found.map_or(0, Subscriber::word)
 }
 
-/// As [`class_number_v4`].
+/// The number of the class of a source, by its two words; 0 for none.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn class_number_v6(first: u64, second: u64) -> u32 {
@@ -154,6 +145,14 @@ extern "C" fn class_number_v6(first: u64, second: u64) -> u32 {
 extern "C" fn prefix_v6(first: u64, second: u64) -> u32 {
     let found = find(PrefixV6([first, second]), loaded(&BUCKETS_V6), |index| PREFIXES_V6.get(index));
     found.map_or(0, Subscriber::word)
+}
+
+/// As [`class_number_v6`], but no function by itself: there are few lengths, and a return costs more than the walk through one.
+#[inline(always)]
+fn class_number_v4(source: V4) -> u32 {
+    let Some(settings) = SETTINGS.get(0) else { return 0 };
+    let host = |host: &V4| find(*host, loaded(&BUCKETS_V4), |index| HOSTS_V4.get(index));
+    class_number(source, settings, host, |PrefixV4(word)| Subscriber::found(prefix_v4(*word))).into()
 }
 
 /// The maps of this object, and the sockets of the network namespace that a program runs in.
@@ -302,7 +301,7 @@ macro_rules! family {
     };
 }
 
-family!(V4, |&V4(word)| class_number_v4(word), HALF_OPEN_V4, FLOWS_V4, FRAGMENTS_V4, COPY_V4, NEW_V4, 12);
+family!(V4, |source: &V4| class_number_v4(*source), HALF_OPEN_V4, FLOWS_V4, FRAGMENTS_V4, COPY_V4, NEW_V4, 12);
 family!(
     V6,
     |&V6([first, second])| class_number_v6(first, second),
@@ -453,19 +452,31 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn report(&self, now_s: u32, event: impl FnOnce() -> Event) {
-        let (Some(budget), Some(settings)) = (EVENT_BUDGET.get_ptr_mut(0), SETTINGS.get(0)) else { return };
+    fn take_event(&self, now_s: u32) -> bool {
+        let (Some(budget), Some(settings)) = (EVENT_BUDGET.get_ptr_mut(0), SETTINGS.get(0)) else { return false };
         // SAFETY: this CPU's own slot, as in `count`.
         let budget = unsafe { &mut *budget };
         if budget.second_s != now_s {
             budget.second_s = now_s;
             budget.reported = 0;
         }
-        if budget.reported >= settings.events_per_second || EVENTS.output::<Event>(&event(), 0).is_err() {
+        let left = budget.reported < settings.events_per_second;
+        if left {
+            budget.reported += 1;
+        } else {
             budget.lost += 1;
-            return;
         }
-        budget.reported += 1;
+        left
+    }
+
+    #[inline(always)]
+    fn report(&self, event: &Event) {
+        if EVENTS.output::<Event>(event, 0).is_err()
+            && let Some(budget) = EVENT_BUDGET.get_ptr_mut(0)
+        {
+            // SAFETY: this CPU's own slot, as in `count`.
+            unsafe { (*budget).lost += 1 };
+        }
     }
 
     #[inline(always)]
