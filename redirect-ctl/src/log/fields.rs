@@ -11,94 +11,112 @@ use tracing_subscriber::{
     fmt::{FormatFields, format::Writer},
 };
 
+/// More than the fields of a message take.
+const USUAL_OCTETS: usize = 768;
+
 /// For a writer that is no terminal.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PlainFields;
 
 impl<'w> FormatFields<'w> for PlainFields {
-    fn format_fields<R: RecordFields>(&self, writer: Writer<'w>, fields: R) -> fmt::Result {
-        let mut visitor = Visitor { writer, begun: false, result: Ok(()) };
+    fn format_fields<R: RecordFields>(&self, mut writer: Writer<'w>, fields: R) -> fmt::Result {
+        // Put together in one piece: the writer is behind two pointers, and a line has a hundred pieces.
+        let mut visitor = Visitor { line: String::with_capacity(USUAL_OCTETS), begun: false, result: Ok(()) };
         fields.record(&mut visitor);
-        visitor.result
+        visitor.result?;
+        write_escaped(&mut writer, &visitor.line)
     }
 }
 
-struct Visitor<'w> {
-    writer: Writer<'w>,
+struct Visitor {
+    line: String,
     begun: bool,
     result: fmt::Result,
 }
 
-impl Visitor<'_> {
-    fn write(&mut self, field: &Field, value: impl FnOnce(&mut Writer<'_>) -> fmt::Result) {
-        // What `log` tells of its own records stands in the line already.
-        if self.result.is_ok() && !field.name().starts_with("log.") {
-            self.result = self.name(field.name()).and_then(|()| value(&mut self.writer));
+impl Visitor {
+    fn write(&mut self, field: &Field, value: impl FnOnce(&mut String) -> fmt::Result) {
+        let name = match field.name().as_bytes() {
+            // What `log` tells of its own records stands in the line already.
+            [b'l', b'o', b'g', b'.', ..] => return,
+            [b'r', b'#', ..] => &field.name()[2..],
+            _ => field.name(),
+        };
+        if self.result.is_ok() {
+            if std::mem::replace(&mut self.begun, true) {
+                self.line.push(' ');
+            }
+            if name != "message" {
+                self.line.push_str(name);
+                self.line.push('=');
+            }
+            self.result = value(&mut self.line);
         }
     }
 
-    fn name(&mut self, name: &str) -> fmt::Result {
-        if std::mem::replace(&mut self.begun, true) {
-            self.writer.write_char(' ')?;
-        }
-        if name == "message" {
-            return Ok(());
-        }
-        self.writer.write_str(name.strip_prefix("r#").unwrap_or(name))?;
-        self.writer.write_char('=')
+    fn push(&mut self, field: &Field, value: &str) {
+        self.write(field, |line| {
+            line.push_str(value);
+            Ok(())
+        });
     }
 }
 
-impl Visit for Visitor<'_> {
+impl Visit for Visitor {
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.write(field, |out| {
-            if field.name() == "message" { escaped(out).write_str(value) } else { write!(out, "{value:?}") }
+        if field.name() == "message" {
+            return self.push(field, value);
+        }
+        self.write(field, |line| {
+            if !value.bytes().all(|octet| is_plain(octet) && !matches!(octet, b'"' | b'\\')) {
+                return write!(line, "{value:?}");
+            }
+            for part in ["\"", value, "\""] {
+                line.push_str(part);
+            }
+            Ok(())
         });
     }
 
     // Each message has some ten numbers.
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.write(field, |out| out.write_str(itoa::Buffer::new().format(value)));
+        self.push(field, itoa::Buffer::new().format(value));
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.write(field, |out| out.write_str(itoa::Buffer::new().format(value)));
+        self.push(field, itoa::Buffer::new().format(value));
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.write(field, |out| out.write_str(if value { "true" } else { "false" }));
+        self.push(field, if value { "true" } else { "false" });
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        self.write(field, |out| write!(escaped(out), "{value:?}"));
+        self.write(field, |line| write!(line, "{value:?}"));
     }
 }
 
-const fn escaped<W>(out: &mut W) -> Escaped<'_, W> {
-    Escaped(out)
+const fn is_plain(octet: u8) -> bool {
+    matches!(octet, b' '..=b'~')
 }
 
 /// Control characters but line ends and tabs are shown by their numbers: a terminal that shows the log must not obey them.
-struct Escaped<'w, W>(&'w mut W);
-
-impl<W: Write> Write for Escaped<'_, W> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        // Nearly every text, and told without a look at its characters.
-        if text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
-            return self.0.write_str(text);
-        }
-        let control = |c: char| c.is_control() && !matches!(c, '\n' | '\r' | '\t');
-        for part in text.split_inclusive(control) {
-            match part.chars().next_back().filter(|c| control(*c)) {
-                Some(last) => {
-                    self.0.write_str(&part[..part.len() - last.len_utf8()])?;
-                    write!(self.0, "{}", last.escape_default())?;
-                }
-                None => self.0.write_str(part)?,
-            }
-        }
-        Ok(())
+fn write_escaped(out: &mut impl Write, text: &str) -> fmt::Result {
+    // Nearly every text, and told without a branch for each character.
+    if text.bytes().fold(true, |plain, octet| plain & is_plain(octet)) {
+        return out.write_str(text);
     }
+    let control = |c: char| c.is_control() && !matches!(c, '\n' | '\r' | '\t');
+    for part in text.split_inclusive(control) {
+        match part.chars().next_back().filter(|c| control(*c)) {
+            Some(last) => {
+                out.write_str(&part[..part.len() - last.len_utf8()])?;
+                write!(out, "{}", last.escape_default())?;
+            }
+            None => out.write_str(part)?,
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -170,7 +188,7 @@ mod tests {
     #[test]
     fn nothing_obeys_a_line() {
         let mut out = String::new();
-        escaped(&mut out).write_str("a\u{1b}[2Jb\u{9b}\u{7}\tc\nd\u{e4}\u{7f}").unwrap();
+        write_escaped(&mut out, "a\u{1b}[2Jb\u{9b}\u{7}\tc\nd\u{e4}\u{7f}").unwrap();
         assert_eq!(out, "a\\u{1b}[2Jb\\u{9b}\\u{7}\tc\nd\u{e4}\\u{7f}");
     }
 }
