@@ -4,6 +4,7 @@
 //! A line is written within [`limits::LOG_DELAY`]; what is left, when [`Log`] is dropped. Lines that find
 //! [`limits::LOG_BYTES_MAX`] waiting are lost, and counted.
 
+mod clock;
 mod fields;
 
 use std::{
@@ -17,7 +18,7 @@ use std::{
 
 use tracing_subscriber::fmt::MakeWriter;
 
-pub use self::fields::PlainFields;
+pub use self::{clock::Clock, fields::PlainFields};
 use crate::limits;
 
 /// Lines lost since the start: of the process, since so is the log.

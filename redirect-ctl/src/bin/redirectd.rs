@@ -16,7 +16,7 @@ use redirect_ctl::{
     daemon,
     dataplane::kernel::{Capacities, KernelDataplane, OBJECT, Start, pins::Pins},
     host::Host,
-    log::{Lines, Log, PlainFields},
+    log::{Clock, Lines, Log, PlainFields},
     reconcile::task::monotonic_s,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -113,7 +113,8 @@ fn set_up_log(format: LogFormat, lines: Lines) {
     let filter = EnvFilter::builder().with_default_directive(tracing::Level::INFO.into());
     let filter = filter.parse_lossy(asked.as_deref().unwrap_or(LOG_FILTER));
     let colours = io::stderr().is_terminal();
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(lines).with_ansi(colours);
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(lines).with_timer(Clock).with_ansi(colours);
     match format {
         LogFormat::Text if colours => builder.init(),
         LogFormat::Text => builder.fmt_fields(PlainFields).init(),
