@@ -2,7 +2,7 @@
 
 use zeroize::Zeroize as _;
 
-use crate::limits::BUFFER_KEPT;
+use crate::limits::{BUFFER_KEPT, BUFFER_LEAST};
 
 #[derive(Debug, Default)]
 pub(crate) struct Buffer {
@@ -35,26 +35,35 @@ impl Buffer {
         &self.bytes
     }
 
+    #[inline]
     pub(crate) fn extend(&mut self, bytes: &[u8]) {
         self.reserve(bytes.len());
         self.bytes.extend_from_slice(bytes);
     }
 
     /// Makes room for so many octets, so that what comes in pieces moves nothing.
+    #[inline]
     pub(crate) fn reserve(&mut self, room: usize) {
+        if room > self.bytes.capacity() - self.bytes.len() {
+            self.make_room(room);
+        }
+    }
+
+    #[cold]
+    fn make_room(&mut self, room: usize) {
         // The taken front is only reclaimed here, and only when that makes room: each byte moves at most once per fill.
-        if self.taken > 0 && self.bytes.len() + room > self.bytes.capacity() {
+        if self.taken > 0 {
             self.bytes.drain(..self.taken);
             self.taken = 0;
         }
-        if self.bytes.len() + room > self.bytes.capacity() {
+        if room > self.bytes.capacity() - self.bytes.len() {
             self.grow(room);
         }
     }
 
     /// Half a secret may be here already: it must not stay in memory that is given back.
     fn grow(&mut self, room: usize) {
-        let mut larger = Vec::with_capacity((self.bytes.len() + room).next_power_of_two());
+        let mut larger = Vec::with_capacity((self.bytes.len() + room).next_power_of_two().max(BUFFER_LEAST));
         larger.extend_from_slice(&self.bytes);
         self.bytes.zeroize();
         self.bytes = larger;
@@ -85,6 +94,7 @@ impl Buffer {
 
 /// Formatted text goes straight into the queue.
 impl std::fmt::Write for Buffer {
+    #[inline]
     fn write_str(&mut self, text: &str) -> std::fmt::Result {
         self.extend(text.as_bytes());
         Ok(())

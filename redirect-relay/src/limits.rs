@@ -120,6 +120,8 @@ pub(crate) const TRACE_AND_END_ROOM: usize = 256;
 pub(crate) const TO_CLIENT_HIGH: usize = 4 * 1024;
 /// Buffers that are larger than this when they run empty give their memory back, so that an idle session stays small.
 pub(crate) const BUFFER_KEPT: usize = 1024;
+/// Octets of a buffer that holds anything: a command or two, or a reply, so that what is written in pieces grows once.
+pub(crate) const BUFFER_LEAST: usize = 128;
 /// RCPT commands on their way to the gateway at one time.
 pub(crate) const RECIPIENTS_IN_FLIGHT: usize = 16;
 
