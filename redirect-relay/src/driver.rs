@@ -11,7 +11,7 @@ use std::{
     net::SocketAddr,
     pin::{Pin, pin},
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
@@ -360,6 +360,8 @@ struct Conversation<'a, D> {
     tasks: TaskTracker,
     /// When the timer goes off. It may be earlier than needed: deadlines mostly move back, and then it is left alone.
     armed: Option<Instant>,
+    /// Who is woken by then.
+    waker: Option<Waker>,
     /// The latest that the session was told of.
     stage: Stage,
     /// When this turn of the task began: it is over before any deadline minds.
@@ -372,7 +374,6 @@ struct Conversation<'a, D> {
 struct Sources {
     client_read: bool,
     gateway_read: bool,
-    timer: bool,
 }
 
 impl<'a, D: Directory> Conversation<'a, D> {
@@ -388,6 +389,7 @@ impl<'a, D: Directory> Conversation<'a, D> {
             unflushed: false,
             tasks,
             armed: None,
+            waker: None,
             stage: Stage::Open,
             now: now(),
             pending: Sources::default(),
@@ -666,17 +668,21 @@ impl<'a, D: Directory> Conversation<'a, D> {
 
     fn poll_timer(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<()> {
         let Some(deadline) = self.session.deadline().map(Instant::from) else { return Poll::Pending };
-        if self.armed.is_none_or(|armed| deadline < armed) {
-            timer.as_mut().reset(deadline);
-            self.armed = Some(deadline);
-        } else if self.pending.timer {
-            return Poll::Pending;
+        let wakes = self.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()));
+        match self.armed {
+            // It has not gone off, and wakes this task when it does: no need to ask, at each turn.
+            Some(armed) if wakes && armed <= deadline && armed.into_std() > self.now => return Poll::Pending,
+            Some(armed) if armed <= deadline => {}
+            _ => {
+                timer.as_mut().reset(deadline);
+                self.armed = Some(deadline);
+            }
+        }
+        if !wakes {
+            self.waker = Some(cx.waker().clone());
         }
         // Without the budget that the others may have used up: a stream that never pauses must not outlive its deadlines.
-        self.pending.timer = pin!(unconstrained(timer.as_mut())).poll(cx).is_pending();
-        if self.pending.timer {
-            return Poll::Pending;
-        }
+        ready!(pin!(unconstrained(timer.as_mut())).poll(cx));
         self.armed = None;
         self.now = now();
         self.session.on_deadline(self.now);
