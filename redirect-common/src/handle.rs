@@ -175,7 +175,7 @@ where
 // From here on, functions are not inlined but for those of the established path: each gets a frame of its own on the BPF stack, which holds 512
 // bytes for the longest chain of calls.
 
-/// Sends a segment of an established flow on to the relay, which opens no connection, says by what way out, and does no more. `false` where it
+/// Sends a segment that opens no connection on to the relay of its established flow, says by what way out, and does no more. `false` where it
 /// does not.
 #[inline(always)]
 fn send_on<P, T, A>(frame: &mut P, l3: usize, tables: &T, outcome: &mut Outcome) -> bool
@@ -249,7 +249,6 @@ where
     T: Tables + FamilyTables<A>,
     A: Address,
 {
-    let frame = black_box(frame);
     let Some(segment) = Segment::<A>::read_plain(frame, l3) else { return false };
     outcome.class = tables.class_number(&segment.tuple.addresses[0]);
     outcome.reason = match refusal(tables, outcome.class) {
