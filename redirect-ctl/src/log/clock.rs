@@ -10,6 +10,7 @@ use tracing_subscriber::fmt::{format::Writer, time::FormatTime};
 
 const PRINTER: DateTimePrinter = DateTimePrinter::new().precision(Some(6));
 
+/// UTC, as RFC 3339 has it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Clock;
 
@@ -32,7 +33,7 @@ mod tests {
             clock(&mut Writer::new(&mut text)).unwrap();
             text
         };
-        // Whatever the hour, both were made within it, and one with all of its digits is no shorter.
+        // Made one after the other, so the form is the same and the time nearly.
         let [ours, usual] = [text(&|out| Clock.format_time(out)), text(&|out| SystemTime.format_time(out))];
         assert_eq!(ours.len(), usual.len());
         assert!(ours.parse::<Timestamp>().unwrap().duration_until(usual.parse().unwrap()).as_secs() < 60);
