@@ -684,7 +684,9 @@ fn a_syn_on_a_live_flow_is_explained_as_it_is_decided() {
 fn programs_are_far_from_the_verifiers_limit() {
     for (name, instructions, has_types) in Kernel::load(&policy(), FLOWS_MAX).verified_instructions() {
         println!("{name}: {instructions} verified instructions");
-        assert!(instructions > 0 && instructions < 350_000, "{name}: {instructions}");
+        // What explains works on copies, and is to be loaded once and met by no packet.
+        let bound = if name == "redirect_explain" { 350_000 } else { 280_000 };
+        assert!(instructions > 0 && instructions < bound, "{name}: {instructions}");
         assert!(has_types, "{name}: the kernel refuses the types, by which it knows what to verify once");
     }
 }
