@@ -172,8 +172,8 @@ where
     }
 }
 
-// From here on, functions are not inlined but for those of the established path: each gets a frame of its own on the BPF stack, which holds 512
-// bytes for the longest chain of calls.
+// From here on, functions are not inlined but for those of the established path and of refusals (`stays`): each gets a frame of its own on the
+// BPF stack, which holds 512 bytes for the longest chain of calls.
 
 /// Sends a segment that opens no connection on to the relay of its established flow, says by what way out, and does no more. `false` where it
 /// does not.
